@@ -1,0 +1,1 @@
+"""Integer-only inference for vision-transformer segmentation, bit-exact on every machine."""

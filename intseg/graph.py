@@ -1,0 +1,230 @@
+"""The graph as data: frozen dataclasses, and `validate`, which refuses whatever could not run exactly.
+
+A graph is straight-line code: nodes in execution order, each with one output. A node's inputs name the image,
+an earlier node, or a constant tensor; its parameters name tensors by role (SPEC.md, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intseg.errors import ModelError
+from intseg.ops import OPS, Array, Attr, Value
+
+IMAGE = "image"
+"""Name of the graph input: uint8 [H, W, 3]."""
+
+UPSAMPLES = ("nearest", "bilinear")
+MAX_TOKENS = 65535
+MAX_CLASSES = 65535
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    name    unique; Segmenter's own names, e.g. "encoder.blocks.0.attn.qkv"
+    op      key of `intseg.ops.OPS`
+    inputs  names of the image, earlier nodes or constant tensors
+    params  role -> tensor name
+    attrs   attribute -> integer or string
+    dtype, shape   of the output; the loader infers both and refuses a file that says otherwise
+    scale   name of an int32 tensor [3, ...] (multiplier, shift, zero point) broadcast over the output:
+            real = (q - zero) * mult * 2^-shift. It explains values; no arithmetic uses it. None if there is none
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    params: Mapping[str, str]
+    attrs: Mapping[str, Attr]
+    dtype: str
+    shape: tuple[int, ...]
+    scale: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the arithmetic does not need but a user does, and how windows make an image.
+
+    name      of the model
+    recipe    of the exporter: "i-vit", "paper", "intseg" or another word
+    classes   class names, in the order of the scores
+    palette   (red, green, blue) per class, 0..255
+    window    (height, width) of the graph input in pixels, multiples of patch
+    stride    (rows, columns) between windows in pixels, multiples of patch, at least half the window
+    patch     side of a patch in pixels: scores have one cell per patch
+    pad       (red, green, blue) of the pixels added at the right and bottom
+    upsample  "nearest" or "bilinear"
+    source    free text: where the weights came from
+    """
+
+    name: str
+    recipe: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    patch: int
+    pad: tuple[int, int, int]
+    upsample: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model: nodes in order, tensors by name, the name of the node that gives the scores int16 [h, w, classes]."""
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, NDArray[Any]]
+    output: str
+    info: ModelInfo
+    last_use: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        last = {name: i for i, node in enumerate(self.nodes) for name in (*node.inputs, node.name)}
+        object.__setattr__(self, "last_use", last | {self.output: len(self.nodes)})
+
+    def node(self, name: str) -> Node:
+        """The node of this name; KeyError if there is none."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def arguments(self, node: Node, values: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+        """Positional inputs and parameters of a node, given the values of the image and of earlier nodes."""
+        inputs = [values[name] if name in values else self.tensors[name] for name in node.inputs]
+        return inputs, {role: self.tensors[name] for role, name in node.params.items()}
+
+
+def validate(graph: Graph) -> None:
+    """Refuse a graph that is not well formed or whose arithmetic is not proved to stay in range.
+
+    Raises ModelError naming the node, what was found and what was expected.
+    """
+    _validate_info(graph.info)
+    height, width = graph.info.window
+    values = {IMAGE: Value("uint8", (height, width, 3))}
+    used: set[str] = set()
+    for node in graph.nodes:
+        try:
+            values[node.name] = _infer(node, graph.tensors, values)
+        except ModelError as error:
+            raise ModelError(f"node {node.name!r} ({node.op}): {error}") from None
+        used.update(node.inputs, node.params.values(), [node.scale] if node.scale else [])
+    unused = sorted(set(graph.tensors) - used)
+    if unused:
+        raise ModelError(f"tensor {unused[0]!r} is used by no node ({len(unused)} such); export the model again")
+    _validate_output(graph, values)
+
+
+def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]) -> Value:
+    """The Value of a node's output, after every check of its op; ModelError without the node's name."""
+    if node.op not in OPS:
+        raise ModelError(f"unknown op, this version of intseg has: {', '.join(OPS)}")
+    op = OPS[node.op]
+    if node.name in values or node.name in tensors or node.name == IMAGE:
+        raise ModelError("name is taken already, expected unique names")
+    _require_keys("input", len(node.inputs), len(op.inputs))
+    inputs = [_input_value(name, tensors, values) for name in node.inputs]
+    for i, (value, allowed) in enumerate(zip(inputs, op.inputs, strict=True)):
+        if value.dtype not in allowed:
+            raise ModelError(f"input {i} ({node.inputs[i]}) is {value.dtype}, expected {' or '.join(allowed)}")
+        if 0 in value.shape or len(value.shape) == 0:
+            raise ModelError(f"input {i} ({node.inputs[i]}) has shape {list(value.shape)}, expected no empty axis")
+    _require_names("parameter", node.params, op.params)
+    params = {role: _tensor(name, tensors) for role, name in node.params.items()}
+    for role, array in params.items():
+        if array.dtype.name != op.params[role]:
+            raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
+    _require_names("attribute", node.attrs, op.attrs)
+    for name, attr in node.attrs.items():
+        if isinstance(attr, bool) or attr not in op.attrs[name]:
+            raise ModelError(f"attribute {name} is {attr!r}, expected {_allowed(op.attrs[name])}")
+    value = op.check(inputs, params, node.attrs)
+    if (node.dtype, tuple(node.shape)) != (value.dtype, value.shape):
+        raise ModelError(
+            f"declares {node.dtype} {list(node.shape)}, but its op gives {value.dtype} {list(value.shape)}"
+        )
+    if node.scale is not None:
+        _validate_scale(_tensor(node.scale, tensors), value.shape)
+    return value
+
+
+def _allowed(choice: range | tuple[str, ...]) -> str:
+    return f"an integer in [{choice[0]}, {choice[-1]}]" if isinstance(choice, range) else " or ".join(choice)
+
+
+def _require_keys(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ModelError(f"has {found} {what}s, expected {expected}")
+
+
+def _require_names(what: str, found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing:
+        raise ModelError(f"lacks {what} {missing[0]!r}")
+    if extra:
+        raise ModelError(f"has unknown {what} {extra[0]!r}, expected {', '.join(expected) or 'none'}")
+
+
+def _tensor(name: str, tensors: Mapping[str, Array]) -> Array:
+    if name not in tensors:
+        raise ModelError(f"names tensor {name!r}, which the file does not hold")
+    return tensors[name]
+
+
+def _input_value(name: str, tensors: Mapping[str, Array], values: Mapping[str, Value]) -> Value:
+    if name in values:
+        return values[name]
+    if name not in tensors:
+        raise ModelError(f"input {name!r} is neither an earlier node nor a tensor")
+    return Value(tensors[name].dtype.name, tensors[name].shape)
+
+
+def _validate_scale(scale: Array, shape: tuple[int, ...]) -> None:
+    fits = scale.dtype == np.int32 and scale.ndim == len(shape) + 1 and scale.shape[0] == 3
+    if not fits or any(n not in (1, m) for n, m in zip(scale.shape[1:], shape, strict=True)):
+        raise ModelError(
+            f"scale is {scale.dtype.name} {list(scale.shape)}, expected int32 [3, ...] that broadcasts to {list(shape)}"
+        )
+
+
+def _validate_output(graph: Graph, values: Mapping[str, Value]) -> None:
+    if graph.output not in values:
+        raise ModelError(f"output {graph.output!r} is not a node")
+    info, found = graph.info, values[graph.output]
+    expected = (info.window[0] // info.patch, info.window[1] // info.patch, len(info.classes))
+    if found.dtype not in ("int8", "int16") or found.shape != expected:
+        raise ModelError(
+            f"output {graph.output!r} is {found.dtype} {list(found.shape)}, expected int16 {list(expected)}"
+        )
+
+
+def _info_problems(info: ModelInfo) -> Iterator[str]:
+    if not 1 <= len(info.classes) <= MAX_CLASSES:
+        yield f"{len(info.classes)} classes, expected 1 to {MAX_CLASSES}"
+    if len(set(info.classes)) != len(info.classes):
+        yield "class names repeat, expected unique ones"
+    if len(info.palette) != len(info.classes):
+        yield f"palette has {len(info.palette)} colours for {len(info.classes)} classes"
+    if any(len(colour) != 3 or any(not 0 <= v <= 255 for v in colour) for colour in (*info.palette, info.pad)):
+        yield "a colour is not three integers in [0, 255]"
+    if not 1 <= info.patch <= 64:
+        yield f"patch is {info.patch}, expected 1 to 64"
+    elif any(n < info.patch or n % info.patch for n in (*info.window, *info.stride)):
+        yield f"window {info.window} and stride {info.stride} must be multiples of the patch size {info.patch}"
+    elif any(s > w or 2 * s < w for s, w in zip(info.stride, info.window, strict=True)):
+        yield f"stride {info.stride} must lie between half the window and the window {info.window}"
+    elif info.window[0] // info.patch * (info.window[1] // info.patch) > MAX_TOKENS:
+        yield f"window {info.window} has more than {MAX_TOKENS} patches"
+    if info.upsample not in UPSAMPLES:
+        yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
+
+
+def _validate_info(info: ModelInfo) -> None:
+    for problem in _info_problems(info):
+        raise ModelError(f"model: {problem}")

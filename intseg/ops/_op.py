@@ -1,0 +1,107 @@
+"""What an op is: a NumPy function and the static contract that a graph node must meet before it may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intseg.errors import ModelError
+
+Array = NDArray[Any]
+Attr = int | str
+Run = Callable[..., Array]
+Check = Callable[[Sequence["Value"], Mapping[str, Array], Mapping[str, Attr]], "Value"]
+
+SHIFT = range(1, 63)
+"""Shift counts of every requantization: outside of it CPUs disagree (SPEC 2.1)."""
+
+MULT = range(2**31)
+"""Multipliers of every requantization (SPEC 2.3)."""
+
+MAX_DIM = 65535
+"""The largest extent of any axis (SPEC 5.3): the overflow proofs of the row sums use it."""
+
+ACC_LIMIT = 2**31
+"""Accumulators are INT32: a proof that |acc| < 2^31 for every input is needed at load (SPEC 3)."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """Static knowledge about an intermediate: dtype, shape, and a bound on the sum of |x| along the last axis if one is known."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    row_sum: int | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the graph.
+
+    run      the definition: run(*inputs, **params, **attrs) -> array
+    inputs   for every positional input, the dtypes it may have
+    params   dtype of every parameter tensor, by role
+    attrs    allowed values of every attribute: a range of integers or a tuple of strings
+    check    shape inference and value checks; returns the Value of the output, raises ModelError
+    """
+
+    run: Run
+    inputs: tuple[tuple[str, ...], ...]
+    check: Check
+    params: Mapping[str, str] = field(default_factory=dict)
+    attrs: Mapping[str, range | tuple[str, ...]] = field(default_factory=dict)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ModelError(message) unless the condition holds."""
+    if not condition:
+        raise ModelError(message)
+
+
+def require_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """A parameter tensor has exactly this shape."""
+    require(array.shape == shape, f"{name} has shape {list(array.shape)}, expected {list(shape)}")
+
+
+def require_rank(value: Value, rank: int) -> None:
+    """An input has this number of axes."""
+    require(len(value.shape) == rank, f"input has shape {list(value.shape)}, expected {rank} axes")
+
+
+def require_within(name: str, array: Array, allowed: range) -> None:
+    """Every element of a parameter tensor lies in `allowed`."""
+    if array.size:
+        low, high = int(array.min()), int(array.max())
+        require(
+            low >= allowed.start and high < allowed.stop,
+            f"{name} has values in [{low}, {high}], expected [{allowed.start}, {allowed.stop - 1}]",
+        )
+
+
+def int_attr(attrs: Mapping[str, Attr], name: str) -> int:
+    """An attribute known to be an integer (checked against the op's table before)."""
+    value = attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
+def require_accumulator(bound: int) -> None:
+    """The accumulator is proved to fit INT32."""
+    require(
+        bound < ACC_LIMIT,
+        f"the INT32 accumulator may reach {bound}, expected below {ACC_LIMIT}: requantize the weights",
+    )
+
+
+def same_shape(inputs: Sequence[Value], dtype: str) -> Value:
+    """Output of an elementwise op on its first input."""
+    return Value(dtype, inputs[0].shape)
+
+
+def as_int64(x: Array) -> NDArray[np.int64]:
+    """Widen before arithmetic: NumPy wraps narrow integers silently."""
+    return x.astype(np.int64)

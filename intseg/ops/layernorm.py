@@ -1,0 +1,50 @@
+"""layernorm: I-LayerNorm over the last axis with an exact integer square root (SPEC 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ._arith import isqrt, rsr, saturate
+from ._op import SHIFT, Array, Attr, Op, Value, as_int64, require_shape, require_within
+
+
+def layernorm(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Array:
+    """Integer mean and standard deviation, one reciprocal per row, then gamma and beta per channel.
+
+    x       int16 [..., D]
+    mult    int32 [D]        gamma_j with sqrt(D), 2^-30 and the output scale folded in; signed, |mult| < 2^31
+    bias    int64 [D]        beta_j at the scale of z * mult; |bias| < 2^61
+    shift   in [1, 62]
+    return  `out` [..., D]   int8 or int16
+
+    mean = floor((2 sum + D) / 2D), y = x - mean, V = sum y^2 < 2^48, s = max(1, isqrt(V)),
+    f = floor((2^31 - 1) / s), z = (y f) >> 1 with |z| < 2^30 because |y| <= floor(sqrt(V)) = s,
+    out = saturate(RSR(z * mult + bias, shift)). A constant row gives z = 0. gamma = 0 and gamma < 0 are ordinary.
+    """
+    x = as_int64(x)
+    count = x.shape[-1]
+    mean = (2 * x.sum(axis=-1, keepdims=True) + count) // (2 * count)
+    y = x - mean
+    std = np.maximum(isqrt((y * y).sum(axis=-1, keepdims=True)), 1)
+    z = (y * ((2**31 - 1) // std)) >> 1
+    return saturate(rsr(z * as_int64(mult) + bias, shift), out)
+
+
+def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:
+    width = inputs[0].shape[-1]
+    require_shape("mult", params["mult"], (width,))
+    require_shape("bias", params["bias"], (width,))
+    require_within("mult", params["mult"], range(-(2**31) + 1, 2**31))
+    require_within("bias", params["bias"], range(-(2**61) + 1, 2**61))
+    return Value(str(attrs["out"]), inputs[0].shape)
+
+
+OP = Op(
+    layernorm,
+    (("int16",),),
+    check,
+    params={"mult": "int32", "bias": "int64"},
+    attrs={"shift": SHIFT, "out": ("int8", "int16")},
+)

@@ -1,0 +1,294 @@
+"""Graph <-> one safetensors file with integers only (SPEC.md, section 6).
+
+The file holds every tensor and, under the metadata key "intseg", the graph as canonical JSON (sorted keys, no spaces,
+ASCII): two exports of the same model are the same bytes. The header is checked before anything is allocated: the
+safetensors format itself admits duplicate keys, odd names and sizes of 2^62.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from intseg.errors import InputError, ModelError
+from intseg.graph import Graph, ModelInfo, Node, validate
+
+FORMAT = 1
+KEY = "intseg"
+MAX_HEADER = 16 * 2**20
+MAX_FILE = 4 * 2**30
+MAX_RANK = 4
+DTYPES = {"I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8}
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> bytes:
+    """Validate and write a graph; the file appears whole or not at all. Returns the bytes written.
+
+    Raises ModelError for an invalid graph, InputError when the path cannot be written.
+    """
+    validate(graph)
+    data = dumps(graph)
+    write_atomically(Path(path), data)
+    return data
+
+
+def load(path: str | os.PathLike[str]) -> Graph:
+    """Read and validate a graph.
+
+    Raises InputError when the file cannot be read, ModelError when it is not a valid model.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise ModelError(f"{path}: file of {size} bytes, expected at most {MAX_FILE}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read weights: {error.strerror}; give a file written by tools/convert.py"
+        ) from None
+    try:
+        return loads(data)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def dumps(graph: Graph) -> bytes:
+    """The file as bytes, canonical: equal graphs give equal bytes."""
+    tensors = {name: np.ascontiguousarray(array) for name, array in sorted(graph.tensors.items())}
+    document = {
+        "format": FORMAT,
+        "info": _info_to_json(graph.info),
+        "nodes": [_node_to_json(node) for node in graph.nodes],
+        "output": graph.output,
+        "tensors_sha256": tensors_sha256(tensors),
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    data: bytes = safetensors.numpy.save(tensors, metadata={KEY: text})
+    return data
+
+
+def loads(data: bytes) -> Graph:
+    """A validated graph from the bytes of a file. Raises ModelError."""
+    document = _parse_json(_check_header(data), "metadata")
+    if not isinstance(document, dict):
+        raise ModelError("metadata is not a JSON object; export the model again with tools/convert.py")
+    found = document.get("format")
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        raise ModelError(
+            f"format version {found!r}, expected {FORMAT}: " + ("update intseg" if newer else "export the model again")
+        )
+    try:
+        tensors: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
+    except Exception as error:  # safetensors raises several types for a malformed body
+        raise ModelError(f"not a safetensors file ({error}); export the model again") from None
+    if document.get("tensors_sha256") != tensors_sha256(tensors):
+        raise ModelError("tensors do not match their sha256: the file is damaged; download or export it again")
+    for array in tensors.values():
+        array.flags.writeable = False
+    graph = _graph_from_json(document, tensors)
+    validate(graph)
+    return graph
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over name, dtype, shape and little-endian bytes of every tensor, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside the target, flush it to disk, rename it. Raises InputError; leaves nothing behind."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot write: {error.strerror}; choose a folder that exists and is writable"
+        ) from None
+
+
+def _umask() -> int:
+    """The process's file mode mask; reading it needs setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _check_header(data: bytes) -> str:
+    """Every check that needs no tensor memory. Returns the text under the metadata key."""
+    if len(data) < 8:
+        raise ModelError(f"file of {len(data)} bytes, expected a safetensors file of intseg; it may be truncated")
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER or size > len(data) - 8:
+        raise ModelError(f"header of {size} bytes in a file of {len(data)}: not a safetensors file, or truncated")
+    header = _parse_json(data[8 : 8 + size], "header")
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
+        raise ModelError(
+            f"no {KEY!r} metadata: float weights or another program's file; convert it with tools/convert.py"
+        )
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
+        end = _check_entry(name, entry, end)
+    if end != len(data) - 8 - size:
+        raise ModelError(f"tensors take {end} bytes, the file holds {len(data) - 8 - size}: truncated or damaged")
+    text: str = metadata[KEY]
+    return text
+
+
+def _offset(entry: object) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return offsets[0] if isinstance(offsets, list) and offsets and type(offsets[0]) is int else -1
+
+
+def _check_entry(name: str, entry: object, start: int) -> int:
+    """Check one tensor's header entry; it must begin at `start`. Returns its end."""
+    if not NAME.fullmatch(name):
+        raise ModelError(f"tensor name {name[:80]!r}, expected letters, digits, '_', '.', '-'")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ModelError(f"tensor {name!r} has a malformed header entry")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise ModelError(f"tensor {name!r} is {dtype}, expected integers only ({', '.join(DTYPES)})")
+    if not _naturals(shape) or len(shape) > MAX_RANK or not _naturals(offsets) or len(offsets) != 2:
+        raise ModelError(
+            f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}, expected at most {MAX_RANK} axes"
+        )
+    size = math.prod(shape) * DTYPES[dtype]
+    if offsets != [start, start + size]:
+        raise ModelError(f"tensor {name!r} lies at {offsets}, expected [{start}, {start + size}] for {dtype} {shape}")
+    return start + size
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**40 for n in value)
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ModelError(f"JSON key {key[:80]!r} appears twice")
+        result[key] = value
+    return result
+
+
+def _refuse_float(text: str) -> Any:
+    raise ModelError(f"metadata holds the number {text[:40]}, expected integers only")
+
+
+def _parse_json(text: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_float=_refuse_float, parse_constant=_refuse_float)
+    except (ValueError, RecursionError):
+        raise ModelError(f"{what} is not JSON: not an intseg model, or damaged") from None
+
+
+def _info_to_json(info: ModelInfo) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__}
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    return {name: getattr(node, name) for name in Node.__dataclass_fields__} | {
+        "params": dict(node.params),
+        "attrs": dict(node.attrs),
+    }
+
+
+def _graph_from_json(document: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Graph:
+    expected = {"format", "info", "nodes", "output", "tensors_sha256"}
+    if set(document) != expected:
+        raise ModelError(f"metadata has keys {sorted(document)}, expected {sorted(expected)}")
+    if not isinstance(document["nodes"], list):
+        raise ModelError("metadata: nodes is not a list")
+    nodes = tuple(_node_from_json(entry) for entry in document["nodes"])
+    return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]))
+
+
+def _typed(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    value = entry.get(key)
+    if type(value) is not kind:
+        raise ModelError(f"{where}: {key} is {value!r:.80}, expected {kind.__name__}")
+    return value
+
+
+def _list_of(entry: dict[str, Any], key: str, kind: type, where: str, count: int | None = None) -> tuple[Any, ...]:
+    value = _typed(entry, key, list, where)
+    if any(type(v) is not kind for v in value) or count not in (None, len(value)):
+        raise ModelError(f"{where}: {key} is {value!r:.80}, expected a list of {kind.__name__}")
+    return tuple(value)
+
+
+def _dict_of(entry: dict[str, Any], key: str, kinds: tuple[type, ...], where: str) -> dict[str, Any]:
+    value: dict[str, Any] = _typed(entry, key, dict, where)
+    if any(type(v) not in kinds for v in value.values()):
+        raise ModelError(
+            f"{where}: {key} is {value!r:.80}, expected values of {' or '.join(k.__name__ for k in kinds)}"
+        )
+    return value
+
+
+def _node_from_json(entry: object) -> Node:
+    if not isinstance(entry, dict) or set(entry) != set(Node.__dataclass_fields__):
+        raise ModelError(f"metadata: node {entry!r:.80} must have keys {', '.join(Node.__dataclass_fields__)}")
+    where = f"node {entry['name']!r:.80}"
+    if entry["scale"] is not None:
+        _typed(entry, "scale", str, where)
+    name = _typed(entry, "name", str, where)
+    if not NAME.fullmatch(name):
+        raise ModelError(f"{where}: expected letters, digits, '_', '.', '-'")
+    return Node(
+        name=name,
+        op=_typed(entry, "op", str, where),
+        inputs=_list_of(entry, "inputs", str, where),
+        params=_dict_of(entry, "params", (str,), where),
+        attrs=_dict_of(entry, "attrs", (int, str), where),
+        dtype=_typed(entry, "dtype", str, where),
+        shape=_list_of(entry, "shape", int, where),
+        scale=entry["scale"],
+    )
+
+
+def _info_from_json(entry: object) -> ModelInfo:
+    where = "metadata: info"
+    if not isinstance(entry, dict) or set(entry) != set(ModelInfo.__dataclass_fields__):
+        raise ModelError(f"{where} must have keys {', '.join(ModelInfo.__dataclass_fields__)}")
+    palette = _typed(entry, "palette", list, where)
+    return ModelInfo(
+        name=_typed(entry, "name", str, where),
+        recipe=_typed(entry, "recipe", str, where),
+        classes=_list_of(entry, "classes", str, where),
+        palette=tuple(_list_of({"palette": colour}, "palette", int, where, 3) for colour in palette),
+        window=_list_of(entry, "window", int, where, 2),
+        stride=_list_of(entry, "stride", int, where, 2),
+        patch=_typed(entry, "patch", int, where),
+        pad=_list_of(entry, "pad", int, where, 3),
+        upsample=_typed(entry, "upsample", str, where),
+        source=_typed(entry, "source", str, where),
+    )
