@@ -5,7 +5,7 @@
 
 
 class IntsegError(Exception):
-    """Base of every error that intseg raises on purpose: one line saying what was found, what was expected, what to do."""
+    """Base of every error intseg raises on purpose: one line naming the found, the expected and the next step."""
 
     exit_code = 5
 

@@ -115,7 +115,7 @@ def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside the target, flush it to disk, rename it. Raises InputError; leaves nothing behind."""
+    """Write to a temporary file beside the target, flush it to disk, rename it. Raises InputError, leaving nothing."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

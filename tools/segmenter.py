@@ -630,7 +630,11 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML plus tuples: published files write `image_size: !!python/tuple [512, 512]`."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
+def _construct_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,13 @@ def bit_length(v: Int) -> Int:
     v   int64  v >= 0
     """
     v = np.asarray(v, dtype=np.int64)
-    length = np.zeros_like(v)
+    length: Int = np.zeros_like(v)
     for step in (32, 16, 8, 4, 2, 1):
         above = (v >> step) > 0
         length = length + above * step
         v = np.where(above, v >> step, v)
-    length += v
-    return length
+    total: Int = length + v
+    return total
 
 
 def int_div(n: Int, d: Int, k_out: int, kind: str) -> Int:

@@ -31,7 +31,7 @@ ACC_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class Value:
-    """Static knowledge about an intermediate: dtype, shape, and a bound on the sum of |x| along the last axis if one is known."""
+    """What is known of an intermediate: dtype, shape, and a bound on the last axis' sum of |x| if there is one."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""From class scores on the patch grid to a class per pixel: upsample_nearest, upsample_bilinear, argmax (SPEC 4.18 to 4.20)."""
+"""From scores on the patch grid to classes of pixels: upsample_nearest, upsample_bilinear, argmax (SPEC 4.18-20)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def upsample_nearest(x: Array, *, factor: int) -> Array:
 def _taps(
     start: int, stop: int, size: int, factor: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Lower cell, upper cell and weight of the upper cell in steps of 1 / 2 factor, for output positions start to stop - 1."""
-    position = 2 * np.arange(start, stop, dtype=np.int64) + 1 - factor
-    position = np.clip(position, 0, 2 * factor * (size - 1))
+    """Lower cell, upper cell, weight of the upper cell in steps of 1 / 2 factor, for outputs start to stop - 1."""
+    index: NDArray[np.int64] = np.arange(start, stop, dtype=np.int64)
+    position = np.minimum(np.maximum(2 * index + 1 - factor, 0), 2 * factor * (size - 1))
     lower = position // (2 * factor)
     return lower, np.minimum(lower + 1, size - 1), position % (2 * factor)
 
@@ -56,7 +56,8 @@ def argmax(x: Array) -> Array:
     x       any integer dtype [..., C], C <= 65536
     return  uint8 [...] for C <= 256, uint16 above
     """
-    return x.argmax(axis=-1).astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)
+    labels: Array = x.argmax(axis=-1).astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)
+    return labels
 
 
 def check_nearest(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

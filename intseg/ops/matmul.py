@@ -37,15 +37,15 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     batch = a.shape[:-2]
     mult, shift = params["mult"], params["shift"]
     require(
-        mult.shape in (batch + (1,), batch + (width,)),
-        f"mult has shape {list(mult.shape)}, expected {list(batch + (1,))} or {list(batch + (width,))}",
+        mult.shape in ((*batch, 1), (*batch, width)),
+        f"mult has shape {list(mult.shape)}, expected {[*batch, 1]} or {[*batch, width]}",
     )
     require(shift.shape == mult.shape, f"shift has shape {list(shift.shape)}, expected that of mult {list(mult.shape)}")
     require_within("mult", mult, MULT)
     require_within("shift", shift, SHIFT)
     row_sum = depth * (2**7 if a.dtype == "int8" else 2**15)
     require_accumulator(128 * min(row_sum, a.row_sum or row_sum))
-    return Value(str(attrs["out"]), a.shape[:-1] + (width,))
+    return Value(str(attrs["out"]), (*a.shape[:-1], width))
 
 
 OP = Op(

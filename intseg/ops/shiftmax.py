@@ -24,7 +24,7 @@ def shiftmax(x: Array, *, i0: int, k_inter: int, int_div_kind: str, out: str) ->
 
 
 def probability_row_sum(count: int, out: str) -> int:
-    """Bound on the sum of `count` probabilities: their exact sum is at most one, each is rounded up by at most one half."""
+    """Bound on the sum of `count` probabilities: unrounded they sum to at most one, rounding adds at most a half."""
     one: int = 2 ** (_BITS[out] - 1)
     return one + (count + 1) // 2
 

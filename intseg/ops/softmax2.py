@@ -21,7 +21,7 @@ def softmax2(x: Array, *, frac_bits: int, a1: int, a2: int) -> Array:
     return     int16 [..., N]   never negative
 
     t = max x - x, q = t >> frac_bits, f = (t mod 2^frac_bits) << (15 - frac_bits),
-    e = RSR'(32767 - ((f * (a1 - ((a2 f) >> 15))) >> 15), q), zero for q > 16, where RSR' is RSR and the identity for q = 0;
+    e = RSR(32767 - ((f * (a1 - ((a2 f) >> 15))) >> 15), q), where RSR(., 0) is the identity; zero from q = 16 on,
     p = IntDiv normalized (e, sum e, 16), saturated.
     """
     x = as_int64(x)
