@@ -487,10 +487,10 @@ def wall_rgb(house: House, s: Array, y: Array, detail: Array) -> Array:
     """Bare wall of a front: courses of brick or stained plaster; float64 [h, w, 3]."""
     stain = 0.86 + 0.26 * fractal(s * 0.5, y * 0.3, house.seed, 4)
     if house.brick:
-        row = np.floor(y / 0.15)
-        column = np.floor(s / 0.42 + 0.5 * (row % 2))
+        row = np.floor(y / 0.10)
+        column = np.floor(s / 0.30 + 0.5 * (row % 2))
         stain = stain + 0.30 * detail * (hashed(column, row, house.seed + 1) - 0.5)
-        stain = np.where(y / 0.15 - row < 0.16, stain + 0.10 * detail, stain)
+        stain = np.where(y / 0.10 - row < 0.16, stain + 0.10 * detail, stain)
     else:
         stain = stain + 0.12 * detail * (hashed(np.floor(s * 9.0), np.floor(y * 9.0), house.seed + 1) - 0.5)
     drip = value_noise(s * 2.5, y * 0.15, house.seed + 2)
@@ -581,7 +581,7 @@ def add_door_floor(rgb: Array, house: House, s: Array, y: Array) -> None:
 
 def front_rgb(house: House, s: Array, y: Array, z: Array) -> Array:
     """Colour of a house front at s metres along it and y metres up; float64 [h, w, 3]."""
-    detail = np.clip(1.25 - z / 40.0, 0.15, 1.0)
+    detail = np.clip(1.2 - z / 22.0, 0.12, 1.0)
     rgb = wall_rgb(house, s, y, detail)
     add_windows(rgb, house, s, y)
     if house.shop is not None:
@@ -647,7 +647,7 @@ def draw_chimneys(canvas: Canvas, house: House, side: int, front: float) -> None
 
 def make_row(rng: Rng, tall: int, gap: float) -> list[House]:
     """Houses from the camera to the end of the street; gap is the chance of a passage between two."""
-    row, z = [], rng.uniform(0.5, 4.0)
+    row, z = [], rng.uniform(-7.0, -1.0)
     while z < FAR - 12.0:
         width = rng.uniform(7.0, 14.0)
         row.append(make_house(rng, z, width, tall))
@@ -695,7 +695,9 @@ def draw_tower(canvas: Canvas, x: float, z: float, height: float) -> None:
 
 # ---------------------------------------------------------------------------------------------- trees and hedges
 
-LEAVES: tuple[RGB, ...] = ((84.0, 92.0, 58.0), (96.0, 98.0, 62.0), (76.0, 88.0, 64.0), (106.0, 96.0, 60.0))
+LEAVES: tuple[RGB, ...] = ((122.0, 146.0, 54.0), (138.0, 152.0, 56.0), (110.0, 140.0, 58.0), (150.0, 150.0, 54.0))
+LEAF_CONTRAST = 1.5
+LEAF_COVER = 0.60  # share of a clump's rim that is leaves rather than holes
 BARK: RGB = (62.0, 55.0, 48.0)
 
 
@@ -729,7 +731,7 @@ def grow(
 
 
 def blob(
-    canvas: Canvas, x: float, y: float, z: float, radius: float, leaf: RGB, sun: int, seed: int, density: float
+    canvas: Canvas, x: float, y: float, z: float, radius: float, leaf: RGB, sun: int, seed: int
 ) -> None:
     """A ragged clump of leaves round (x, y): lit from above and from the sun's side, with holes at its rim."""
     scale = canvas.camera.focal / z
@@ -744,10 +746,33 @@ def blob(
     mask = distance < 0.86
     leaf_noise = fractal(gx * 5.5, gy * 7.0, seed + 7, 3)
     grain = hashed(np.floor(px * 0.5), np.floor(py * 0.5), seed + 8)
-    tone = 0.70 - 0.30 * v + 0.14 * sun * u + 1.0 * (leaf_noise - 0.5) + 0.26 * (grain - 0.5)
-    hole = value_noise(gx * 6.0, gy * 6.0, seed + 9) > density + 0.25 * (1.0 - np.clip(distance, 0.0, 1.0))
+    tone = 0.70 - 0.30 * v + 0.14 * sun * u + LEAF_CONTRAST * (leaf_noise - 0.5) + 0.26 * (grain - 0.5)
+    hole = value_noise(gx * 6.0, gy * 6.0, seed + 9) > LEAF_COVER + 0.25 * (1.0 - np.clip(distance, 0.0, 1.0))
     colour = np.clip(tone, 0.25, 1.5)[..., None] * np.asarray(leaf)
     blend(canvas.rgb[rows, cols], mask & ~hole, canvas.haze_over(colour, z * 0.8))
+    canvas.labels[rows, cols][mask] = TREE
+
+
+def twigs(canvas: Canvas, x: float, y: float, z: float, radius: float, colour: RGB, seed: int) -> None:
+    """The veil of fine twigs of a bare crown round (x, y): a net of dark lines, the background shining through."""
+    scale = canvas.camera.focal / z
+    (cx, cy), r = canvas.camera.project([(x, y, z)])[0], radius * scale * 1.2
+    rows, cols, px, py = canvas.window(cx - r, cy - r, cx + r, cy + r)
+    if px.size == 0:
+        return
+    u, v = (px - cx) / (radius * scale), (py - cy) / (radius * scale)
+    gx, gy = px / scale, py / scale
+    distance = u * u + v * v + 0.7 * (fractal(gx * 2.0, gy * 2.0, seed, 3) - 0.5)
+    mask = distance < 0.92
+    bend = 0.5 * value_noise(gx * 3.0, gy * 3.0, seed + 1)
+    thick = 1.0 - 0.45 * np.clip(distance, 0.0, 1.0)
+    coarse = np.abs(value_noise(gx * 2.6 + bend, gy * 2.0 + bend, seed + 2) - 0.5) < 0.060 * thick
+    fine = np.abs(value_noise(gx * 6.5 + bend, gy * 5.0 + bend, seed + 3) - 0.5) < 0.105 * thick
+    dust = hashed(np.floor(px * 0.5), np.floor(py * 0.5), seed + 4) < 0.22 * thick
+    tone = 0.62 + 0.75 * value_noise(gx * 5.0, gy * 5.0, seed + 5) - 0.12 * v
+    paint = canvas.haze_over(tone[..., None] * np.asarray(colour), z * 0.8)
+    cover = np.where(coarse, 0.9, np.where(fine, 0.75, np.where(dust, 0.6, 0.16)))
+    blend(canvas.rgb[rows, cols], mask * cover, paint)
     canvas.labels[rows, cols][mask] = TREE
 
 
@@ -755,20 +780,32 @@ def draw_tree(
     canvas: Canvas, rng: Rng, x: float, z: float, height: float, glow: float, leafy: bool, sun: int = 1
 ) -> None:
     """A street tree at (x, z): trunk, boughs, and a crown of leaf clumps or of bare twigs."""
-    crown_y, crown_r = height * 0.64, height * 0.36
+    crown_y, crown_r = height * 0.62, height * 0.38
     limb(canvas, x, 0.0, x, height * 0.42, height * 0.052, height * 0.036, z, tint(BARK, glow))
-    limb(canvas, x + height * 0.008, 0.0, x + height * 0.008, height * 0.4, height * 0.02, height * 0.012, z, tint(BARK, glow * 0.7))
-    grow(canvas, rng, x, height * 0.3, rng.uniform(-0.03, 0.03) * height, height * 0.19, height * 0.034, 5, z, glow)
-    leaf = tint(rng.pick(LEAVES), glow) if leafy else tint((112.0, 100.0, 88.0), glow)
-    density, seed = (0.66 if leafy else 0.42), rng.seed()
-    clumps = []
-    for _ in range(26 if leafy else 14):
+    shaded = x - sun * height * 0.012
+    limb(canvas, shaded, 0.0, shaded, height * 0.4, height * 0.02, height * 0.012, z, tint(BARK, glow * 0.7))
+    seed = rng.seed()
+    if not leafy:
+        bark = tint((96.0, 86.0, 78.0), glow)
+        for k in range(5):
+            dx, dy = rng.uniform(-0.45, 0.45) * crown_r, rng.uniform(-0.35, 0.3) * crown_r
+            twigs(canvas, x + dx, crown_y + dy, z, crown_r * 0.72, bark, seed + 17 * k)
+    lean = rng.uniform(-0.03, 0.03) * height
+    grow(canvas, rng, x, height * 0.3, lean, height * 0.19, height * 0.034, 5, z, glow)
+    if leafy:
+        draw_leaves(canvas, rng, x, crown_y, z, crown_r, tint(rng.pick(LEAVES), glow), sun)
+
+
+def draw_leaves(canvas: Canvas, rng: Rng, x: float, y: float, z: float, radius: float, leaf: RGB, sun: int) -> None:
+    """A crown of leaf clumps round (x, y), lower ones first and darker."""
+    clumps, seed = [], rng.seed()
+    for _ in range(26):
         u, v = rng.uniform(-1.0, 1.0), rng.uniform(-1.0, 1.0)
         if u * u + v * v < 1.0:
-            clumps.append((crown_y + v * crown_r, x + u * crown_r * (0.95 - 0.2 * v)))
-    for k, (y, bx) in enumerate(sorted(clumps)):
-        lift = 0.78 + 0.34 * (y - crown_y + crown_r) / (2 * crown_r)
-        blob(canvas, bx, y, z, crown_r * rng.uniform(0.34, 0.5), tint(leaf, lift), -sun, seed + 31 * k, density)
+            clumps.append((y + v * radius, x + u * radius * (0.95 - 0.2 * v)))
+    for k, (by, bx) in enumerate(sorted(clumps)):
+        lift = 0.78 + 0.34 * (by - y + radius) / (2 * radius)
+        blob(canvas, bx, by, z, radius * rng.uniform(0.34, 0.5), tint(leaf, lift), sun, seed + 31 * k)
 
 
 def draw_hedge(canvas: Canvas, x: float, z0: float, z1: float, height: float, glow: float, rng: Rng) -> None:
@@ -1105,18 +1142,25 @@ def draw_pedestrian(canvas: Canvas, rng: Rng, x: float, z: float, base: float) -
 def draw_bicyclist(canvas: Canvas, rng: Rng, x: float, z: float) -> None:
     """A cyclist ahead of us, seen from behind, with a rear light."""
     coat, legs = rng.pick(COATS), (36.0, 36.0, 42.0)
-    canvas.face([(x + 0.35 * cx, 0.0, z + 0.8 * cy) for cx, cy in CIRCLE], (14.0, 14.0, 16.0), None, 0.5)
+    vest = (168.0, 172.0, 46.0) if rng.chance(0.4) else tint(coat, 1.5)
+    canvas.face([(x + 0.28 * cx, 0.0, z + 0.55 * cy) for cx, cy in CIRCLE], (14.0, 14.0, 16.0), None, 0.35)
     parts: list[tuple[Points, RGB]] = [
-        ([(0.045 * cx, 0.34 + 0.34 * cy) for cx, cy in CIRCLE], (20.0, 20.0, 21.0)),
-        ([(-0.03, 0.95), (0.03, 0.95), (0.03, 0.5), (-0.03, 0.5)], (70.0, 72.0, 76.0)),
-        ([(-0.17, 1.0), (-0.03, 1.0), (-0.05, 0.55), (-0.06, 0.2), (-0.16, 0.2), (-0.17, 0.6)], legs),
-        ([(0.03, 1.0), (0.17, 1.0), (0.18, 0.7), (0.15, 0.38), (0.06, 0.38), (0.05, 0.7)], tint(legs, 1.3)),
-        ([(-0.22, 1.50), (-0.30, 1.40), (-0.31, 1.12), (-0.24, 1.12), (-0.18, 1.3)], tint(coat, 0.8)),
-        ([(0.22, 1.50), (0.30, 1.40), (0.31, 1.12), (0.24, 1.12), (0.18, 1.3)], tint(coat, 0.8)),
-        ([(-0.18, 1.54), (0.18, 1.54), (0.24, 1.44), (0.17, 0.95), (-0.17, 0.95), (-0.24, 1.44)], coat),
-        ([(-0.13, 1.46), (0.13, 1.46), (0.14, 1.08), (-0.14, 1.08)], (118.0, 116.0, 42.0)),
-        ([(0.105 * cx, 1.70 + 0.13 * cy) for cx, cy in CIRCLE], SKIN),
-        ([(0.13 * cx, 1.75 + 0.10 * cy) for cx, cy in CIRCLE], (48.0, 50.0, 56.0)),
+        ([(0.05 * cx, 0.34 + 0.34 * cy) for cx, cy in CIRCLE], (18.0, 18.0, 19.0)),
+        ([(0.02 * cx, 0.34 + 0.28 * cy) for cx, cy in CIRCLE], (66.0, 67.0, 70.0)),
+        ([(-0.06, 0.72), (0.06, 0.72), (0.045, 0.40), (-0.045, 0.40)], (38.0, 39.0, 42.0)),
+        ([(-0.18, 1.02), (-0.02, 1.02), (-0.04, 0.62), (-0.07, 0.20), (-0.15, 0.20), (-0.19, 0.62)], legs),
+        ([(-0.18, 0.22), (-0.05, 0.22), (-0.05, 0.10), (-0.18, 0.10)], (20.0, 20.0, 22.0)),
+        ([(0.02, 1.02), (0.18, 1.02), (0.20, 0.72), (0.15, 0.42), (0.07, 0.42), (0.05, 0.72)], tint(legs, 1.25)),
+        ([(0.05, 0.44), (0.18, 0.44), (0.18, 0.32), (0.05, 0.32)], (20.0, 20.0, 22.0)),
+        ([(-0.34, 1.04), (0.34, 1.04), (0.34, 1.00), (-0.34, 1.00)], (34.0, 34.0, 36.0)),
+        ([(-0.17, 1.50), (-0.25, 1.42), (-0.34, 1.14), (-0.31, 1.00), (-0.25, 1.02), (-0.26, 1.14), (-0.16, 1.3)], tint(coat, 0.85)),
+        ([(0.17, 1.50), (0.25, 1.42), (0.34, 1.14), (0.31, 1.00), (0.25, 1.02), (0.26, 1.14), (0.16, 1.3)], tint(coat, 0.7)),
+        ([(-0.12, 1.55), (0.12, 1.55), (0.23, 1.46), (0.19, 1.12), (0.20, 0.95), (-0.20, 0.95), (-0.19, 1.12), (-0.23, 1.46)], vest),
+        ([(0.08, 1.55), (0.12, 1.55), (0.23, 1.46), (0.19, 1.12), (0.20, 0.95), (0.12, 0.95)], tint(vest, 0.78)),
+        ([(-0.20, 1.22), (0.20, 1.22), (0.19, 1.16), (-0.19, 1.16)], tint(vest, 1.25)),
+        ([(0.10 * cx, 1.66 + 0.12 * cy) for cx, cy in CIRCLE], (88.0, 66.0, 54.0)),
+        ([(0.12 * cx, 1.72 + 0.10 * cy) for cx, cy in CIRCLE], (150.0, 152.0, 154.0)),
+        ([(0.03 + 0.08 * cx, 1.71 + 0.08 * cy) for cx, cy in CIRCLE], (112.0, 114.0, 118.0)),
         ([(0.03 * cx, 0.80 + 0.03 * cy) for cx, cy in CIRCLE], (228.0, 58.0, 44.0)),
     ]
     figure(canvas, x, 0.0, z, parts, BICYCLIST)
@@ -1131,12 +1175,15 @@ def cast_shadow(canvas: Canvas, street: Street, light: Light, row: Sequence[Hous
     """The shadow that the houses on the sun's side throw over pavement and road, with their skyline as its edge."""
     if light.sun - light.shade < 0.15:
         return
-    side, slant = light.sun_side, rng.uniform(0.30, 0.62)
+    side, slant = light.sun_side, rng.uniform(0.34, 0.52)
     front = street.front(side)
-    for house in row:
-        edge = front - side * house.top * slant
-        a, b = house.start, min(house.end, FAR)
-        canvas.face([(front, 0.06, a), (edge, 0.06, a), (edge, 0.06, b), (front, 0.06, b)], (18.0, 22.0, 32.0), None, 0.36)
+    for soft in (0.0, 0.12, 0.24):
+        skyline = [(front, -8.0)]
+        for house in row:
+            edge = front - side * (house.eaves * slant + soft)
+            skyline += [(edge, house.start), (edge, house.end)]
+        skyline.append((front, FAR))
+        canvas.face([(x, 0.05, z) for x, z in skyline], (16.0, 20.0, 30.0), None, 0.17)
 
 
 def cars(canvas: Canvas, rng: Rng, street: Street, light: Light) -> Iterator[Item]:
@@ -1154,9 +1201,9 @@ def cars(canvas: Canvas, rng: Rng, street: Street, light: Light) -> Iterator[Ite
     for _ in range(rng.integer(1, 3)):
         yield item(make_car(rng, other + rng.uniform(-0.2, 0.2), z, True, glow))
         z += rng.uniform(12.0, 25.0)
-    z = rng.uniform(7.5, 13.0)
+    z, parked = rng.uniform(7.5, 16.0), rng.pick((0.0, 0.6, 0.85))
     while z < 60.0:
-        if rng.chance(0.75):
+        if rng.chance(parked):
             yield item(make_car(rng, street.right_kerb - 1.0, z, rng.chance(0.8), glow))
         z += rng.uniform(5.6, 8.5)
 
@@ -1192,7 +1239,7 @@ def furniture(canvas: Canvas, rng: Rng, street: Street) -> Iterator[Item]:
     if rng.chance(0.5):
         z0 = rng.uniform(16.0, 26.0)
         yield z0, lambda: draw_railing(canvas, street.left_kerb - 0.25, z0, z0 + 14.0, (72.0, 76.0, 78.0))
-    if rng.chance(0.6):
+    if rng.chance(0.35):
         zb = rng.uniform(9.0, 15.0)
         yield zb, lambda: draw_pillar_box(canvas, street.left_kerb - 0.6, zb)
 
@@ -1241,14 +1288,15 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
     rng = Rng(seed * 0x51ED27 + 11)
     h, w = 2 * height, 2 * width
     camera = Camera(
-        focal=1.25 * h, cx=w * rng.uniform(0.46, 0.56), cy=h * rng.uniform(0.42, 0.47), height=rng.uniform(1.35, 1.6)
+        focal=1.25 * h, cx=w * rng.uniform(0.46, 0.58), cy=h * rng.uniform(0.43, 0.49), height=rng.uniform(1.35, 1.6)
     )
     canvas = Canvas(np.zeros((h, w, 3)), np.zeros((h, w), np.uint8), camera, (206.0, 214.0, 220.0), rng.uniform(230, 420))
     left, right = -rng.uniform(2.2, 2.9), rng.uniform(6.0, 7.2)
-    street = Street(left, right, left - rng.uniform(2.0, 3.0), right + rng.uniform(2.2, 3.2), rng.uniform(1.6, 2.0))
+    street = Street(left, right, left - rng.uniform(2.4, 3.6), right + rng.uniform(2.4, 3.4), rng.uniform(1.6, 2.0))
     overcast = rng.chance(0.3)
     light = Light(rng.pick((-1, 1)), 0.9 if overcast else 1.0, 0.8 if overcast else rng.uniform(0.58, 0.7))
-    park, leafy = rng.chance(0.4), rng.chance(0.7)
+    park = rng.chance(0.45)
+    leafy = not park or rng.chance(0.75)
     rows = {-1: make_row(rng, 2, 0.1), 1: make_row(rng, 2, 0.25)}
     grey = rng.uniform(72.0, 92.0)
 
@@ -1256,7 +1304,7 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
     draw_road(canvas, street, light, rng, grey)
     draw_vista(canvas, rng, True)
     for side in (-1, 1):
-        draw_pavement(canvas, street, side, rng, grey * rng.uniform(1.0, 1.15))
+        draw_pavement(canvas, street, side, rng, grey * rng.uniform(0.88, 1.0))
     draw_arrow(canvas, street, rng.uniform(7.0, 10.0))
     draw_manhole(canvas, street.centre + 1.2, rng.uniform(5.0, 9.0), grey)
     if not (park and light.sun_side > 0):

@@ -565,10 +565,11 @@ def _from_mmseg(name: str, value: Tensor, linear: bool) -> tuple[str, Tensor]:
 
 def _read(file: Path) -> object:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); give a checkpoint.pth") from None
-    except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ...
+        with file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); give a checkpoint.pth") from None
+    except Exception as error:  # bad bytes raise RuntimeError, UnpicklingError, EOFError, OSError, KeyError, ...
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
                 f"{file}: holds the Python object {found[1]}, expected tensors and plain values only; "
@@ -752,10 +753,11 @@ def _encoder_fields(state: State, variant: Variant, file: Path, notes: list[str]
 def _image_size(patches: int, patch: int, variant: Variant, file: Path, notes: list[str]) -> Pair:
     """Pixels that the position embedding covers: stated, otherwise a square."""
     if size := variant.pair(variant.net, "image_size"):
-        if (size[0] // patch) * (size[1] // patch) != patches:
+        rows, cols = size[0] // patch, size[1] // patch
+        if rows * cols != patches:
             raise CheckpointError(
-                f"{variant.name}: image_size is {size} ({size[0] // patch} x {size[1] // patch} patches of {patch}), but "
-                f"encoder.pos_embed in the checkpoint has {patches} patches; use the variant.yml of this checkpoint"
+                f"{variant.name}: image_size is {size}, {rows} x {cols} patches of {patch}, but encoder.pos_embed in "
+                f"the checkpoint has {patches} patches; use the variant.yml that came with this checkpoint"
             )
         return size
     side = math.isqrt(max(patches, 0))
@@ -808,8 +810,8 @@ def _shape(state: State, name: str, rank: int, file: Path) -> tuple[int, ...]:
 
 
 def _count_blocks(state: State, side: str) -> int:
-    indices = [int(m[1]) for name in state if (m := re.match(rf"{side}\.blocks\.(\d+)\.", name))]
-    return max(indices, default=-1) + 1
+    """Distinct block numbers. A gap among them shows up later as a missing block."""
+    return len({m[1] for name in state if (m := re.match(rf"{side}\.blocks\.(\d+)\.", name))})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -837,7 +839,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _variant_of(c: SegmenterConfig) -> dict[str, Any]:
-    """variant.yml of a configuration. Keys that the original code does not know appear only where the model needs them."""
+    """variant.yml of a configuration. Keys unknown to the original code appear only where the model needs them."""
     decoder: dict[str, Any] = {"name": c.decoder}
     if c.decoder == "mask_transformer":
         decoder |= {"n_layers": c.dec_layers, "dropout": 0.0, "drop_path_rate": 0.0}

@@ -1,0 +1,362 @@
+"""Images in and out: decoding to uint8 RGB, padding, windows, label PNGs, overlays. Pillow is imported when needed.
+
+The bit-exact contract starts at the decoded uint8 array: JPEG decoders differ between versions. Whatever is done to
+reach it (rotation, transparency, bit depth) is said in `Picture.notes`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intseg.errors import InputError, UsageError
+from intseg.graph import ModelInfo
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pixels = NDArray[np.uint8]
+Array = NDArray[Any]
+Colour = tuple[int, int, int]
+T = TypeVar("T")
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+"""What is decoded: nothing else is tried, whatever Pillow could open."""
+
+_ORIENTATION = 0x0112
+_MAX_INDEXED = 256
+_WARNINGS_LOCK = threading.Lock()
+
+# ------------------------------------------------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image.
+
+    rgb    uint8 [H, W, 3]
+    notes  one sentence per conversion that was needed; empty for an ordinary RGB image
+    """
+
+    rgb: Pixels
+    notes: tuple[str, ...] = ()
+
+
+def decode(image: str | os.PathLike[str] | Image.Image | Array, background: Colour) -> Picture:
+    """An image of any accepted kind as uint8 RGB.
+
+    image       a path, a Pillow image, or an array uint8 [H, W, 3]
+    background  what shows through transparent pixels: transparency is composited, not dropped, because the colour
+                hidden under a transparent pixel is arbitrary
+    Raises InputError for anything that is not an image, naming the found, the expected and the next step.
+    """
+    if isinstance(image, np.ndarray):
+        return Picture(_checked_array(image))
+    if isinstance(image, (str, os.PathLike)):
+        return _decode_file(Path(image), background)
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image is a {type(image).__name__}, expected a path, a Pillow image or a uint8 array")
+    return _guarded("image", lambda: _convert(image, background))
+
+
+def decode_labels(path: Path) -> Array:
+    """The class indices of a label image: its stored values, without palette.
+
+    return  uint8 or uint16 [H, W]
+    Raises InputError when the file is not a one-channel image of whole numbers.
+    """
+
+    def values() -> Array:
+        with _opened(path) as image:
+            if image.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
+                raise InputError(
+                    f"{path}: label image has mode {image.mode}, expected one channel of class indices; "
+                    "convert colours to indices first"
+                )
+            stored = np.asarray(image)
+            if stored.min() < 0 or stored.max() > 65535:
+                raise InputError(f"{path}: label image has value {stored.max()}, expected at most 65535")
+            return stored.astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+
+    return _guarded(str(path), values)
+
+
+def _checked_array(image: Array) -> Pixels:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] in the order red, green, blue"
+        )
+    return image
+
+
+def _decode_file(path: Path, background: Colour) -> Picture:
+    def convert() -> Picture:
+        with _opened(path) as image:
+            frames = int(getattr(image, "n_frames", 1))
+            picture = _convert(image, background)
+        first = (f"first of {frames} frames",) if frames > 1 else ()
+        return Picture(picture.rgb, first + picture.notes)
+
+    return _guarded(str(path), convert)
+
+
+def _opened(path: Path) -> Image.Image:
+    """The opened, not yet decoded file. Raises InputError or what Pillow raises."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, expected one image file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: 0 bytes, expected an image; get the file again")
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image of a known format, expected {', '.join(FORMATS)}; convert it") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected an image; check the path") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read: {error.strerror or error}; check that it is a file you may read"
+        ) from None
+
+
+def _guarded(name: str, work: Callable[[], T]) -> T:
+    """Run Pillow on untrusted bytes: every failure becomes one InputError, warnings are dropped, bombs are refused."""
+    from PIL import Image
+
+    with _WARNINGS_LOCK, warnings.catch_warnings():  # the warning filters are global to the process
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return work()
+        except InputError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise InputError(f"{name}: {str(error).split(',')[0]}; scale the picture down or cut it") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises many types for a damaged file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{name}: cannot decode ({reason:.150}), expected a whole image; it may be truncated, get it again"
+            ) from None
+
+
+def _convert(image: Image.Image, background: Colour) -> Picture:
+    """Rotate, reduce to 8 bits, composite, expand to RGB; with a note for each."""
+    from PIL import ImageOps
+
+    deep = _is_deep(image)
+    image.load()
+    notes = ["16 bits per channel: the high 8 are used"] if deep else []
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation in range(2, 9):
+        image = ImageOps.exif_transpose(image)
+        notes.append(f"turned upright as its EXIF orientation {orientation} says")
+    if deep and image.mode.startswith("I"):
+        rgb = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        notes.append("grayscale: the three channels are equal")
+    elif image.has_transparency_data:
+        rgb = _composite(np.asarray(image.convert("RGBA")), background)
+        notes.append(f"transparency: composited over {background}")
+    else:
+        rgb = np.asarray(image.convert("RGB"))
+        notes.extend(_mode_note(image.mode))
+    return Picture(_checked_array(rgb), tuple(notes))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file stores 16 bits per channel; known before decoding only, Pillow reduces colour images itself."""
+    if image.mode.startswith("I;16"):
+        return True
+    for codec, _, _, args in getattr(image, "tile", ()):
+        args = args if isinstance(args, tuple) else (args,)
+        if any(isinstance(arg, str) and ";16" in arg for arg in args) or (codec == "ppm" and args[-1] == 65535):
+            return True
+    return False
+
+
+def _composite(rgba: Pixels, background: Colour) -> Pixels:
+    """round((colour * alpha + background * (255 - alpha)) / 255), half up, in integers."""
+    colour, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    mixed = (2 * (colour * alpha + np.array(background, np.int32) * (255 - alpha)) + 255) // 510
+    return mixed.astype(np.uint8)
+
+
+def _mode_note(mode: str) -> Iterator[str]:
+    if mode in ("L", "1"):
+        yield "grayscale: the three channels are equal"
+    elif mode == "P":
+        yield "palette: replaced by its colours"
+    elif mode == "CMYK":
+        yield "CMYK: converted to RGB without a colour profile"
+    elif mode in ("YCbCr", "HSV", "RGBX"):
+        yield f"{mode}: converted to RGB"
+    elif mode != "RGB":
+        raise InputError(f"image has mode {mode}, expected 8- or 16-bit RGB, gray, palette or CMYK; convert it to RGB")
+
+
+# -------------------------------------------------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How windows cover an image (SPEC.md, section 7).
+
+    height, width   of the padded image in pixels, multiples of the patch size, at least the window
+    tops, lefts     first row and first column of the windows; every pair (top, left) is one
+    """
+
+    height: int
+    width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    def corners(self) -> list[tuple[int, int]]:
+        """(top, left) of every window, row by row."""
+        return [(top, left) for top in self.tops for left in self.lefts]
+
+
+def starts(size: int, window: int, stride: int) -> tuple[int, ...]:
+    """0, stride, 2 stride, ... while the window ends before `size`, then one flush with the end.
+
+    size   at least window
+    """
+    return (*range(0, size - window, stride), size - window)
+
+
+def tile(info: ModelInfo, height: int, width: int) -> Tiling:
+    """The windows of an image of height x width pixels, both at least 1."""
+    padded = [
+        max(-(-size // info.patch) * info.patch, window)
+        for size, window in zip((height, width), info.window, strict=True)
+    ]
+    tops, lefts = (starts(*sizes) for sizes in zip(padded, info.window, info.stride, strict=True))
+    return Tiling(padded[0], padded[1], tops, lefts)
+
+
+def pad(rgb: Pixels, height: int, width: int, colour: Colour) -> Pixels:
+    """The image at the top left of height x width pixels of one colour; uint8 [height, width, 3]."""
+    padded = np.empty((height, width, 3), np.uint8)
+    padded[:] = np.array(colour, np.uint8)
+    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
+    return padded
+
+
+def cut_windows(rgb: Pixels, info: ModelInfo) -> Iterator[tuple[tuple[int, int], Pixels]]:
+    """(top, left) and pixels uint8 [window height, window width, 3] of every window of an image uint8 [H, W, 3]."""
+    tiling = tile(info, *rgb.shape[:2])
+    padded = pad(rgb, tiling.height, tiling.width, info.pad)
+    height, width = info.window
+    for top, left in tiling.corners():
+        yield (top, left), np.ascontiguousarray(padded[top : top + height, left : left + width])
+
+
+def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> NDArray[np.int32]:
+    """Scores of the whole patch grid from those of its windows, every cell with the same weight, without division.
+
+    scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`
+    return  int32 [height / patch, width / patch, C]: (sum over the windows that hold the cell) * (Ly / ny) * (Lx / nx),
+            where ny and nx count the windows that hold its row and its column, Ly and Lx are the least common
+            multiples of these counts. At most 3 windows hold a row (stride >= window / 2), so |S| <= 36 * 2^15 < 2^31
+    """
+    patch, (height, width) = info.patch, (info.window[0] // info.patch, info.window[1] // info.patch)
+    total = np.zeros((tiling.height // patch, tiling.width // patch, len(info.classes)), np.int32)
+    for (top, left), window in zip(tiling.corners(), scores, strict=True):
+        y, x = top // patch, left // patch
+        total[y : y + height, x : x + width] += window
+    total *= _weights(tiling.tops, height, total.shape[0], patch)[:, None, None]
+    total *= _weights(tiling.lefts, width, total.shape[1], patch)[None, :, None]
+    return total
+
+
+def _weights(origins: tuple[int, ...], window: int, size: int, patch: int) -> NDArray[np.int32]:
+    """L / n for every cell of one axis; int32 [size]."""
+    counts = np.zeros(size, np.int32)
+    for origin in origins:
+        counts[origin // patch : origin // patch + window] += 1
+    weights: NDArray[np.int32] = np.lcm.reduce(np.unique(counts)) // counts
+    return weights
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One line of a legend."""
+
+    colour: Colour
+    text: str
+
+
+def overlay(rgb: Pixels, labels: Array, palette: Sequence[Colour], opacity: float) -> Pixels:
+    """The image with the class colours over it.
+
+    rgb      uint8 [H, W, 3]
+    labels   uint8 or uint16 [H, W]
+    opacity  in [0, 1]; rounded to steps of 1/256, the mixing itself is in integers
+    return   uint8 [H, W, 3]
+    """
+    if not 0 <= opacity <= 1:
+        raise UsageError(f"opacity is {opacity}, expected a number from 0 to 1")
+    alpha = round(opacity * 256)
+    colours = (np.array(palette, np.uint16) * alpha).astype(np.uint16)
+    mixed: NDArray[np.uint16] = rgb * np.uint16(256 - alpha)  # at most 255 * 256, and so is the sum with the colours
+    mixed += colours[labels]
+    mixed += 128
+    mixed >>= 8
+    return mixed.astype(np.uint8)
+
+
+def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
+    """The picture above its legend: as many columns as fit, at a size that grows with the picture."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = min(max(13, picture.width // 40), 64)
+    font = ImageFont.load_default(size)
+    gap, box = size // 2, size
+    text_width = max((int(font.getlength(entry.text)) + 1 for entry in entries), default=0)
+    cell, line = box + text_width + 3 * gap, size + gap
+    columns = max(1, min(picture.width // cell, len(entries)))
+    rows = -(-len(entries) // columns)
+    canvas = Image.new("RGB", (max(picture.width, cell), picture.height + rows * line + gap), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, entry in enumerate(entries):
+        x, y = gap + i // rows * cell, picture.height + gap + i % rows * line
+        draw.rectangle((x, y, x + box - 1, y + box - 1), fill=entry.colour, outline="black")
+        draw.text((x + box + gap, y + box // 2), entry.text, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def labels_png(labels: Array, palette: Sequence[Colour]) -> bytes:
+    """A label image as PNG: indexed with the palette for up to 256 classes, 16-bit grayscale above.
+
+    labels  uint8 or uint16 [H, W]
+    """
+    from PIL import Image
+
+    if len(palette) > _MAX_INDEXED:
+        return encode(Image.fromarray(labels.astype(np.uint16)), "PNG")
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette([value for colour in palette for value in colour])
+    return encode(image, "PNG")
+
+
+def encode(image: Image.Image, kind: str) -> bytes:
+    """The bytes of an image file; kind "PNG" or "JPEG"."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    return file.getvalue()
