@@ -1,6 +1,7 @@
 """From Python: `load` a model, `run` it on an image of any size, `trace` every intermediate of it.
 
-A second run with the same weights is fast: models are remembered by the sha256 of their file, compiled backends by model.
+A second run with the same weights is fast: models are remembered by the sha256 of their file, and what a backend
+made of a model with the model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import backends, image, models, store
+from intseg import backends, models, store
+from intseg import image as pictures
 from intseg.errors import InputError, ModelError, UsageError
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node
@@ -53,6 +55,8 @@ class Model:
 
     def compiled(self, backend: str = "auto", threads: int | None = None) -> backends.Forward:
         """A function from one window uint8 [window height, window width, 3] to its scores; built once, then kept."""
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1, or None for every core")
         key = (backends.resolve(backend), threads)
         with _lock:
             if key not in self._compiled:
@@ -92,7 +96,7 @@ class Result:
         return self.model.info.classes
 
     @property
-    def palette(self) -> tuple[image.Colour, ...]:
+    def palette(self) -> tuple[pictures.Colour, ...]:
         """(red, green, blue) of every class."""
         return self.model.info.palette
 
@@ -110,8 +114,8 @@ class Result:
         """The image under its class colours, with a legend below it if asked for. Raises UsageError for the opacity."""
         from PIL import Image
 
-        picture = Image.fromarray(image.overlay(self.image, self.labels, self.palette, opacity))
-        return image.add_legend(picture, self._legend()) if legend else picture
+        picture = Image.fromarray(pictures.overlay(self.image, self.labels, self.palette, opacity))
+        return pictures.add_legend(picture, self._legend()) if legend else picture
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as PNG: indexed, with the palette; 16-bit grayscale for more than 256 classes.
@@ -120,16 +124,17 @@ class Result:
         """
         if image_format(path) != "PNG":
             raise UsageError(f"{os.fspath(path)}: labels are written without loss; give a name that ends in .png")
-        store.write_atomically(Path(path), image.labels_png(self.labels, self.palette))
+        store.write_atomically(Path(path), pictures.labels_png(self.labels, self.palette))
 
     def save_overlay(self, path: str | os.PathLike[str], opacity: float = 0.5) -> None:
         """Write the overlay with its legend as .png or .jpg. Raises as `save`."""
         kind = image_format(path)
-        store.write_atomically(Path(path), image.encode(self.overlay(opacity, legend=True), kind))
+        store.write_atomically(Path(path), pictures.encode(self.overlay(opacity, legend=True), kind))
 
-    def _legend(self) -> list[image.LegendEntry]:
+    def _legend(self) -> list[pictures.LegendEntry]:
         colours = dict(zip(self.classes, self.palette, strict=True))
-        return [image.LegendEntry(colours[name], f"{name} {share:.1%}") for name, share in self.shares().items()]
+        shares = self.shares().items()
+        return [pictures.LegendEntry(colours[name], f"{name} {pictures.percent(share)}") for name, share in shares]
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -138,7 +143,7 @@ class Result:
 
 
 def image_format(path: str | os.PathLike[str]) -> str:
-    """"PNG" or "JPEG" by the ending of a file name. Raises UsageError for another ending."""
+    """By the ending of a file name: "PNG" or "JPEG". Raises UsageError for another ending."""
     try:
         return _IMAGE_FORMATS[Path(path).suffix.lower()]
     except KeyError:
@@ -219,11 +224,11 @@ def trace(
     return _trace(_decode(image, model), model, backend)
 
 
-def _decode(source: str | os.PathLike[str] | Image.Image | Array, model: Model) -> image.Picture:
-    return image.decode(source, model.info.pad)
+def _decode(source: str | os.PathLike[str] | Image.Image | Array, model: Model) -> pictures.Picture:
+    return pictures.decode(source, model.info.pad)
 
 
-def _run(picture: image.Picture, model: Model, backend: str, threads: int | None) -> Result:
+def _run(picture: pictures.Picture, model: Model, backend: str, threads: int | None) -> Result:
     scores = _scores(picture.rgb, model.info, model.compiled(backend, threads))
     height, width, _ = picture.rgb.shape
     labels = backends.class_map(scores, model.info.upsample, model.info.patch, height, width, backend, threads)
@@ -232,13 +237,13 @@ def _run(picture: image.Picture, model: Model, backend: str, threads: int | None
 
 def _scores(rgb: NDArray[np.uint8], info: ModelInfo, forward: Callable[[Array], Array]) -> NDArray[np.int32]:
     """Merged scores of an image uint8 [H, W, 3]."""
-    windows = [forward(window) for _, window in image.cut_windows(rgb, info)]
-    return image.merge_scores(windows, image.tile(info, *rgb.shape[:2]), info)
+    windows = [forward(window) for _, window in pictures.cut_windows(rgb, info)]
+    return pictures.merge_scores(windows, pictures.tile(info, *rgb.shape[:2]), info)
 
 
-def _trace(picture: image.Picture, model: Model, backend: str) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
+def _trace(picture: pictures.Picture, model: Model, backend: str) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
     ops = backends.table(backend)
-    for corner, window in image.cut_windows(picture.rgb, model.info):
+    for corner, window in pictures.cut_windows(picture.rgb, model.info):
         outputs: dict[str, Array] = {}
 
         def keep(node: Node, value: Array, outputs: dict[str, Array] = outputs) -> None:

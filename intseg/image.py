@@ -60,7 +60,7 @@ def decode(image: str | os.PathLike[str] | Image.Image | Array, background: Colo
     Raises InputError for anything that is not an image, naming the found, the expected and the next step.
     """
     if isinstance(image, np.ndarray):
-        return Picture(_checked_array(image))
+        return Picture(_checked_array(image).copy())
     if isinstance(image, (str, os.PathLike)):
         return _decode_file(Path(image), background)
     from PIL import Image
@@ -324,7 +324,7 @@ def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Im
     """The picture above its legend: as many columns as fit, at a size that grows with the picture."""
     from PIL import Image, ImageDraw, ImageFont
 
-    size = min(max(13, picture.width // 40), 64)
+    size = min(max(14, picture.width // 32), 64)
     font = ImageFont.load_default(size)
     gap, box = size // 2, size
     text_width = max((int(font.getlength(entry.text)) + 1 for entry in entries), default=0)
@@ -339,6 +339,11 @@ def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Im
         draw.rectangle((x, y, x + box - 1, y + box - 1), fill=entry.colour, outline="black")
         draw.text((x + box + gap, y + box // 2), entry.text, fill="black", font=font, anchor="lm")
     return canvas
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 for people; what is found never reads as zero."""
+    return f"{share:.1%}" if share >= 0.0005 or share == 0 else "< 0.1%"
 
 
 def labels_png(labels: Array, palette: Sequence[Colour]) -> bytes:

@@ -202,7 +202,7 @@ class Layer(nn.Module):
 
 
 class QLinear(Layer):
-    """x W^T + b with INT8 weights per output channel; the input's scales fold into the weights, its mid into the bias."""
+    """x W^T + b with INT8 weights per output channel; input scales fold into the weights, input mids into the bias."""
 
     op = "linear"
     weight_scale: Tensor
@@ -623,7 +623,7 @@ class QEncoder(nn.Module):
     def table(self) -> Tensor:
         """Integers of the 256 pixel values, [3, 256]."""
         pixels = torch.arange(256, dtype=torch.float64, device=self.mean.device) / 255
-        return self.input_act.quantize(((pixels[:, None] - self.mean) / self.std)).T
+        return self.input_act.quantize((pixels[:, None] - self.mean) / self.std).T
 
     def forward(self, images: Tensor, record: Record) -> Quantized:
         b, h, w, _ = images.shape
@@ -761,6 +761,6 @@ class FakeQuantSegmenter(nn.Module):
             acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
         return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
 
-    def linears(self) -> Iterator[tuple[str, QLinear]]:
-        """Every linear layer with its name inside the twin."""
-        return ((name, layer) for name, layer in self.named_modules() if isinstance(layer, QLinear))
+    def linears(self) -> Iterator[QLinear]:
+        """Every linear layer, encoder first."""
+        return (layer for layer in self.modules() if isinstance(layer, QLinear))

@@ -18,13 +18,14 @@ from far to near at twice the asked size and averaged over 2x2 blocks.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ CLASSES = (
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, VOID = range(12)
 
 MIN_SIDE, MAX_SIDE = 32, 4096
-STREET_SEED = 7
+STREET_SEED = 47
 STREET_DIR = Path(__file__).resolve().parent.parent / "golden" / "images"
 
 NEAR = 0.6  # metres; nothing closer to the camera is drawn
@@ -329,7 +330,7 @@ def asphalt(x: Array, z: Array, grey: float, street: Street, seed: int) -> Array
     tone = grey * (0.90 + 0.20 * fractal(x * 0.7, z * 0.16, seed, 4))
     tone = tone + 20.0 * fine * (hashed(np.floor(x * 45.0), np.floor(z * 22.0), seed) - 0.5)
     for track in (-0.75, 0.75):
-        away = np.abs(x - street.centre * 0.0 - track)
+        away = np.abs(x - track)
         tone = tone + grey * 0.07 * np.clip(1.0 - away / 0.45, 0.0, 1.0)
     oil = np.clip(1.0 - np.abs(x) / 0.4, 0.0, 1.0) * value_noise(x * 2.0, z * 0.3, seed + 3)
     tone = tone * (1.0 - 0.12 * oil)
@@ -527,7 +528,9 @@ def add_windows(rgb: Array, house: House, s: Array, y: Array) -> None:
     gu = (bay - j - 0.5 + half) / (2 * half)
     gv = (v - low) / (high - low)
     pane = hashed(j, k, house.seed + 5)
-    frame = (gu < 0.09) | (gu > 0.91) | (gv < 0.06) | (gv > 0.94) | (np.abs(gv - 0.5) < 0.025) | (np.abs(gu - 0.5) < 0.03)
+    frame = (
+        (gu < 0.09) | (gu > 0.91) | (gv < 0.06) | (gv > 0.94) | (np.abs(gv - 0.5) < 0.025) | (np.abs(gu - 0.5) < 0.03)
+    )
     blend(rgb, inside, glass_rgb(house, gu, gv, pane))
     blend(rgb, inside & frame, tint(house.trim, 1.05))
     blend(rgb, (inside & ((gv > 0.86) | (gu < 0.14))) * 0.4, (16.0, 16.0, 18.0))
@@ -621,13 +624,13 @@ def draw_house(canvas: Canvas, house: House, side: int, front: float, light: Lig
         low = np.clip(1.0 - y / 9.0, 0.0, 1.0)
         return canvas.haze_over(rgb * (1.0 - 0.22 * low)[..., None], z)
 
-    back, ridge = front + side * 9.0, front + side * 4.5
-    a, b = house.start, house.end
-    roof = house.roof + (2.4 if house.roof == 0.0 else 0.6)
-    outline = [(front, 0, a), (front, house.eaves, a), (ridge, house.eaves + roof, a), (back, house.eaves, a), (back, 0, a)]
+    back, ridge, shoulder = front + side * 9.0, front + side * 4.5, front + side * 1.2
+    a, b, eaves, top = house.start, house.end, house.eaves, house.top
+    crown = [(shoulder, top, a), (back, top, a)] if house.roof else [(ridge, eaves + 2.4, a), (back, eaves, a)]
+    outline = [(front, 0, a), (front, top, a), *crown, (back, 0, a)]
     draw_chimneys(canvas, house, side, front)
     canvas.face(outline, gable, BUILDING)
-    canvas.face([(front, 0, a), (front, house.top, a), (front, house.top, b), (front, 0, b)], street_front, BUILDING)
+    canvas.face([(front, 0, a), (front, top, a), (front, top, b), (front, 0, b)], street_front, BUILDING)
 
 
 def draw_chimneys(canvas: Canvas, house: House, side: int, front: float) -> None:
@@ -655,18 +658,17 @@ def make_row(rng: Rng, tall: int, gap: float) -> list[House]:
     return row
 
 
-def draw_vista(canvas: Canvas, rng: Rng, trees: bool) -> None:
+def draw_vista(canvas: Canvas, rng: Rng) -> None:
     """What closes the street far away: house fronts across it, a tower now and then, trees before them."""
     x = -70.0
     while x < 75.0:
         width = rng.uniform(7.0, 13.0)
         draw_cross_house(canvas, make_house(rng, x, width, rng.integer(1, 3)), FAR + rng.uniform(0.0, 25.0))
-        x += width
+        x += width - 2.0  # they stand at different depths: overlap, so that no gap opens between them
     if rng.chance(0.5):
         draw_tower(canvas, rng.uniform(-6.0, 8.0), FAR + 60.0, rng.uniform(24.0, 32.0))
-    if trees:
-        for _ in range(5):
-            draw_tree(canvas, rng, rng.uniform(-14.0, 18.0), FAR - rng.uniform(2.0, 12.0), rng.uniform(6.0, 9.0), 1.0, True)
+    for _ in range(5):
+        draw_tree(canvas, rng, rng.uniform(-14.0, 18.0), FAR - rng.uniform(2.0, 12.0), rng.uniform(6.0, 9.0), 1.0, True)
 
 
 def draw_cross_house(canvas: Canvas, house: House, z: float) -> None:
@@ -678,7 +680,9 @@ def draw_cross_house(canvas: Canvas, house: House, z: float) -> None:
         return canvas.haze_over(rgb * 0.85, z)
 
     a, b, top = house.start, house.end, house.eaves
-    canvas.face([(a, top, z), (b, top, z), (b - 1.5, top + 3.0, z), (a + 1.5, top + 3.0, z)], (84.0, 80.0, 80.0), BUILDING)
+    canvas.face(
+        [(a, top, z), (b, top, z), (b - 1.5, top + 3.0, z), (a + 1.5, top + 3.0, z)], (84.0, 80.0, 80.0), BUILDING
+    )
     canvas.face([(a, 0, z), (a, top, z), (b, top, z), (b, 0, z)], front, BUILDING)
 
 
@@ -689,13 +693,18 @@ def draw_tower(canvas: Canvas, x: float, z: float, height: float) -> None:
     canvas.face([(x + 1, 0, z), (x + 1, height, z), (x + 3, height, z), (x + 3, 0, z)], tint(stone, 0.8), BUILDING)
     canvas.face([(x - 2.4, height, z), (x, height + 14, z), (x + 2.4, height, z)], tint(stone, 0.75), BUILDING)
     for dx in (-1.4, 0.4):
-        louvre = [(x + dx, height - 5, z), (x + dx, height - 2, z), (x + dx + 1, height - 2, z), (x + dx + 1, height - 5, z)]
+        louvre = [
+            (x + dx, height - 5, z),
+            (x + dx, height - 2, z),
+            (x + dx + 1, height - 2, z),
+            (x + dx + 1, height - 5, z),
+        ]
         canvas.face(louvre, (60.0, 58.0, 56.0), BUILDING)
 
 
 # ---------------------------------------------------------------------------------------------- trees and hedges
 
-LEAVES: tuple[RGB, ...] = ((122.0, 146.0, 54.0), (138.0, 152.0, 56.0), (110.0, 140.0, 58.0), (150.0, 150.0, 54.0))
+LEAVES: tuple[RGB, ...] = ((122.0, 146.0, 54.0), (138.0, 152.0, 56.0), (110.0, 140.0, 58.0), (140.0, 146.0, 58.0))
 LEAF_CONTRAST = 1.5
 LEAF_COVER = 0.60  # share of a clump's rim that is leaves rather than holes
 BARK: RGB = (62.0, 55.0, 48.0)
@@ -704,7 +713,7 @@ BARK: RGB = (62.0, 55.0, 48.0)
 def limb(canvas: Canvas, x0: float, y0: float, x1: float, y1: float, w0: float, w1: float, z: float, bark: RGB) -> None:
     """A tapering branch from (x0, y0) to (x1, y1) in the plane Z = z, widths in metres."""
     dx, dy = x1 - x0, y1 - y0
-    length = float(np.sqrt(dx * dx + dy * dy)) or 1.0
+    length = math.sqrt(dx * dx + dy * dy) or 1.0
     nx, ny = -dy / length / 2, dx / length / 2
     corners = [
         (x0 + nx * w0, y0 + ny * w0, z),
@@ -726,13 +735,11 @@ def grow(
     for _ in range(2 + (depth > 2)):
         turn, shrink = rng.uniform(-0.75, 0.75), rng.uniform(0.68, 0.86)
         ndx, ndy = dx - turn * dy, dy + turn * dx + 0.06
-        norm = shrink / float(np.sqrt(1.0 + turn * turn))
+        norm = shrink / math.sqrt(1.0 + turn * turn)
         grow(canvas, rng, x1, y1, ndx * norm, ndy * norm, width * 0.62, depth - 1, z, light)
 
 
-def blob(
-    canvas: Canvas, x: float, y: float, z: float, radius: float, leaf: RGB, sun: int, seed: int
-) -> None:
+def blob(canvas: Canvas, x: float, y: float, z: float, radius: float, leaf: RGB, sun: int, seed: int) -> None:
     """A ragged clump of leaves round (x, y): lit from above and from the sun's side, with holes at its rim."""
     scale = canvas.camera.focal / z
     (cx, cy), r = canvas.camera.project([(x, y, z)])[0], radius * scale * 1.25
@@ -741,10 +748,10 @@ def blob(
         return
     u, v = (px - cx) / (radius * scale), (py - cy) / (radius * scale)
     gx, gy = px / scale, py / scale
-    ragged = fractal(gx * 3.2, gy * 3.2, seed, 3)
+    ragged = fractal(gx * 3.6, gy * 3.6, seed, 4)
     distance = u * u + v * v + 1.5 * (ragged - 0.5)
     mask = distance < 0.86
-    leaf_noise = fractal(gx * 5.5, gy * 7.0, seed + 7, 3)
+    leaf_noise = fractal(gx * 6.5, gy * 8.0, seed + 7, 4)
     grain = hashed(np.floor(px * 0.5), np.floor(py * 0.5), seed + 8)
     tone = 0.70 - 0.30 * v + 0.14 * sun * u + LEAF_CONTRAST * (leaf_noise - 0.5) + 0.26 * (grain - 0.5)
     hole = value_noise(gx * 6.0, gy * 6.0, seed + 9) > LEAF_COVER + 0.25 * (1.0 - np.clip(distance, 0.0, 1.0))
@@ -791,7 +798,7 @@ def draw_tree(
             dx, dy = rng.uniform(-0.45, 0.45) * crown_r, rng.uniform(-0.35, 0.3) * crown_r
             twigs(canvas, x + dx, crown_y + dy, z, crown_r * 0.72, bark, seed + 17 * k)
     lean = rng.uniform(-0.03, 0.03) * height
-    grow(canvas, rng, x, height * 0.3, lean, height * 0.19, height * 0.034, 5, z, glow)
+    grow(canvas, rng, x, height * 0.3, lean, height * 0.19, height * 0.034, 3 if leafy else 5, z, glow)
     if leafy:
         draw_leaves(canvas, rng, x, crown_y, z, crown_r, tint(rng.pick(LEAVES), glow), sun)
 
@@ -864,13 +871,20 @@ def draw_sign(canvas: Canvas, rng: Rng, x: float, z: float) -> None:
         canvas.face([(x + dx, y + dy, z) for dx, dy in arrow], (216.0, 218.0, 218.0), SIGN)
     elif kind == 2:
         for size, colour in ((0.48, (172.0, 36.0, 38.0)), (0.31, (220.0, 218.0, 210.0))):
-            canvas.face([(x - size, y - 0.58 * size, z), (x, y + 1.1 * size, z), (x + size, y - 0.58 * size, z)], colour, SIGN)
+            canvas.face(
+                [(x - size, y - 0.58 * size, z), (x, y + 1.1 * size, z), (x + size, y - 0.58 * size, z)], colour, SIGN
+            )
     else:
         for half, colour in ((0.42, (206.0, 210.0, 212.0)), (0.38, (34.0, 66.0, 124.0))):
             plate = [(x - half, y - half, z), (x - half, y + half, z), (x + half, y + half, z), (x + half, y - half, z)]
             canvas.face(plate, colour, SIGN)
         for dy in (-0.18, 0.0, 0.18):
-            bar = [(x - 0.28, y + dy, z), (x - 0.28, y + dy + 0.07, z), (x + 0.22, y + dy + 0.07, z), (x + 0.22, y + dy, z)]
+            bar = [
+                (x - 0.28, y + dy, z),
+                (x - 0.28, y + dy + 0.07, z),
+                (x + 0.22, y + dy + 0.07, z),
+                (x + 0.22, y + dy, z),
+            ]
             canvas.face(bar, (196.0, 202.0, 206.0), SIGN)
 
 
@@ -915,18 +929,57 @@ def draw_pillar_box(canvas: Canvas, x: float, z: float) -> None:
     """A red letter box; not one of the classes, so it counts as void."""
     red = (150.0, 30.0, 32.0)
     for left, right, tone in ((-0.23, 0.23, 0.9), (-0.16, 0.02, 1.15), (0.10, 0.23, 0.6)):
-        canvas.face([(x + left, 0.1, z), (x + left, 1.5, z), (x + right, 1.5, z), (x + right, 0.1, z)], tint(red, tone), VOID)
+        canvas.face(
+            [(x + left, 0.1, z), (x + left, 1.5, z), (x + right, 1.5, z), (x + right, 0.1, z)], tint(red, tone), VOID
+        )
     canvas.face([(x - 0.28, 1.5, z), (x - 0.2, 1.66, z), (x + 0.2, 1.66, z), (x + 0.28, 1.5, z)], red, VOID)
-    canvas.face([(x - 0.12, 1.28, z), (x - 0.12, 1.33, z), (x + 0.12, 1.33, z), (x + 0.12, 1.28, z)], (20.0, 12.0, 12.0), VOID)
-    canvas.face([(x - 0.25, 0.0, z), (x - 0.25, 0.14, z), (x + 0.25, 0.14, z), (x + 0.25, 0.0, z)], (26.0, 24.0, 24.0), VOID)
+    canvas.face(
+        [(x - 0.12, 1.28, z), (x - 0.12, 1.33, z), (x + 0.12, 1.33, z), (x + 0.12, 1.28, z)], (20.0, 12.0, 12.0), VOID
+    )
+    canvas.face(
+        [(x - 0.25, 0.0, z), (x - 0.25, 0.14, z), (x + 0.25, 0.14, z), (x + 0.25, 0.0, z)], (26.0, 24.0, 24.0), VOID
+    )
 
 
 # ---------------------------------------------------------------------------------------------- cars
 
 # Outline of a car from its tail to its nose: (metres from the tail, height); three body styles.
-HATCHBACK = ((0.0, 0.32), (-0.03, 0.62), (0.05, 0.95), (0.38, 1.40), (1.0, 1.48), (2.1, 1.43), (2.95, 0.98), (3.8, 0.80), (3.95, 0.55), (3.9, 0.28))
-SALOON = ((0.0, 0.34), (-0.03, 0.62), (0.04, 0.93), (0.65, 0.99), (1.25, 1.36), (2.4, 1.40), (3.25, 0.97), (4.3, 0.80), (4.45, 0.55), (4.4, 0.28))
-VAN = ((0.0, 0.36), (-0.03, 0.70), (0.03, 1.15), (0.15, 1.95), (0.4, 2.05), (3.2, 2.02), (3.9, 1.25), (4.6, 1.02), (4.75, 0.60), (4.7, 0.32))
+HATCHBACK = (
+    (0.0, 0.32),
+    (-0.03, 0.62),
+    (0.05, 0.95),
+    (0.38, 1.40),
+    (1.0, 1.48),
+    (2.1, 1.43),
+    (2.95, 0.98),
+    (3.8, 0.80),
+    (3.95, 0.55),
+    (3.9, 0.28),
+)
+SALOON = (
+    (0.0, 0.34),
+    (-0.03, 0.62),
+    (0.04, 0.93),
+    (0.65, 0.99),
+    (1.25, 1.36),
+    (2.4, 1.40),
+    (3.25, 0.97),
+    (4.3, 0.80),
+    (4.45, 0.55),
+    (4.4, 0.28),
+)
+VAN = (
+    (0.0, 0.36),
+    (-0.03, 0.70),
+    (0.03, 1.15),
+    (0.15, 1.95),
+    (0.4, 2.05),
+    (3.2, 2.02),
+    (3.9, 1.25),
+    (4.6, 1.02),
+    (4.75, 0.60),
+    (4.7, 0.32),
+)
 BODIES = ((HATCHBACK, 1.70, 0.94), (SALOON, 1.76, 0.95), (VAN, 1.86, 1.20))
 PAINTS: tuple[RGB, ...] = (
     (150.0, 154.0, 158.0),
@@ -973,7 +1026,9 @@ def make_car(rng: Rng, x: float, z: float, oncoming: bool, glow: float) -> Car:
     return Car(x, z, oncoming, outline, width, belt, rng.pick(PAINTS), glow)
 
 
-def across(car: Car, t0: float, y0: float, t1: float, y1: float, inset: float = 0.0) -> list[tuple[float, float, float]]:
+def across(
+    car: Car, t0: float, y0: float, t1: float, y1: float, inset: float = 0.0
+) -> list[tuple[float, float, float]]:
     """The strip of the body between two places of its outline, from flank to flank."""
     a, b = car.half(y0) - inset, car.half(y1) - inset
     za, zb = car.along(t0), car.along(t1)
@@ -984,7 +1039,9 @@ def draw_car_shadow(canvas: Canvas, car: Car) -> None:
     """The dark under and around a car; the road keeps its label."""
     mid, reach = car.z + car.length / 2, car.length / 2
     for grow_by, alpha in ((1.22, 0.25), (1.1, 0.35), (0.98, 0.6)):
-        ring = [(car.x + 0.95 * car.width / 1.7 * grow_by * cx, 0.0, mid + reach * 1.12 * grow_by * cy) for cx, cy in CIRCLE]
+        ring = [
+            (car.x + 0.95 * car.width / 1.7 * grow_by * cx, 0.0, mid + reach * 1.12 * grow_by * cy) for cx, cy in CIRCLE
+        ]
         canvas.face(ring, (14.0, 14.0, 16.0), None, alpha)
 
 
@@ -992,7 +1049,12 @@ def draw_wheels(canvas: Canvas, car: Car, flank: float) -> None:
     """Two wheels with rims on the flank X = flank."""
     for t in (0.72, car.length - 0.80):
         z = car.along(t)
-        for radius, colour in ((0.37, (16.0, 16.0, 17.0)), (0.30, (24.0, 24.0, 25.0)), (0.20, (112.0, 114.0, 116.0)), (0.06, (40.0, 40.0, 42.0))):
+        for radius, colour in (
+            (0.37, (16.0, 16.0, 17.0)),
+            (0.30, (24.0, 24.0, 25.0)),
+            (0.20, (112.0, 114.0, 116.0)),
+            (0.06, (40.0, 40.0, 42.0)),
+        ):
             canvas.face([(flank, 0.31 + radius * cy, z + radius * cx) for cx, cy in CIRCLE], colour, CAR)
 
 
@@ -1015,7 +1077,9 @@ def draw_flank(canvas: Canvas, car: Car) -> None:
     lower = [(t, min(y, car.belt)) for t, y in car.outline]
     canvas.face([(flank, y, car.along(t)) for t, y in lower], sheet, CAR)
     cabin = [(t, y) for t, y in car.outline if y >= car.belt - 0.05]
-    canvas.face([(car.x + side * car.half(y), y, car.along(t)) for t, y in cabin], tint(car.paint, 0.85 * car.glow), CAR)
+    canvas.face(
+        [(car.x + side * car.half(y), y, car.along(t)) for t, y in cabin], tint(car.paint, 0.85 * car.glow), CAR
+    )
     middle_t = 0.5 * (cabin[0][0] + cabin[-1][0])
     top = max(y for _, y in cabin)
     pane = [(middle_t + 0.84 * (t - middle_t), car.belt + 0.02 + 0.84 * (y - car.belt)) for t, y in cabin]
@@ -1025,7 +1089,9 @@ def draw_flank(canvas: Canvas, car: Car) -> None:
     if len(half) > 2:
         canvas.face([(car.x + side * car.half(y), y, car.along(t)) for t, y in half], (92.0, 104.0, 112.0), CAR, 0.55)
     pillar = [(1.5, car.belt), (1.5, top - 0.04), (1.62, top - 0.04), (1.62, car.belt)]
-    canvas.face([(car.x + side * car.half(y), y, car.along(t)) for t, y in pillar], tint(car.paint, 0.6 * car.glow), CAR)
+    canvas.face(
+        [(car.x + side * car.half(y), y, car.along(t)) for t, y in pillar], tint(car.paint, 0.6 * car.glow), CAR
+    )
     draw_wheels(canvas, car, flank)
 
 
@@ -1055,7 +1121,7 @@ def draw_strips(canvas: Canvas, car: Car) -> None:
 
 def draw_screen(canvas: Canvas, car: Car, a: tuple[float, float], b: tuple[float, float]) -> None:
     """A wind or rear screen within the strip from a to b, sky mirrored in its upper part, seats behind."""
-    (t0, y0), (t1, y1) = ((a, b) if a[1] < b[1] else (b, a))
+    (t0, y0), (t1, y1) = (a, b) if a[1] < b[1] else (b, a)
 
     def at(k: float) -> tuple[float, float]:
         return t0 + k * (t1 - t0), y0 + k * (y1 - y0)
@@ -1074,12 +1140,14 @@ def draw_end(canvas: Canvas, car: Car) -> None:
     z, w = car.z - 0.035, car.width / 2
 
     def plate(x0: float, x1: float, y0: float, y1: float, colour: RGB, alpha: float = 1.0) -> None:
-        canvas.face([(car.x + x0, y0, z), (car.x + x0, y1, z), (car.x + x1, y1, z), (car.x + x1, y0, z)], colour, CAR, alpha)
+        canvas.face(
+            [(car.x + x0, y0, z), (car.x + x0, y1, z), (car.x + x1, y1, z), (car.x + x1, y0, z)], colour, CAR, alpha
+        )
 
     plate(-w, w, 0.26, 0.44, (30.0, 31.0, 33.0))
     plate(-w, w, 0.44, 0.48, tint(car.paint, 0.5 * car.glow))
     for side in (-1, 1):
-        plate(side * (w - 0.26), side * (w - 0.04), 0.0, 0.28, (14.0, 14.0, 15.0))
+        plate(side * (w - 0.24), side * (w - 0.05), 0.0, 0.28, (14.0, 14.0, 15.0))
         if car.oncoming:
             plate(side * (w - 0.42), side * (w - 0.06), 0.60, 0.74, (206.0, 208.0, 200.0))
             plate(side * (w - 0.34), side * (w - 0.16), 0.63, 0.72, (244.0, 244.0, 236.0))
@@ -1153,9 +1221,27 @@ def draw_bicyclist(canvas: Canvas, rng: Rng, x: float, z: float) -> None:
         ([(0.02, 1.02), (0.18, 1.02), (0.20, 0.72), (0.15, 0.42), (0.07, 0.42), (0.05, 0.72)], tint(legs, 1.25)),
         ([(0.05, 0.44), (0.18, 0.44), (0.18, 0.32), (0.05, 0.32)], (20.0, 20.0, 22.0)),
         ([(-0.34, 1.04), (0.34, 1.04), (0.34, 1.00), (-0.34, 1.00)], (34.0, 34.0, 36.0)),
-        ([(-0.17, 1.50), (-0.25, 1.42), (-0.34, 1.14), (-0.31, 1.00), (-0.25, 1.02), (-0.26, 1.14), (-0.16, 1.3)], tint(coat, 0.85)),
-        ([(0.17, 1.50), (0.25, 1.42), (0.34, 1.14), (0.31, 1.00), (0.25, 1.02), (0.26, 1.14), (0.16, 1.3)], tint(coat, 0.7)),
-        ([(-0.12, 1.55), (0.12, 1.55), (0.23, 1.46), (0.19, 1.12), (0.20, 0.95), (-0.20, 0.95), (-0.19, 1.12), (-0.23, 1.46)], vest),
+        (
+            [(-0.17, 1.50), (-0.25, 1.42), (-0.34, 1.14), (-0.31, 1.00), (-0.25, 1.02), (-0.26, 1.14), (-0.16, 1.3)],
+            tint(coat, 0.85),
+        ),
+        (
+            [(0.17, 1.50), (0.25, 1.42), (0.34, 1.14), (0.31, 1.00), (0.25, 1.02), (0.26, 1.14), (0.16, 1.3)],
+            tint(coat, 0.7),
+        ),
+        (
+            [
+                (-0.12, 1.55),
+                (0.12, 1.55),
+                (0.23, 1.46),
+                (0.19, 1.12),
+                (0.20, 0.95),
+                (-0.20, 0.95),
+                (-0.19, 1.12),
+                (-0.23, 1.46),
+            ],
+            vest,
+        ),
         ([(0.08, 1.55), (0.12, 1.55), (0.23, 1.46), (0.19, 1.12), (0.20, 0.95), (0.12, 0.95)], tint(vest, 0.78)),
         ([(-0.20, 1.22), (0.20, 1.22), (0.19, 1.16), (-0.19, 1.16)], tint(vest, 1.25)),
         ([(0.10 * cx, 1.66 + 0.12 * cy) for cx, cy in CIRCLE], (88.0, 66.0, 54.0)),
@@ -1196,7 +1282,7 @@ def cars(canvas: Canvas, rng: Rng, street: Street, light: Light) -> Iterator[Ite
     lane = 0.5 * (street.left_kerb + street.centre)
     yield item(make_car(rng, lane + rng.uniform(-0.2, 0.2), rng.uniform(11.0, 22.0), False, glow))
     yield item(make_car(rng, lane + rng.uniform(-0.2, 0.2), rng.uniform(34.0, 60.0), False, glow))
-    other = street.centre + 1.6
+    other = street.centre + 1.5
     z = rng.uniform(9.0, 20.0)
     for _ in range(rng.integer(1, 3)):
         yield item(make_car(rng, other + rng.uniform(-0.2, 0.2), z, True, glow))
@@ -1215,7 +1301,7 @@ def trees(canvas: Canvas, rng: Rng, street: Street, light: Light, side: int, par
         seed = Rng(rng.bits())
         return z, lambda: draw_tree(canvas, seed, x, z, height, 0.5 + 0.5 * light.on(-side), leafy, light.sun_side)
 
-    z = rng.uniform(11.0, 16.0)
+    z = rng.uniform(11.0, 16.0) if park else rng.uniform(16.0, 24.0)
     while z < FAR - 15.0:
         if park:
             yield item(street.front(side) + side * rng.uniform(1.0, 2.5), z, rng.uniform(8.0, 11.5))
@@ -1255,7 +1341,9 @@ def people(canvas: Canvas, rng: Rng, street: Street) -> Iterator[Item]:
         yield z, lambda z=z, seed=seed: draw_bicyclist(canvas, seed, street.left_kerb + 0.9, z)
 
 
-def draw_side(canvas: Canvas, rng: Rng, street: Street, light: Light, side: int, park: bool, row: Sequence[House]) -> None:
+def draw_side(
+    canvas: Canvas, rng: Rng, street: Street, light: Light, side: int, park: bool, row: Sequence[House]
+) -> None:
     """What borders the street on one side: the row of houses, or a park's hedge and railings."""
     front = street.front(side)
     if park:
@@ -1290,8 +1378,10 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
     camera = Camera(
         focal=1.25 * h, cx=w * rng.uniform(0.46, 0.58), cy=h * rng.uniform(0.43, 0.49), height=rng.uniform(1.35, 1.6)
     )
-    canvas = Canvas(np.zeros((h, w, 3)), np.zeros((h, w), np.uint8), camera, (206.0, 214.0, 220.0), rng.uniform(230, 420))
-    left, right = -rng.uniform(2.2, 2.9), rng.uniform(6.0, 7.2)
+    canvas = Canvas(
+        np.zeros((h, w, 3)), np.zeros((h, w), np.uint8), camera, (206.0, 214.0, 220.0), rng.uniform(230, 420)
+    )
+    left, right = -rng.uniform(2.2, 2.9), rng.uniform(6.7, 7.7)
     street = Street(left, right, left - rng.uniform(2.4, 3.6), right + rng.uniform(2.4, 3.4), rng.uniform(1.6, 2.0))
     overcast = rng.chance(0.3)
     light = Light(rng.pick((-1, 1)), 0.9 if overcast else 1.0, 0.8 if overcast else rng.uniform(0.58, 0.7))
@@ -1302,7 +1392,7 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
 
     draw_sky(canvas, rng)
     draw_road(canvas, street, light, rng, grey)
-    draw_vista(canvas, rng, True)
+    draw_vista(canvas, rng)
     for side in (-1, 1):
         draw_pavement(canvas, street, side, rng, grey * rng.uniform(0.88, 1.0))
     draw_arrow(canvas, street, rng.uniform(7.0, 10.0))
@@ -1318,3 +1408,135 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
     for _, draw in sorted(items, key=lambda item: -item[0]):
         draw()
     return expose(canvas, rng.seed(), rng.uniform(0.94, 1.04))
+
+
+# ---------------------------------------------------------------------------------------------- files and command line
+
+
+def save_png(path: Path, pixels: Array) -> None:
+    """Write uint8 [H, W, 3] as an RGB or [H, W] as a grey PNG; the file appears complete or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            Image.fromarray(pixels).save(stream, format="PNG", optimize=True)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_scenes(folder: Path, count: int, seed: int, height: int, width: int) -> None:
+    """Scenes seed, seed + 1, ... to folder/images and folder/labels."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        rgb, labels = scene(seed + index, height, width)
+        save_png(folder / "images" / f"scene_{index:04d}.png", rgb)
+        save_png(folder / "labels" / f"scene_{index:04d}.png", labels)
+
+
+def write_street(folder: Path) -> None:
+    """The example image and its labels: folder/street.png and folder/street_labels.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rgb, labels = scene(STREET_SEED)
+    save_png(folder / "street.png", rgb)
+    save_png(folder / "street_labels.png", labels)
+
+
+def check_street(folder: Path) -> str | None:
+    """None where the example files in a folder hold the pixels drawn here, else what is wrong, in one line."""
+    for name, drawn in zip(("street.png", "street_labels.png"), scene(STREET_SEED), strict=True):
+        path = folder / name
+        try:
+            with Image.open(path) as image:
+                stored = np.asarray(image)
+        except (OSError, SyntaxError) as error:
+            return f"{path}: cannot be read: {error}"
+        if stored.shape != drawn.shape or stored.dtype != drawn.dtype:
+            return f"{path}: is {stored.dtype} {stored.shape}, drawn is {drawn.dtype} {drawn.shape}"
+        differing = np.count_nonzero(stored != drawn)
+        if differing:
+            return f"{path}: {differing} of {drawn.size} values differ from the scene of seed {STREET_SEED}"
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def size_argument(text: str) -> tuple[int, int]:
+    """HxW, as in 360x480, to (height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 360x480 (height x width)")
+    height, width = int(parts[0]), int(parts[1])
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise argparse.ArgumentTypeError(f"'{text}': both sides must lie in {MIN_SIDE}..{MAX_SIDE}")
+    return height, width
+
+
+def whole_argument(low: int, high: int) -> Callable[[str], int]:
+    """An argument type: a whole number in low..high."""
+
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number in {low}..{high}")
+        return int(text)
+
+    return convert
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="make_scenes.py",
+        description="Draw labelled street scenes (CamVid's classes) from a seed.",
+        epilog="example: python tools/make_scenes.py -o scenes --count 8 --seed 100 --size 360x480",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--out", type=Path, metavar="DIR", help="write DIR/images and DIR/labels")
+    what.add_argument("--street", type=Path, metavar="DIR", help="rewrite the example image in DIR (golden/images)")
+    what.add_argument(
+        "--check",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=STREET_DIR,
+        help="compare the example image in DIR (golden/images) with what is drawn; status 1 if they differ",
+    )
+    parser.add_argument("--count", type=whole_argument(1, 10000), default=1, metavar="N", help="scenes (default 1)")
+    parser.add_argument(
+        "--seed", type=whole_argument(0, 2**31 - 1), default=0, metavar="S", help="seed of the first scene (default 0)"
+    )
+    parser.add_argument(
+        "--size", type=size_argument, default=(360, 480), metavar="HxW", help="height x width (default 360x480)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        if args.check is not None:
+            complaint = check_street(args.check)
+            if complaint:
+                print(f"{parser.prog}: {complaint}", file=sys.stderr)
+            return 1 if complaint else 0
+        if args.street is not None:
+            write_street(args.street)
+        else:
+            write_scenes(args.out, args.count, args.seed, *args.size)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

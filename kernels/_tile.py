@@ -1,0 +1,233 @@
+"""The register tile of every matrix product: rows x columns INT32 accumulators over one loop, requantized in place.
+
+Operands (see `_isa.Isa` for rows, columns, group):
+    a       rows of bytes (group 4; uint8 = x xor 0x80 on the vnni path) or INT16 (group 2), K padded to the group
+    panel   [K / group][columns][group], lane l of vector j holds the column `column_of(j, l)`
+    init    int32 [columns] in lane order: bias, minus 128 times the column sum on the vnni path
+    quant   per vector six half vectors of INT64: mult even, mult odd, rounding even, odd, shift even, odd - 32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numpy.typing import NDArray
+
+from . import _isa
+from ._ir import I8, I16, I32, I64, Emit, Value
+from ._jit import emitted, helper
+
+INT8, INT16, RAW, BLOCKED = 0, 1, 2, 3
+"""What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order."""
+
+QUANT_BYTES = 24
+"""Bytes of requantization parameters per column."""
+
+_PREFETCH_STEPS = 8
+
+
+def lane_order(isa: _isa.Isa) -> NDArray[np.int64]:
+    """Column of a panel that each lane holds, lane by lane.
+
+    With 512-bit registers packs work inside 128-bit blocks: vector j, lane 4 b + i holds column 16 b + 4 j + i, so that
+    packing 4 vectors to bytes gives columns in order. Elsewhere lanes are in order already.
+    """
+    lane = np.arange(isa.columns)
+    if not isa.zmm:
+        return lane
+    vector, block, inner = lane // 16, lane % 16 // 4, lane % 4
+    order: NDArray[np.int64] = 16 * block + 4 * vector + inner
+    return order
+
+
+def requantize(e: Emit, acc: Value, quant: Value) -> Value:
+    """RSR(acc * mult, shift) in INT32 lanes for 32 <= shift <= 62: even and odd lanes as INT64.
+
+    |acc * mult| < 2^62, so the result is below 2^30 + 1 and its low 32 bits are all of it.
+    """
+    builder, lanes = e.builder, acc.type.count
+    wide = ir.VectorType(I64, lanes // 2)
+    low = e.const(wide, 32)
+
+    def signed_low(v: Value) -> Value:
+        return builder.ashr(builder.shl(v, low), low)
+
+    mult, rounding, shift = ([e.load(e.offset(quant, (2 * i + j) * 4 * lanes), wide) for j in (0, 1)] for i in range(3))
+    pairs = builder.bitcast(acc, wide)
+    even = builder.mul(signed_low(pairs), signed_low(mult[0]))
+    odd = builder.mul(builder.ashr(pairs, low), signed_low(mult[1]))
+    # The odd shift is 32 less: its result ends in the high half of each INT64, where odd lanes are.
+    even = builder.ashr(builder.add(even, rounding[0]), shift[0])
+    odd = builder.ashr(builder.add(odd, rounding[1]), shift[1])
+    pick = [i + lanes * (i % 2) for i in range(lanes)]
+    return e.shuffle(builder.bitcast(even, acc.type), builder.bitcast(odd, acc.type), pick)
+
+
+def _pack(e: Emit, name: str, a: Value, b: Value, element: Value) -> Value:
+    kind = ir.VectorType(element, 2 * a.type.count)
+    return e.call(f"llvm.x86.avx512.{name}.512", kind, [a, b])
+
+
+def store_int16(e: Emit, address: Value, vectors: list[Value], blocked: bool) -> None:
+    """Saturate the columns of one row to INT16 and store them; `blocked` leaves packs as they come (zmm only)."""
+    if not e.isa.zmm:
+        narrow = [e.builder.trunc(e.clamp(v, -(2**15), 2**15 - 1), ir.VectorType(I16, v.type.count)) for v in vectors]
+        e.store(address, e.concat(narrow))
+        return
+    first, second = (_pack(e, "packssdw", vectors[i], vectors[i + 1], I16) for i in (0, 2))
+    if not blocked:
+        quads = [e.builder.bitcast(v, ir.VectorType(I64, 8)) for v in (first, second)]
+        first, second = (e.shuffle(*quads, [i, i + 1, i + 8, i + 9, i + 2, i + 3, i + 10, i + 11]) for i in (0, 4))
+    e.store(address, first)
+    e.store(e.offset(address, 64), second)
+
+
+def narrow_int8(e: Emit, vectors: list[Value]) -> Value:
+    """Saturate the columns of one row to INT8, in column order."""
+    if not e.isa.zmm:
+        return e.concat(
+            [e.builder.trunc(e.clamp(v, -(2**7), 2**7 - 1), ir.VectorType(I8, v.type.count)) for v in vectors]
+        )
+    words = [_pack(e, "packssdw", vectors[i], vectors[i + 1], I16) for i in (0, 2)]
+    return _pack(e, "packsswb", words[0], words[1], I8)
+
+
+def _make_tile(dot: str) -> Any:
+    """The tile over one of the two dot products."""
+
+    def product(
+        typingctx: Any,
+        a: Any,
+        stride: Any,
+        last: Any,
+        panel: Any,
+        steps: Any,
+        init: Any,
+        quant: Any,
+        kind: Any,
+        out: Any,
+        out_stride: Any,
+    ) -> Any:
+        """One register tile: addresses and byte strides as INT64; rows beyond `last` repeat row `last`."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            e = Emit(context, builder)
+            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), codegen
+
+    return emitted(product)
+
+
+tile = _make_tile("dot8")
+"""Over bytes (or, for group 2, INT16)."""
+
+tile16 = _make_tile("dot16")
+"""Over INT16 on every path."""
+
+
+def _emit_tile(
+    e: Emit,
+    dot: Callable[[Value, Value, Value], Value],
+    a: Value,
+    stride: Value,
+    last: Value,
+    panel: Value,
+    steps: Value,
+    init: Value,
+    quant: Value,
+    kind: Value,
+    out: Value,
+    out_stride: Value,
+) -> None:
+    isa, builder = e.isa, e.builder
+    vector = ir.VectorType(I32, isa.lanes)
+    width = 4 * isa.lanes
+    rows, outs = [], []
+    for r in range(isa.rows):
+        row = e.same("smin", e.i64(r), last)
+        rows.append(builder.add(a, builder.mul(row, stride)))
+        outs.append(builder.add(out, builder.mul(row, out_stride)))
+    start = [e.load(e.offset(init, j * width), vector) for j in range(isa.vectors)]
+
+    def step(k: Value, accs: list[Value]) -> list[Value]:
+        here = builder.add(panel, builder.mul(k, e.i64(isa.vectors * width)))
+        for j in range(max(1, isa.vectors * width // 64)):
+            e.prefetch(e.offset(here, _PREFETCH_STEPS * isa.vectors * width + 64 * j))
+        columns = [e.load(e.offset(here, j * width), vector) for j in range(isa.vectors)]
+        result = []
+        for r, row in enumerate(rows):
+            group = e.splat(e.load(builder.add(row, builder.shl(k, e.i64(2))), I32), isa.lanes)
+            result += [dot(accs[r * isa.vectors + j], group, columns[j]) for j in range(isa.vectors)]
+        return result
+
+    accs = e.loop(e.i64(0), steps, 1, start * isa.rows, step)
+    tile_rows = [accs[r * isa.vectors : (r + 1) * isa.vectors] for r in range(isa.rows)]
+    with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
+        with raw:
+            for row_out, values in zip(outs, tile_rows, strict=True):
+                for j, value in enumerate(values):
+                    e.store(e.offset(row_out, j * width), value)
+        with scaled:
+            _store_scaled(e, tile_rows, quant, kind, outs)
+
+
+def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, outs: list[Value]) -> None:
+    builder, width = e.builder, QUANT_BYTES * e.isa.lanes
+    scaled: list[list[Value]] = [[] for _ in tile_rows]
+    for j in range(e.isa.vectors):
+        for values, row in zip(tile_rows, scaled, strict=True):
+            row.append(requantize(e, values[j], e.offset(quant, j * width)))
+    with builder.if_else(builder.icmp_signed("==", kind, e.i64(INT8))) as (bytes_, words):
+        with bytes_:
+            for out, row in zip(outs, scaled, strict=True):
+                e.store(out, narrow_int8(e, row))
+        with words, builder.if_else(builder.icmp_signed("==", kind, e.i64(INT16))) as (ordered, blocked):
+            with ordered:
+                for out, row in zip(outs, scaled, strict=True):
+                    store_int16(e, out, row, False)
+            with blocked:
+                for out, row in zip(outs, scaled, strict=True):
+                    store_int16(e, out, row, True)
+
+
+def _constant(pick: Any) -> Any:
+    """An intrinsic without arguments that is a property of the instruction path, folded during code generation."""
+
+    def constant(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            e = Emit(context, builder)
+            return e.i64(int(pick(e.isa)))
+
+        return types.int64(), codegen
+
+    return emitted(constant)
+
+
+tile_rows = _constant(lambda isa: isa.rows)
+tile_columns = _constant(lambda isa: isa.columns)
+group_size = _constant(lambda isa: isa.group)
+biased = _constant(lambda isa: isa.name == "vnni")
+has_zmm = _constant(lambda isa: isa.zmm)
+
+
+@emitted
+def address(typingctx: Any, array: Any) -> Any:
+    """Address of the first element of an array. The caller keeps the array alive: pass arrays as arguments only."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, I64)
+
+    return types.int64(array), codegen
+
+
+@helper
+def ceil_div(a: int, b: int) -> int:
+    """ceil(a / b) for a >= 0, b > 0."""
+    return (a + b - 1) // b

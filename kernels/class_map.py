@@ -1,0 +1,81 @@
+"""upsample_bilinear and argmax in one pass, without scores at pixel resolution (SPEC 4.19, 4.20)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import helper, kernel
+
+Array = NDArray[Any]
+
+
+@helper
+def _candidates(a: Array, b: Array, c: Array, d: Array, found: Array) -> int:
+    """Classes that can win somewhere between four cells, ascending, to `found`; returns their number.
+
+    A bilinear value lies between the least and the greatest of its corners. A class whose greatest corner is below
+    some other's least corner never wins; equal ones stay, for ties.
+    """
+    classes = a.shape[0]
+    floor = min(min(a[0], b[0]), min(c[0], d[0]))
+    for k in range(1, classes):
+        floor = max(floor, min(min(a[k], b[k]), min(c[k], d[k])))
+    count = 0
+    for k in range(classes):
+        found[count] = k
+        count += np.int64(max(max(a[k], b[k]), max(c[k], d[k])) >= floor)
+    return count
+
+
+@kernel("void(int32[:, :, ::1], int64, uint16[:, ::1], int64[::1], int64[:, ::1], int64, int64)")
+def bilinear_argmax(
+    scores: Array, factor: int, labels: Array, found: Array, ends: Array, start: int, stop: int
+) -> None:
+    """Pixels in bands start to stop - 1; band r lies between the centres of cell rows r - 1 and r.
+
+    scores  int32 [h, w, C];  labels uint16 [height, width], at most h * factor x w * factor
+    found   int64 [C + 1], scratch;  ends int64 [2, C], scratch
+    """
+    height, width, classes = scores.shape
+    high, wide = labels.shape
+    # Output i lies at position 2 i + 1 - factor in steps of 1 / (2 factor) cells: lower cell p // 2f, weight p % 2f.
+    for r in range(start, stop):
+        above, below = max(r - 1, 0), min(r, height - 1)
+        y0, y1 = _span(r, height, factor, high)
+        for s in range(width + 1):
+            left, right = max(s - 1, 0), min(s, width - 1)
+            x0, x1 = _span(s, width, factor, wide)
+            if y0 >= y1 or x0 >= x1:
+                continue
+            corners = scores[above, left], scores[above, right], scores[below, left], scores[below, right]
+            count = _candidates(corners[0], corners[1], corners[2], corners[3], found)
+            if count == 1:
+                for y in range(y0, y1):
+                    for x in range(x0, x1):
+                        labels[y, x] = found[0]
+                continue
+            for y in range(y0, y1):
+                v = (2 * y + 1 - factor) - 2 * factor * (r - 1) if 0 < r < height else 0
+                for k in range(count):
+                    n = found[k]
+                    ends[0, k] = corners[0][n] * (2 * factor - v) + corners[2][n] * np.int64(v)
+                    ends[1, k] = corners[1][n] * (2 * factor - v) + corners[3][n] * np.int64(v)
+                for x in range(x0, x1):
+                    u = (2 * x + 1 - factor) - 2 * factor * (s - 1) if 0 < s < width else 0
+                    best, label = ends[0, 0] * (2 * factor - u) + ends[1, 0] * u, found[0]
+                    for k in range(1, count):
+                        value = ends[0, k] * (2 * factor - u) + ends[1, k] * u
+                        if value > best:
+                            best, label = value, found[k]
+                    labels[y, x] = label
+
+
+@helper
+def _span(cell: int, cells: int, factor: int, limit: int) -> tuple[int, int]:
+    """Pixels [first, past) whose lower cell is cell - 1, those before the first and after the last centre included."""
+    first = 0 if cell == 0 else (2 * factor * (cell - 1) + factor) // 2
+    past = cells * factor if cell == cells else (2 * factor * cell + factor) // 2
+    return first, min(past, limit)

@@ -1,0 +1,212 @@
+"""layernorm: one pass of integer moments, an exact square root, one pass of gamma and beta (SPEC 4.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numpy.typing import NDArray
+
+from . import _isa
+from ._ir import I8, I16, I32, I64, Emit, Value
+from ._jit import emitted, helper, kernel
+from ._tile import address
+from .softmax2 import bit_length
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """gamma and beta [D] in the layout of the row pass.
+
+    vectors  int64 [ceil(D / lanes) * 2 lanes]: per vector mult even, mult odd, bias even, bias odd (half vectors),
+             the bias with 2^(shift-1) added: |bias| < 2^61 + 2^61
+    mult, bias  int64 [D]   for the plain path
+    shift, wide  whether the shift is below 32: the register path needs 32
+    """
+
+    vectors: NDArray[np.int64]
+    mult: NDArray[np.int64]
+    bias: NDArray[np.int64]
+    shift: int
+    wide: bool
+
+
+def pack(mult: Array, bias: Array, shift: int) -> Packed:
+    """Pack for this process' instruction path: mult int32 [D], bias int64 [D]."""
+    lanes = _isa.select().lanes
+    size = -(-len(mult) // lanes) * lanes
+    m, b = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    m[: len(mult)], b[: len(mult)] = mult, bias + (np.int64(1) << np.int64(shift - 1))
+    m, b = m.reshape(-1, lanes), b.reshape(-1, lanes)
+    vectors = np.stack([m[:, ::2], m[:, 1::2], b[:, ::2], b[:, 1::2]], axis=1).reshape(-1)
+    return Packed(np.ascontiguousarray(vectors), mult.astype(np.int64), bias, shift, shift < 32)
+
+
+@emitted
+def row_sums(typingctx: Any, row: Any, count: Any) -> Any:
+    """(sum x, sum x^2) of `count` INT16, a multiple of 2 lanes below 2^16, at address `row`; exact INT64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        address_, count_ = args
+        words, sums = ir.VectorType(I16, 2 * e.isa.lanes), ir.VectorType(I32, e.isa.lanes)
+        wide = ir.VectorType(I64, e.isa.lanes)
+        ones, zero = builder.bitcast(e.const(words, 1), sums), e.const(sums, 0)
+
+        def step(i: Value, carried: list[Value]) -> list[Value]:
+            x = builder.bitcast(e.load(builder.add(address_, builder.shl(i, e.i64(1))), words), sums)
+            # x0^2 + x1^2 <= 2^31 wraps to INT32 and is right as UINT32. The plain sum stays below 2^31: 2^16 elements.
+            squares = builder.zext(e.dot16(zero, x, x), wide)
+            return [e.dot16(carried[0], x, ones), builder.add(carried[1], squares)]
+
+        start = [zero, e.const(wide, 0)]
+        total, squares = e.loop(e.i64(0), count_, 2 * e.isa.lanes, start, step)
+        both = [builder.sext(e.sum_lanes(total), I64), e.sum_lanes(squares)]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(types.int64, 2)(types.int64, types.int64), codegen
+
+
+@emitted
+def row_apply(
+    typingctx: Any, row: Any, count: Any, mean: Any, f: Any, vectors: Any, shift: Any, size: Any, out: Any
+) -> Any:
+    """saturate((((x - mean) f >> 1) mult + bias) >> shift) for `count` INT16, a multiple of lanes; 32 <= shift <= 62."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        _emit_apply(e, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), codegen
+
+
+def _emit_apply(
+    e: Emit, row: Value, count: Value, mean: Value, f: Value, vectors: Value, shift: Value, size: Value, out: Value
+) -> None:
+    builder, lanes = e.builder, e.isa.lanes
+    ints, wide = ir.VectorType(I32, lanes), ir.VectorType(I64, lanes // 2)
+    means = e.splat(builder.trunc(mean, I32), lanes)
+    factor, shifts = e.splat(f, lanes // 2), e.splat(shift, lanes // 2)
+    high_shifts = builder.sub(shifts, e.const(wide, 32))
+    low, one = e.const(wide, 32), e.const(wide, 1)
+    pick = [i + lanes * (i % 2) for i in range(lanes)]
+
+    def signed_low(v: Value) -> Value:
+        return builder.ashr(builder.shl(v, low), low)
+
+    def scaled(y: Value, params: Value, part: int, by: Value) -> Value:
+        """One half vector: y is INT64 with |y| < 2^17, z = (y f) >> 1 with |z| < 2^30."""
+        z = signed_low(builder.ashr(builder.mul(y, signed_low(factor)), one))
+        mult, bias = (e.load(e.offset(params, (2 * i + part) * 4 * lanes), wide) for i in (0, 1))
+        return builder.ashr(builder.add(builder.mul(z, signed_low(mult)), bias), by)
+
+    def step(i: Value, carried: list[Value]) -> list[Value]:
+        x = e.load(builder.add(row, builder.shl(i, e.i64(1))), ir.VectorType(I16, lanes))
+        y = builder.bitcast(builder.sub(builder.sext(x, ints), means), wide)
+        params = builder.add(vectors, builder.shl(i, e.i64(4)))
+        even = scaled(signed_low(y), params, 0, shifts)
+        odd = scaled(builder.ashr(y, low), params, 1, high_shifts)
+        both = e.shuffle(builder.bitcast(even, ints), builder.bitcast(odd, ints), pick)
+        to = builder.add(out, builder.mul(i, size))
+        with builder.if_else(builder.icmp_signed("==", size, e.i64(1))) as (bytes_, words):
+            with bytes_:
+                e.store(to, builder.trunc(e.clamp(both, -(2**7), 2**7 - 1), ir.VectorType(I8, lanes)))
+            with words:
+                e.store(to, builder.trunc(e.clamp(both, -(2**15), 2**15 - 1), ir.VectorType(I16, lanes)))
+        return []
+
+    e.loop(e.i64(0), count, lanes, [], step)
+
+
+@emitted
+def lane_count(typingctx: Any) -> Any:
+    """INT32 lanes of a vector register."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        return e.i64(e.isa.lanes)
+
+    return types.int64(), codegen
+
+
+@helper
+def isqrt(v: int) -> int:
+    """floor(sqrt(v)) for 0 <= v < 2^62: Newton's iteration from above, which falls until it is there."""
+    if v < 2:
+        return v
+    root = np.int64(1) << ((bit_length(v) + 1) >> 1)
+    while True:
+        following = (root + v // root) >> 1
+        if following >= root:
+            return root
+        root = following
+
+
+@kernel(
+    "void(int16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int8[:, ::1], int64, int64)"
+)
+def layernorm(
+    x: Array,
+    vectors: Array,
+    mult: Array,
+    bias: Array,
+    shift: int,
+    wide: int,
+    size: int,
+    out: Array,
+    start: int,
+    stop: int,
+) -> None:
+    """Rows start to stop - 1: x int16 [M, D]; vectors to wide: see Packed; out int8 [M, D * size], size 1 or 2."""
+    count = x.shape[1]
+    for i in range(start, stop):
+        whole = count // (2 * lane_count()) * (2 * lane_count())
+        row = address(x) + i * count * 2
+        total, squares = row_sums(row, whole)
+        for j in range(whole, count):
+            total += np.int64(x[i, j])
+            squares += np.int64(x[i, j]) * np.int64(x[i, j])
+        mean = (2 * total + count) // (2 * count)
+        variance = squares - 2 * mean * total + count * mean * mean
+        f = np.int64(2**31 - 1) // max(isqrt(variance), np.int64(1))
+        done = np.int64(0)
+        if not wide:
+            done = count // lane_count() * lane_count()
+            row_apply(row, done, mean, f, address(vectors), shift, size, address(out) + i * count * size)
+        _plain_apply(x, i, done, mean, f, mult, bias, shift, size, out)
+
+
+@helper
+def _plain_apply(
+    x: Array, i: int, first: int, mean: int, f: int, mult: Array, bias: Array, shift: int, size: int, out: Array
+) -> None:
+    """Elements from `first` on of row i, by the definition."""
+    high = (np.int64(1) << (8 * size - 1)) - 1
+    half = np.int64(1) << (shift - np.int64(1))
+    for j in range(first, x.shape[1]):
+        z = ((np.int64(x[i, j]) - mean) * f) >> 1
+        value = min(max((z * mult[j] + bias[j] + half) >> shift, -high - 1), high)
+        for b in range(size):
+            out[i, j * size + b] = np.int8(value >> (8 * b))
+
+
+def run(packed: Packed, x: Array, out: Array, start: int, stop: int) -> None:
+    """Rows start to stop - 1 of x [M, D] int16 to `out` [M, D], int8 or int16, both contiguous."""
+    p = packed
+    layernorm(
+        x, p.vectors, p.mult, p.bias, p.shift, int(p.wide), out.itemsize, out.view(np.int8), start, stop
+    )
+
+
+def layernorm_op(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Array:
+    """`intseg.ops.layernorm`."""
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    result = np.empty(rows.shape, out)
+    run(pack(mult, bias, shift), rows, result, 0, rows.shape[0])
+    return result.reshape(x.shape)

@@ -1,0 +1,232 @@
+"""linear: INT8 matrix product against weights packed once, requantized in registers (SPEC 4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _isa
+from ._jit import helper, kernel
+from ._tile import INT8, INT16, RAW, address, biased, ceil_div, group_size, lane_order, tile, tile_columns, tile_rows
+
+Array = NDArray[Any]
+
+ROW_BLOCK = 192
+"""Rows staged at once: the block and one panel stay in the L2 cache. A multiple of every `Isa.rows` but one is enough."""
+
+_MIN_SHIFT = 32
+"""The register path shifts odd lanes by shift - 32."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights [N, K] and requantization in the layout of the instruction path (`_tile`), N padded to whole panels.
+
+    panels  int8 [panels * steps * columns * 4]   steps = ceil(K / group)
+    init    int32 [panels * columns]              start of the accumulators, in lane order
+    quant   int64 [panels * columns * 3]          for the register path
+    mult, shift  int64 [N]                        for the plain path
+    wide    whether a shift is below 32 and cannot be raised: the plain path requantizes
+    """
+
+    panels: NDArray[np.int8]
+    init: NDArray[np.int32]
+    quant: NDArray[np.int64]
+    mult: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    wide: bool
+    width: int
+    depth: int
+
+
+def raise_shifts(mult: Array, shift: Array) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Equal scales with shifts of at least 32, and whether some channel has none: mult << n must stay below 2^31."""
+    mult, shift = mult.astype(np.int64), shift.astype(np.int64)
+    missing = np.maximum(_MIN_SHIFT - shift, 0)
+    raised = mult << missing
+    wide = bool((raised >= 2**31).any())
+    return raised, shift + missing, wide
+
+
+def pack_quant(mult: NDArray[np.int64], shift: NDArray[np.int64], isa: _isa.Isa) -> NDArray[np.int64]:
+    """Half vectors of `_tile`: mult even, odd, rounding even, odd, shift even, odd - 32; columns already in lane order."""
+    mult, shift = mult.reshape(-1, isa.lanes), shift.reshape(-1, isa.lanes)
+    half = np.left_shift(np.int64(1), shift - 1)
+    parts = [mult[:, ::2], mult[:, 1::2], half[:, ::2], half[:, 1::2], shift[:, ::2], shift[:, 1::2] - _MIN_SHIFT]
+    return np.ascontiguousarray(np.stack(parts, axis=1)).reshape(-1)
+
+
+def pack(weight: Array, bias: Array, mult: Array, shift: Array) -> Packed:
+    """Pack for this process' instruction path.
+
+    weight  int8 [N, K], any strides;  bias int32 [N];  mult int32 [N];  shift int8 [N]
+    """
+    isa = _isa.select()
+    width, depth = weight.shape
+    order = lane_order(isa)
+    panels, steps = -(-width // isa.columns), -(-depth // isa.group)
+    columns = (np.arange(panels)[:, None] * isa.columns + order).reshape(-1)
+
+    padded = np.zeros((panels * isa.columns, steps * isa.group), np.int8 if isa.group == 4 else np.int16)
+    padded[:width, :depth] = weight
+    packed = padded.reshape(panels, isa.columns, steps, isa.group)[:, order].transpose(0, 2, 1, 3)
+
+    init = np.zeros(panels * isa.columns, np.int64)
+    init[:width] = bias
+    if isa.name == "vnni":
+        init[:width] -= 128 * weight.sum(axis=1, dtype=np.int64)  # stays in INT32: |128 sum w| + |bias| < 2^31
+    raised, shifts, wide = raise_shifts(mult, shift)
+    scale, count = np.zeros_like(init), np.full_like(init, _MIN_SHIFT)
+    scale[:width], count[:width] = raised, shifts
+    return Packed(
+        np.ascontiguousarray(packed).reshape(-1).view(np.int8),
+        init[columns].astype(np.int32),
+        pack_quant(scale[columns], count[columns], isa),
+        mult.astype(np.int64),
+        shift.astype(np.int64),
+        wide,
+        width,
+        depth,
+    )
+
+
+def scratch_bytes(depth: int) -> int:
+    """Scratch of one thread for a product of this depth."""
+    isa = _isa.select()
+    return ROW_BLOCK * -(-depth // isa.group) * 4 + 4 * isa.rows * isa.columns + 64
+
+
+@helper
+def stage(x: Array, row: int, depth: int, steps: int, scratch: Array, words: Array, at: int) -> None:
+    """Row of int8 to the operand format of the tile, zero padded; `words` is `scratch` as INT16, `at` counts bytes."""
+    if group_size() == 4:
+        flip = np.int8(-128) if biased() else np.int8(0)
+        for k in range(depth):
+            scratch[at + k] = x[row, k] ^ flip
+        for k in range(depth, 4 * steps):
+            scratch[at + k] = flip
+    else:
+        at //= 2
+        for k in range(depth):
+            words[at + k] = x[row, k]
+        for k in range(depth, 2 * steps):
+            words[at + k] = 0
+
+
+@helper
+def requantize_one(acc: int, mult: int, shift: int, low: int, high: int) -> int:
+    """The definition, for one element."""
+    value = (np.int64(acc) * mult + (np.int64(1) << (shift - np.int64(1)))) >> shift
+    return min(max(value, np.int64(low)), np.int64(high))
+
+
+@kernel(
+    "void(int8[:, ::1], int8[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64, int64,"
+    " int8[:, ::1], int64, int64, int8[::1])"
+)
+def linear(
+    x: Array,
+    panels: Array,
+    init: Array,
+    quant: Array,
+    mult: Array,
+    shift: Array,
+    order: Array,
+    wide: int,
+    size: int,
+    out: Array,
+    start: int,
+    stop: int,
+    scratch: Array,
+) -> None:
+    """Rows start to stop - 1 of the product.
+
+    x      int8 [M, K];  panels to wide: see Packed;  order int64 [columns]: `lane_order`
+    size   bytes of an output element: 1 or 2
+    out    int8 [M, N * size]: the output as bytes
+    scratch  int8 [scratch_bytes(K)]
+    """
+    depth, width, columns, rows = x.shape[1], mult.shape[0], tile_columns(), tile_rows()
+    steps = ceil_div(depth, group_size())
+    words = scratch.view(np.int16)
+    kind = RAW if wide else (INT8 if size == 1 else INT16)
+    base = address(scratch)
+    tile_at = ROW_BLOCK * steps * 4
+    for block in range(start, stop, ROW_BLOCK):
+        count = min(ROW_BLOCK, stop - block)
+        for r in range(count):
+            stage(x, block + r, depth, steps, scratch, words, r * steps * 4)
+        for jp in range(ceil_div(width, columns)):
+            panel = address(panels) + jp * steps * columns * 4
+            panel_init = address(init) + jp * columns * 4
+            panel_quant = address(quant) + jp * columns * 24
+            valid = min(columns, width - jp * columns)
+            direct = valid == columns and not wide
+            for i in range(0, count, rows):
+                a = base + i * steps * 4
+                last = min(rows, count - i) - 1
+                if direct:
+                    to, stride = address(out) + (block + i) * width * size + jp * columns * size, width * size
+                else:
+                    to, stride = base + tile_at, columns * 4
+                tile(a, steps * 4, last, panel, steps, panel_init, panel_quant, kind, to, stride)
+                if not direct:
+                    _copy_out(scratch, tile_at, last + 1, valid, wide, size, order, mult, shift, out, block + i, jp)
+
+
+@helper
+def _copy_out(
+    scratch: Array,
+    at: int,
+    rows: int,
+    valid: int,
+    wide: int,
+    size: int,
+    order: Array,
+    mult: Array,
+    shift: Array,
+    out: Array,
+    row: int,
+    panel: int,
+) -> None:
+    """The valid columns of a tile in scratch to the output; requantizes accumulators where the tile could not."""
+    columns = tile_columns()
+    first = panel * columns
+    if not wide:
+        for r in range(rows):
+            for c in range(valid * size):
+                out[row + r, first * size + c] = scratch[at + r * columns * 4 + c]
+        return
+    acc = scratch[at : at + rows * columns * 4].view(np.int32)
+    high = (np.int64(1) << (8 * size - 1)) - 1
+    for r in range(rows):
+        for lane in range(columns):
+            c = order[lane]
+            if c < valid:
+                n = first + c
+                value = requantize_one(np.int64(acc[r * columns + lane]), mult[n], shift[n], -high - 1, high)
+                for b in range(size):
+                    out[row + r, n * size + b] = np.int8(value >> (8 * b))
+
+
+def run(packed: Packed, x: Array, out: Array, start: int, stop: int, scratch: Array) -> None:
+    """Rows start to stop - 1 of x [M, K] int8 to `out` [M, N], int8 or int16, both contiguous."""
+    order = lane_order(_isa.select())
+    wide = int(packed.wide)
+    view, size = out.view(np.int8), out.itemsize
+    p = packed
+    linear(
+        x, p.panels, p.init, p.quant, p.mult, p.shift, order, wide, size, view, start, stop, scratch
+    )
+
+
+def linear_op(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
+    """`intseg.ops.linear`, packing on every call."""
+    packed = pack(weight, bias, mult, shift)
+    result = np.empty((x.shape[0], packed.width), out)
+    scratch = np.empty(scratch_bytes(packed.depth), np.int8)
+    run(packed, np.ascontiguousarray(x), result, 0, x.shape[0], scratch)
+    return result

@@ -1,0 +1,382 @@
+"""The command line: what it prints, what it writes, and one line with an exit code for everything that can go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import tiny_graph
+
+import intseg
+from intseg import backends, cli, models, store
+
+ENVIRONMENT = os.environ | {"INTSEG_DEBUG": ""}
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with an image, street.png, and weights, w.safetensors."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 57, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "street.png")
+    store.save(tiny_graph(), tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def infer(folder: Path, *arguments: str, image: str = "street.png") -> int:
+    weights = () if "-w" in arguments else ("-w", str(folder / "w.safetensors"))
+    return cli.main(["infer", str(folder / image), *weights, "--backend", "numpy", *arguments])
+
+
+def names(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*")} - {"street.png", "w.safetensors"}
+
+
+def run_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "intseg.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, **options)
+
+
+def assert_one_line_error(capsys: Capture, *words: str) -> None:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("intseg: ")
+    assert "Traceback" not in lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- infer
+
+
+def test_infer_writes_both_pictures_beside_the_image_and_prints_the_classes(folder: Path, capsys: Capture) -> None:
+    assert infer(folder) == 0
+    assert names(folder) == {"street_labels.png", "street_overlay.png"}
+    result = intseg.run(folder / "street.png", folder / "w.safetensors", "numpy")
+    with Image.open(folder / "street_labels.png") as labels:
+        assert labels.mode == "P"
+        assert np.array_equal(np.asarray(labels), result.labels)
+        assert np.array_equal(np.asarray(labels.convert("RGB")), np.array(result.palette, np.uint8)[result.labels])
+    with Image.open(folder / "street_overlay.png") as overlay:
+        assert np.array_equal(np.asarray(overlay)[:40, :57], np.asarray(result.overlay()))
+        assert overlay.height > 40
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    first, *table, labels_line, overlay_line = captured.out.splitlines()
+    assert "57 x 40" in first
+    assert [line.strip().rsplit(maxsplit=1)[0].strip() for line in table] == list(result.shares())
+    assert len({len(line) for line in table}) == 1
+    assert labels_line.endswith("street_labels.png")
+    assert overlay_line.endswith("street_overlay.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["-o", "{}/out.png"], {"out.png", "street_overlay.png"}),
+        (["-o", "{}/sub"], {"sub", "sub/street_labels.png", "sub/street_overlay.png"}),
+        (["-o", "{}/sub/"], {"sub", "sub/street_labels.png", "sub/street_overlay.png"}),
+        (["-o", "{}/out.png", "--no-overlay"], {"out.png"}),
+        (["--overlay", "{}/o.jpg"], {"street_labels.png", "o.jpg"}),
+        (["--opacity", "1"], {"street_labels.png", "street_overlay.png"}),
+    ],
+)
+def test_infer_options(folder: Path, arguments: list[str], written: set[str]) -> None:
+    if "sub" in written:
+        (folder / "sub").mkdir()
+    assert infer(folder, *(argument.format(folder) for argument in arguments)) == 0
+    assert names(folder) == written
+
+
+def test_infer_in_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(folder)
+    assert cli.main(["infer", "street.png", "-w", "w.safetensors", "--backend", "numpy", "-o", "out.png"]) == 0
+    assert names(folder) == {"out.png", "street_overlay.png"}
+    assert "wrote out.png" in capsys.readouterr().out
+
+
+def test_infer_json(folder: Path, capsys: Capture) -> None:
+    assert infer(folder, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    result = intseg.run(folder / "street.png", folder / "w.safetensors", "numpy")
+    assert printed["labels_sha256"] == hashlib.sha256(result.labels.tobytes()).hexdigest()
+    assert printed["model"]["sha256"] == hashlib.sha256((folder / "w.safetensors").read_bytes()).hexdigest()
+    assert (printed["width"], printed["height"], printed["backend"]) == (57, 40, "numpy")
+    assert {entry["name"]: entry["pixels"] for entry in printed["classes"]} == result.counts()
+    assert all(result.classes[entry["index"]] == entry["name"] for entry in printed["classes"])
+    assert printed["written"]["labels"] == str(folder / "street_labels.png")
+    assert infer(folder, "--json", "--no-overlay") == 0
+    assert json.loads(capsys.readouterr().out)["written"]["overlay"] is None
+
+
+def test_infer_is_the_same_twice(folder: Path) -> None:
+    written = []
+    for _ in range(2):
+        assert infer(folder) == 0
+        written.append([(folder / name).read_bytes() for name in sorted(names(folder))])
+    assert written[0] == written[1]
+
+
+def test_infer_says_what_it_did_to_an_image(folder: Path, capsys: Capture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (20, 10), (255, 0, 0, 100)).save(folder / "odd.png", exif=exif)
+    assert infer(folder, image="odd.png") == 0
+    captured = capsys.readouterr()
+    assert "10 x 20" in captured.out
+    notes = captured.err.splitlines()
+    assert len(notes) == 2
+    assert all(note.startswith("note: ") for note in notes)
+    assert "orientation 6" in notes[0]
+    assert "transparency" in notes[1]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "RGBA", "1"])
+def test_infer_works_on_every_kind_of_image(folder: Path, mode: str, capsys: Capture) -> None:
+    image = Image.new(mode, (9, 9)) if mode == "I;16" else Image.open(folder / "street.png").convert(mode)
+    image.save(folder / "kind.tiff")
+    assert infer(folder, image="kind.tiff") == 0
+    assert capsys.readouterr().err.startswith("note: ")
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "word"), [(b"", "0 bytes"), (b"some text", "not an image"), (PNG, "not an image"), (None, "no such file")]
+)
+def test_bad_images(folder: Path, data: bytes | None, word: str, capsys: Capture) -> None:
+    if data is not None:
+        (folder / "bad.png").write_bytes(data)
+    assert infer(folder, image="bad.png") == 4
+    assert_one_line_error(capsys, word, "bad.png")
+    assert names(folder) <= {"bad.png"}
+
+
+def test_truncated_image(folder: Path, capsys: Capture) -> None:
+    (folder / "bad.png").write_bytes((folder / "street.png").read_bytes()[:-2000])
+    assert infer(folder, image="bad.png") == 4
+    assert_one_line_error(capsys, "truncated", "bad.png")
+    assert names(folder) == {"bad.png"}
+
+
+def test_image_over_pillows_limit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert infer(folder) == 4
+    assert_one_line_error(capsys, "exceeds limit", "street.png")
+    assert names(folder) == set()
+
+
+def test_image_is_a_folder(folder: Path, capsys: Capture) -> None:
+    (folder / "sub.png").mkdir()
+    assert infer(folder, image="sub.png") == 4
+    assert_one_line_error(capsys, "folder")
+
+
+def float_weights() -> bytes:
+    import safetensors.numpy
+
+    data: bytes = safetensors.numpy.save({"encoder.norm.weight": np.ones(3, np.float32)})
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "word"),
+    [
+        (lambda data: data[:-10], 3, "truncated"),
+        (lambda data: data[:100], 3, "truncated"),
+        (lambda data: b"", 3, "0 bytes"),
+        (lambda data: float_weights(), 3, "tools/convert.py"),
+        (lambda data: data.replace(b'\\"format\\":1', b'\\"format\\":9'), 3, "format version 9"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), 3, "sha256"),
+        (None, 4, "cannot read weights"),
+    ],
+    ids=["cut", "cut-header", "empty", "float", "future", "flipped-bit", "missing"],
+)
+def test_bad_weights(folder: Path, change: Any, code: int, word: str, capsys: Capture) -> None:
+    bad = folder / "bad.safetensors"
+    if change:
+        bad.write_bytes(change((folder / "w.safetensors").read_bytes()))
+    assert infer(folder, "-w", str(bad)) == code
+    assert_one_line_error(capsys, word, "bad.safetensors")
+    assert names(folder) <= {"bad.safetensors"}
+
+
+def test_no_bundled_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(models, "_folder", lambda: folder / "none")
+    assert cli.main(["infer", str(folder / "street.png")]) == 3
+    assert_one_line_error(capsys, "camvid-tiny")
+    assert cli.main(["models"]) == 3
+    assert_one_line_error(capsys, "install intseg again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["-o", "{}/none/out.png"], 4, "no folder"),
+        (["-o", "{}/none/"], 4, "no folder"),
+        (["--overlay", "{}/none/out.png"], 4, "no folder"),
+        (["--overlay", "{}/sub.png"], 4, "is a folder"),
+        (["-o", "{}/out.jpg"], 2, "without loss"),
+        (["-o", "{}/out"], 2, ".png"),
+        (["--overlay", "{}/out.txt"], 2, ".png"),
+        (["-o", "{}/street.png"], 2, "different files"),
+        (["--overlay", "{}/./street.png"], 2, "different files"),
+        (["-o", "{}/a.png", "--overlay", "{}/a.png"], 2, "different files"),
+        (["--opacity", "2"], 2, "from 0 to 1"),
+        (["--opacity", "nan"], 2, "from 0 to 1"),
+        (["--threads", "0"], 2, "from 1 up"),
+        (["--threads", "many"], 2, "from 1 up"),
+        (["--backend", "cuda"], 2, "numpy"),
+        (["--overlay", "a.png", "--no-overlay"], 2, "not allowed"),
+        (["more.png"], 2, "unrecognized"),
+    ],
+)
+def test_bad_arguments(folder: Path, arguments: list[str], code: int, word: str, capsys: Capture) -> None:
+    (folder / "sub.png").mkdir()
+    before = (folder / "street.png").read_bytes()
+    assert infer(folder, *(argument.format(folder) for argument in arguments)) == code
+    assert_one_line_error(capsys, word)
+    assert names(folder) == {"sub.png"}
+    assert (folder / "street.png").read_bytes() == before
+
+
+def test_read_only_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert infer(folder) == 4
+    assert_one_line_error(capsys, "read-only", "-o")
+    assert names(folder) == set()
+
+
+def test_disk_full_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert infer(folder) == 4
+    assert_one_line_error(capsys, "No space left")
+    assert names(folder) == set()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--frob"], ["frob"], ["infer"], ["eval", "--layout", "none"]])
+def test_usage_errors_are_one_line(arguments: list[str], capsys: Capture) -> None:
+    assert cli.main(arguments) == 2
+    assert_one_line_error(capsys, "--help")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (ValueError("two\nlines"), 5, "please report"),
+        (MemoryError(), 4, "memory"),
+        (KeyboardInterrupt(), 130, "interr"),
+    ],
+)
+def test_anything_else_is_one_line_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: BaseException, code: int, word: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(backends, "class_map", fail)
+    monkeypatch.delenv("INTSEG_DEBUG", raising=False)
+    assert infer(folder) == code
+    assert_one_line_error(capsys, word)
+    assert names(folder) == set()
+
+
+def test_a_traceback_only_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("INTSEG_DEBUG", "1")
+    assert infer(folder, image="none.png") == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ other commands
+
+
+def test_models(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (folder / "camvid-tiny.safetensors").write_bytes((folder / "w.safetensors").read_bytes())
+    monkeypatch.setattr(models, "_folder", lambda: folder)
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["name", "camvid-tiny", "w"]
+    assert cli.main(["models", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["camvid-tiny", "w"]
+
+
+def test_warmup(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(backends, "has_numba", lambda: True)
+    monkeypatch.setattr(backends, "warmup", lambda: called.append(True))
+    assert cli.main(["warmup"]) == 0
+    assert called == [True]
+    capsys.readouterr()
+    monkeypatch.setattr(backends, "has_numba", lambda: False)
+    assert cli.main(["warmup"]) == 2
+    assert_one_line_error(capsys, "pip install numba")
+
+
+@pytest.mark.parametrize("command", [(), *((command.name,) for command in cli.COMMANDS)])
+def test_help_fits_a_screen(command: tuple[str, ...], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+
+
+# ------------------------------------------------------------------------------------------------- real processes
+
+
+def test_process_infer(folder: Path) -> None:
+    done = run_process("infer", "street.png", "-w", "w.safetensors", "--backend", "numpy", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(folder) == {"street_labels.png", "street_overlay.png"}
+
+
+def test_process_errors(folder: Path) -> None:
+    done = run_process("infer", "none.png", "-w", "w.safetensors", "--backend", "numpy", cwd=folder)
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert run_process("--version").stdout.strip() == f"intseg {intseg.__version__}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs /dev/full and pipes")
+def test_process_with_a_closed_or_full_standard_output(folder: Path) -> None:
+    command = [sys.executable, "-m", "intseg.cli", "infer", "street.png", "-w", "w.safetensors", "--backend", "numpy"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_process_in_a_read_only_folder(folder: Path) -> None:
+    folder.chmod(0o555)
+    try:
+        done = run_process("infer", "street.png", "-w", "w.safetensors", "--backend", "numpy", cwd=folder)
+    finally:
+        folder.chmod(0o755)
+    assert done.returncode == 4
+    assert "read-only" in done.stderr

@@ -1,0 +1,308 @@
+"""Decoding, windows and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_model import tiny_info
+
+from intseg import image as pictures
+from intseg.errors import InputError, UsageError
+
+BACKGROUND = (10, 20, 30)
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def deep_png(width: int, height: int, colour_type: int, samples: Any) -> bytes:
+    """A PNG with 16 bits per sample, which Pillow cannot write for colours."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = np.asarray(samples, ">u2").reshape(height, -1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def decode(path: Path) -> pictures.Picture:
+    return pictures.decode(path, BACKGROUND)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp"])
+def test_lossless_formats_decode_to_their_pixels_without_a_note(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(RGB).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    picture = decode(path)
+    assert picture.rgb.dtype == np.uint8
+    assert np.array_equal(picture.rgb, RGB)
+    assert picture.notes == ()
+
+
+def test_jpeg_decodes(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "image.jpg")
+    assert decode(tmp_path / "image.jpg").rgb.shape == RGB.shape
+
+
+@pytest.mark.parametrize(
+    ("mode", "note"), [("L", "grayscale"), ("1", "grayscale"), ("P", "palette"), ("CMYK", "CMYK"), ("YCbCr", "YCbCr")]
+)
+def test_other_modes_work_and_say_so(tmp_path: Path, mode: str, note: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    image.save(tmp_path / "image.tiff")
+    picture = decode(tmp_path / "image.tiff")
+    assert np.array_equal(picture.rgb, np.asarray(image.convert("RGB")))
+    assert len(picture.notes) == 1
+    assert note in picture.notes[0]
+
+
+def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:
+    alpha = np.zeros((5, 7, 1), np.uint8)
+    alpha[0], alpha[1] = 255, 100
+    Image.fromarray(np.concatenate([RGB, alpha], axis=2)).save(tmp_path / "image.png")
+    picture = decode(tmp_path / "image.png")
+    assert np.array_equal(picture.rgb[0], RGB[0])
+    assert np.array_equal(picture.rgb[2:], np.broadcast_to(np.array(BACKGROUND, np.uint8), (3, 7, 3)))
+    exact = (RGB[1].astype(float) * 100 + np.array(BACKGROUND) * 155) / 255
+    assert np.abs(picture.rgb[1] - exact).max() <= 0.5
+    assert "transparency" in picture.notes[0]
+
+
+def test_a_transparent_palette_colour_is_composited(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "image.png", transparency=1)
+    assert decode(tmp_path / "image.png").rgb.tolist() == [[[200, 0, 0], list(BACKGROUND)]]
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3)])
+def test_sixteen_bits_are_reduced_to_the_high_eight(tmp_path: Path, colour_type: int, channels: int) -> None:
+    samples = np.arange(6 * channels, dtype=np.uint16).reshape(2, 3, channels) * 3001
+    (tmp_path / "image.png").write_bytes(deep_png(3, 2, colour_type, samples))
+    picture = decode(tmp_path / "image.png")
+    assert np.array_equal(picture.rgb, np.broadcast_to(samples >> 8, (2, 3, 3)))
+    assert "16 bits" in picture.notes[0]
+
+
+def test_sixteen_bit_pgm(tmp_path: Path) -> None:
+    (tmp_path / "image.pgm").write_bytes(b"P5 2 1 65535\n\x01\x02\x03\x04")
+    picture = decode(tmp_path / "image.pgm")
+    assert picture.rgb[..., 0].tolist() == [[1, 3]]
+    assert "16 bits" in picture.notes[0]
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(tmp_path / "image.png", exif=exif)
+    picture = decode(tmp_path / "image.png")
+    assert picture.rgb.shape == ((5, 7, 3) if orientation <= 4 else (7, 5, 3))
+    assert not np.array_equal(picture.rgb, RGB)
+    assert f"orientation {orientation}" in picture.notes[0]
+    if orientation == 6:  # the stored picture is turned a quarter clockwise to be shown
+        assert np.array_equal(picture.rgb, np.rot90(RGB, -1))
+
+
+def test_only_the_first_frame_is_used(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    picture = decode(tmp_path / "image.gif")
+    assert picture.rgb[0, 0].tolist() == [255, 0, 0]
+    assert picture.notes[0] == "first of 2 frames"
+
+
+def test_path_pillow_image_and_array_are_the_same(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "image.png")
+    for source in (str(tmp_path / "image.png"), tmp_path / "image.png", Image.fromarray(RGB), RGB):
+        assert np.array_equal(pictures.decode(source, BACKGROUND).rgb, RGB)
+
+
+def test_the_decoded_array_is_not_the_callers() -> None:
+    mine = RGB.copy()
+    decoded = pictures.decode(mine, BACKGROUND).rgb
+    mine[:] = 0
+    assert np.array_equal(decoded, RGB)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        Image.new("F", (2, 2)),
+        Image.new("I", (2, 2), 70000),
+        Image.new("LAB", (2, 2)),
+        12,
+    ],
+)
+def test_other_things_are_refused(source: Any) -> None:
+    with pytest.raises(InputError, match="expected"):
+        pictures.decode(source, BACKGROUND)
+
+
+def png_bytes() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+BAD_FILES = {
+    "empty": (b"", "0 bytes"),
+    "text": (b"hello, world", "not an image"),
+    "truncated": (png_bytes()[:300], "truncated"),
+    "damaged": (png_bytes()[:60] + b"\0" * 40 + png_bytes()[100:], "cannot decode"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "icon": (b"\0\0\1\0\1\0\1\1\0\0\1\0\x18\0\x30\0\0\0\x16\0\0\0" + b"\0" * 48, "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_give_one_line(tmp_path: Path, name: str) -> None:
+    data, reason = BAD_FILES[name]
+    path = tmp_path / f"{name}.png"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=reason) as caught:
+        decode(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_an_impossible_name(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.png", "no such file"), (tmp_path, "folder"), (Path("a\0b"), "decode")):
+        with pytest.raises(InputError, match=reason):
+            decode(path)
+
+
+@pytest.mark.parametrize("limit", [10, 30])  # Pillow warns above its limit, and raises above twice its limit
+def test_pictures_over_pillows_limit_are_refused(tmp_path: Path, monkeypatch: Any, limit: int) -> None:
+    Image.fromarray(RGB).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match="exceeds limit"):
+        decode(tmp_path / "image.png")
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"P6 ", b"II*\0", b"RIFF"])
+)
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_give_an_image_or_an_input_error(tmp_path_factory: Any, data: bytes, magic: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(magic + data)
+    with contextlib.suppress(InputError):
+        assert decode(path).rgb.dtype == np.uint8
+
+
+def test_label_images_keep_their_stored_values(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
+    indexed = Image.fromarray(labels)
+    indexed.putpalette(list(range(256)) * 3)
+    indexed.save(tmp_path / "p.png")
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    Image.fromarray(labels.astype(np.uint16) * 200).save(tmp_path / "i16.png")
+    assert np.array_equal(pictures.decode_labels(tmp_path / "p.png"), labels)
+    assert np.array_equal(pictures.decode_labels(tmp_path / "l.png"), labels)
+    assert np.array_equal(pictures.decode_labels(tmp_path / "i16.png"), labels.astype(np.uint16) * 200)
+    Image.fromarray(RGB).save(tmp_path / "rgb.png")
+    with pytest.raises(InputError, match="mode RGB"):
+        pictures.decode_labels(tmp_path / "rgb.png")
+
+
+# -------------------------------------------------------------------------------------------------------- windows
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 40))
+def test_starts_cover_the_axis(stride: int, more: int, extra: int) -> None:
+    window = stride + min(more, stride)  # the stride lies between half the window and the window
+    size = window + extra
+    origins = pictures.starts(size, window, stride)
+    assert origins[0] == 0
+    assert origins[-1] + window == size
+    assert all(0 < b - a <= stride for a, b in itertools.pairwise(origins))
+    counts = [sum(origin <= cell < origin + window for origin in origins) for cell in range(size)]
+    assert min(counts) >= 1
+    assert max(counts) <= 3
+
+
+@pytest.mark.parametrize(
+    ("size", "padded", "tops", "lefts"),
+    [
+        ((1, 1), (24, 32), (0,), (0,)),
+        ((24, 32), (24, 32), (0,), (0,)),
+        ((25, 33), (32, 40), (0, 8), (0, 8)),
+        ((40, 56), (40, 56), (0, 16), (0, 24)),
+        ((41, 20), (48, 32), (0, 16, 24), (0,)),
+    ],
+)
+def test_tile(size: tuple[int, int], padded: tuple[int, int], tops: tuple[int, ...], lefts: tuple[int, ...]) -> None:
+    assert pictures.tile(tiny_info(), *size) == pictures.Tiling(*padded, tops, lefts)
+
+
+def test_padding_is_at_the_right_and_the_bottom() -> None:
+    padded = pictures.pad(RGB, 8, 9, (1, 2, 3))
+    assert np.array_equal(padded[:5, :7], RGB)
+    assert (padded[5:] == (1, 2, 3)).all()
+    assert (padded[:, 7:] == (1, 2, 3)).all()
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_overlay_mixes_exactly() -> None:
+    labels, palette = np.tile(np.arange(7, dtype=np.uint8) % 2, (5, 1)), [(255, 255, 255), (0, 100, 200)]
+    colours = np.array(palette, np.uint8)[labels]
+    assert np.array_equal(pictures.overlay(RGB, labels, palette, 0), RGB)
+    assert np.array_equal(pictures.overlay(RGB, labels, palette, 1), colours)
+    half = pictures.overlay(RGB, labels, palette, 0.5)
+    assert np.array_equal(half, (RGB.astype(int) + colours + 1) // 2)
+    white = np.full((5, 7, 3), 255, np.uint8)
+    assert np.array_equal(pictures.overlay(white, labels * 0, palette, 0.3), white)
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
+def test_overlay_refuses_other_opacities(opacity: float) -> None:
+    with pytest.raises(UsageError, match="opacity"):
+        pictures.overlay(RGB, np.zeros((5, 7), np.uint8), [(0, 0, 0)], opacity)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (480, 360), (60, 900)])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_legend_keeps_the_picture_and_shows_every_colour(size: tuple[int, int], count: int) -> None:
+    picture = Image.new("RGB", size, (1, 1, 1))
+    entries = [pictures.LegendEntry((200, 5 * i, 0), f"class {i}") for i in range(count)]
+    canvas = np.asarray(pictures.add_legend(picture, entries))
+    assert (canvas[: size[1], : size[0]] == 1).all()
+    below = {tuple(colour) for colour in canvas[size[1] :].reshape(-1, 3).tolist()}
+    assert {entry.colour for entry in entries} <= below
+
+
+@pytest.mark.parametrize(("n_cls", "mode"), [(1, "P"), (3, "P"), (256, "P"), (257, "I;16")])
+def test_label_png(n_cls: int, mode: str) -> None:
+    dtype = np.uint8 if n_cls <= 256 else np.uint16
+    labels = np.random.default_rng(n_cls).integers(0, n_cls, (6, 9)).astype(dtype)
+    labels[0, 0] = n_cls - 1
+    palette = tiny_info(n_cls=n_cls).palette
+    image = Image.open(io.BytesIO(pictures.labels_png(labels, palette)))
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(image), labels)
+    if mode == "P":
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.array(palette, np.uint8)[labels])
+
+
+@pytest.mark.parametrize(("share", "text"), [(1, "100.0%"), (0.1234, "12.3%"), (0.0001, "< 0.1%"), (0, "0.0%")])
+def test_percent(share: float, text: str) -> None:
+    assert pictures.percent(share) == text

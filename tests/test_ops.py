@@ -1,0 +1,410 @@
+"""Every op of every backend equals the oracle of plain integers, exactly: random calls, edge values, small domains."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from compare import assert_equal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import CASES, Case, integers
+
+import intseg.ops
+from intseg.ops import Value, _arith
+
+BACKENDS = {"numpy": intseg.ops.RUN}
+"""Name -> op table; every test below runs on each."""
+
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def check(case: Case, backend: str = "numpy") -> np.ndarray:
+    """The case is valid, its inferred type is right, inputs are left alone, and the result is that of the oracle."""
+    op = intseg.ops.OPS[case.op]
+    before = [x.copy() for x in case.inputs]
+    value = op.check([Value(x.dtype.name, x.shape) for x in case.inputs], case.params, case.attrs)
+    expected = naive.evaluate(case.op, case.inputs, case.params, case.attrs)
+    actual = BACKENDS[backend][case.op](*case.inputs, **case.params, **case.attrs)
+    assert_equal(actual, expected, case.op)
+    for x, old in zip(case.inputs, before, strict=True):
+        assert_equal(x, old, "input")
+    assert (value.dtype, value.shape) == (expected.dtype.name, expected.shape)
+    if value.row_sum is not None:
+        assert int(np.abs(expected.astype(np.int64)).sum(axis=-1).max()) <= value.row_sum
+    return expected
+
+
+def test_the_tables_have_the_same_keys():
+    assert list(naive.NAIVE) == list(CASES) == list(intseg.ops.OPS) == list(intseg.ops.RUN)
+
+
+@backends
+@pytest.mark.parametrize("op", CASES)
+def test_random_calls(op: str, backend: str):
+    @EXAMPLES
+    @given(CASES[op])
+    def run(case: Case) -> None:
+        for role, value in case.attrs.items():
+            assert value in intseg.ops.OPS[op].attrs[role]
+        check(case, backend)
+
+    run()
+
+
+# Primitives
+
+
+@settings(max_examples=300, deadline=None)
+@given(integers(-(2**62), 2**62), st.integers(1, 62))
+def test_rsr(x: int, c: int):
+    assert int(_arith.rsr(np.int64(x), c)) == naive.rsr(x, c)
+
+
+@pytest.mark.parametrize("c", [1, 2, 7, 31, 32, 61, 62])
+def test_rsr_ties_round_up(c: int):
+    for x in (-3, -2, -1, 0, 1):
+        tie = (2 * x + 1) * 2 ** (c - 1)
+        if abs(tie) < 2**62:
+            values = [int(_arith.rsr(np.int64(v), c)) for v in (tie - 1, tie, tie + 1)]
+            assert values == [x, x + 1, x + 1]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_requantize_at_every_tie_and_both_saturations(dtype: str):
+    low, high = naive.LIMITS[dtype]
+    step = 1 if dtype == "int8" else 257
+    cells = [*range(low - 2, high + 3, step), high - 1, high, high + 1, high + 2]
+    values = [v for i in cells for v in (8 * i - 5, 8 * i - 4, 8 * i - 3, 8 * i)]
+    expected = np.array([naive.requantize(v, 1, 3, dtype) for v in values], dtype)
+    assert_equal(_arith.requantize(np.array(values), 1, 3, dtype), expected)
+    assert expected.min() == low
+    assert expected.max() == high
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    integers(-(2**31) + 1, 2**31 - 1), integers(0, 2**31 - 1), st.integers(1, 62), st.sampled_from(["int8", "int16"])
+)
+def test_requantize(x: int, mult: int, shift: int, dtype: str):
+    assert int(_arith.requantize(np.int64(x), mult, shift, dtype)) == naive.requantize(x, mult, shift, dtype)
+
+
+def test_isqrt_around_every_square_up_to_2_to_32():
+    for start in range(0, 2**16 + 1, 2**14):
+        root = np.arange(start, start + 2**14, dtype=np.int64)
+        assert np.array_equal(_arith.isqrt(root * root), root)
+        assert np.array_equal(_arith.isqrt(root * root + 2 * root), root)  # the last value before the next square
+        assert np.array_equal(_arith.isqrt(root[root > 0] ** 2 - 1), root[root > 0] - 1)
+
+
+def test_isqrt_of_random_62_bit_values():
+    source = random.Random(1)
+    roots = [source.getrandbits(source.randint(1, 31)) for _ in range(2000)]
+    values = [source.getrandbits(source.randint(1, 62)) for _ in range(2000)] + [2**62 - 1, (2**31 - 1) ** 2]
+    values += [r * r + step for r in roots for step in (-1, 0, 1) if r * r + step >= 0]
+    assert _arith.isqrt(np.array(values)).tolist() == [math.isqrt(v) for v in values]
+    assert [naive.isqrt(v) for v in values] == [math.isqrt(v) for v in values]
+
+
+def test_bit_length():
+    values = [0, *(2**n + step for n in range(63) for step in (-1, 0, 1) if 0 <= 2**n + step < 2**63)]
+    assert _arith.bit_length(np.array(values)).tolist() == [v.bit_length() for v in values]
+    assert [naive.bit_length(v) for v in values] == [v.bit_length() for v in values]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    integers(0, 2**46 - 1), st.integers(0, 2**10), st.sampled_from([8, 16]), st.sampled_from(["paper", "normalized"])
+)
+def test_int_div(d: int, part: int, k_out: int, kind: str):
+    n = d * part // 2**10
+    assert int(_arith.int_div(np.int64(n), np.int64(d), k_out, kind)) == naive.int_div(n, d, k_out, kind)
+
+
+@pytest.mark.parametrize("kind", ["paper", "normalized"])
+def test_int_div_by_zero_counts_as_division_by_one(kind: str):
+    assert int(_arith.int_div(np.int64(0), np.int64(0), 8, kind)) == naive.int_div(0, 0, 8, kind) == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(integers(-(2**17), 0), integers(1, 2**15), st.integers(0, 31), st.integers(1, 64))
+def test_shift_exp(x: int, i0: int, k_inter: int, lam: int):
+    k_inter = min(k_inter, 60 - i0.bit_length())
+    assert int(_arith.shift_exp(np.int64(x), i0, k_inter, lam)) == naive.shift_exp(x, i0, k_inter, lam)
+
+
+@settings(max_examples=200, deadline=None)
+@given(integers(-(2**40), 2**40), st.integers(-2000, 20))
+def test_shift_left(x: int, n: int):
+    assert int(_arith.shift_left(np.int64(x), np.int64(n))) == naive.floor_shift(x, max(n, -62))
+
+
+# Edge values per op
+
+ROWS_INT16 = {
+    "all -32768": [-32768] * 7,
+    "all 32767": [32767] * 7,
+    "alternating": [-32768, 32767] * 4,
+    "one-hot": [0, 0, 32767, 0, 0],
+    "one low": [0, -32768, 0],
+    "constant": [5] * 9,
+    "zero": [0] * 6,
+    "one value": [-3],
+    "0 and -1": [0, -1],
+    "-1 and 0, odd": [-1, 0, -1],
+}
+ROWS_INT8 = {
+    "all -128": [-128] * 7,
+    "all 127": [127] * 7,
+    "alternating": [-128, 127] * 4,
+    "one-hot": [0, 0, 127, 0],
+    "constant": [5] * 9,
+    "zero": [0] * 6,
+    "one value": [-3],
+    "all negative": [-1, -2, -3, -64, -127, -128],
+}
+OUT = pytest.mark.parametrize("out", ["int8", "int16"])
+KIND = pytest.mark.parametrize("kind", ["paper", "normalized"])
+K_OUT = pytest.mark.parametrize("k_out", [8, 16])
+
+
+def row(values: list[int], dtype: str) -> np.ndarray:
+    return np.array([values], dtype)
+
+
+@backends
+@OUT
+@pytest.mark.parametrize("x", [-128, 0, 127])
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize(("mult", "shift"), [(0, 1), (1, 1), (2**31 - 1, 1), (2**31 - 1, 62), (2**30, 45), (0, 62)])
+def test_linear_extremes(backend: str, out: str, x: int, weight: int, mult: int, shift: int):
+    params = {
+        "weight": np.full((2, 5), weight, np.int8),
+        "bias": np.array([2**31 - 1 - 128 * 128 * 5, -9], np.int32),
+        "mult": np.full(2, mult, np.int32),
+        "shift": np.full(2, shift, np.int8),
+    }
+    check(Case("linear", [np.full((1, 5), x, np.int8)], params, {"out": out}), backend)
+
+
+@backends
+@OUT
+def test_linear_of_depth_one_over_the_whole_domain(backend: str, out: str):
+    """K = 1: all 65,536 products, at a scale with ties."""
+    x = np.arange(-128, 128, dtype=np.int8)[:, None]
+    params = {
+        "weight": x,
+        "bias": np.zeros(256, np.int32),
+        "mult": np.ones(256, np.int32),
+        "shift": np.full(256, 6, np.int8),
+    }
+    result = check(Case("linear", [x], params, {"out": out}), backend)
+    assert (result.min(), result.max()) == ((-128, 127) if out == "int8" else (-254, 256))
+
+
+@backends
+@OUT
+def test_linear_at_the_accumulator_bound(backend: str, out: str):
+    """128 * sum |w| + |bias| = 2^31 - 1 is the last bias that validation accepts; both signs of the accumulator."""
+    bias = 2**31 - 1 - 128 * 128 * 3
+    params = {
+        "weight": np.full((2, 3), -128, np.int8),
+        "bias": np.array([bias, -bias], np.int32),
+        "mult": np.full(2, 2**31 - 1, np.int32),
+        "shift": np.array([62, 62], np.int8),
+    }
+    check(Case("linear", [np.full((1, 3), -128, np.int8)], params, {"out": out}), backend)
+    check(Case("linear", [np.full((1, 3), 127, np.int8)], params, {"out": out}), backend)
+
+
+@backends
+@pytest.mark.parametrize("name", ROWS_INT16)
+@pytest.mark.parametrize(
+    ("mult", "shift"), [(2**30, 30), (1, 1), (3, 2), (2**31 - 1, 62), (0, 1), (2**15 - 1, 1), (2**31 - 1, 18)]
+)
+def test_add_extremes(backend: str, name: str, mult: int, shift: int):
+    x = row(ROWS_INT16[name], "int16")
+    for other in (x, -1 - x, np.zeros_like(x)):
+        attrs = {"mult_a": mult, "shift_a": shift, "mult_b": 2**30, "shift_b": 30}
+        check(Case("add", [x, other], {}, attrs), backend)
+
+
+@backends
+def test_add_identity_is_exact(backend: str):
+    x = np.arange(-(2**15), 2**15, dtype=np.int16)[None]
+    attrs = {"mult_a": 2**30, "shift_a": 30, "mult_b": 2**30, "shift_b": 30}
+    assert_equal(BACKENDS[backend]["add"](x, np.zeros_like(x), **attrs), x)
+
+
+@backends
+@OUT
+@pytest.mark.parametrize("name", ROWS_INT16)
+@pytest.mark.parametrize("gamma", [0, 1, -1, 2**31 - 1, -(2**31) + 1, 2**24 + 1])
+@pytest.mark.parametrize("shift", [1, 31, 53, 62])
+def test_layernorm_extremes(backend: str, out: str, name: str, gamma: int, shift: int):
+    x = row(ROWS_INT16[name], "int16")
+    for beta in (0, 2**61 - 1, -(2**61) + 1, 3 * 2 ** min(shift - 1, 58)):
+        params = {"mult": np.full(x.shape[1], gamma, np.int32), "bias": np.full(x.shape[1], beta, np.int64)}
+        check(Case("layernorm", [x], params, {"shift": shift, "out": out}), backend)
+
+
+@backends
+def test_layernorm_of_a_long_row(backend: str):
+    """1,024 channels of alternating extremes: the variance needs 41 bits."""
+    x = np.tile(np.array([-32768, 32767], np.int16), 512)[None]
+    params = {"mult": np.full(1024, 2**26, np.int32), "bias": np.zeros(1024, np.int64)}
+    check(Case("layernorm", [x], params, {"shift": 50, "out": "int16"}), backend)
+
+
+@backends
+@pytest.mark.parametrize("name", ROWS_INT16)
+@pytest.mark.parametrize(("mult", "shift"), [(127, 30), (2**31 - 1, 62), (0, 1), (2**31 - 1, 1), (1, 23)])
+def test_l2norm_extremes(backend: str, name: str, mult: int, shift: int):
+    check(Case("l2norm", [row(ROWS_INT16[name], "int16")], {}, {"mult": mult, "shift": shift}), backend)
+
+
+@backends
+@OUT
+@pytest.mark.parametrize("transpose", [0, 1])
+@pytest.mark.parametrize("value", [-32768, 32767])
+def test_matmul_int16_at_the_accumulator_bound(backend: str, out: str, transpose: int, value: int):
+    """K = 511 is the longest inner axis that is proved without a row sum: 511 * 2^15 * 2^7 < 2^31."""
+    a = np.full((1, 1, 511), value, np.int16)
+    b = np.full((1, 2, 511) if transpose else (1, 511, 2), -128, np.int8)
+    params = {"mult": np.full((1, 1), 2**31 - 1, np.int32), "shift": np.full((1, 1), 55, np.int8)}
+    check(Case("matmul", [a, b], params, {"transpose_b": transpose, "out": out}), backend)
+
+
+@backends
+@pytest.mark.parametrize("per_column", [False, True])
+def test_matmul_without_batch_axes(backend: str, per_column: bool):
+    a, b = np.array([[-128]], np.int8), np.array([[127, -128, 1]], np.int8)
+    mult = np.array([3, 2**31 - 1, 0] if per_column else [5], np.int32)
+    shift = np.array([1, 62, 62] if per_column else [4], np.int8)
+    check(Case("matmul", [a, b], {"mult": mult, "shift": shift}, {"transpose_b": 0, "out": "int16"}), backend)
+
+
+@backends
+@OUT
+@KIND
+@pytest.mark.parametrize("name", ROWS_INT16)
+@pytest.mark.parametrize(("i0", "k_inter"), [(1, 0), (1, 15), (2**15, 0), (16, 11), (17, 10), (181, 7), (2, 14)])
+def test_shiftmax_extremes(backend: str, out: str, kind: str, name: str, i0: int, k_inter: int):
+    attrs = {"i0": i0, "k_inter": k_inter, "int_div_kind": kind, "out": out}
+    check(Case("shiftmax", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
+
+
+@backends
+@OUT
+@KIND
+def test_shiftmax_of_1025_tokens(backend: str, out: str, kind: str):
+    x = (np.arange(1025, dtype=np.int16) * 37 % 256 - 128)[None].astype(np.int8)
+    check(Case("shiftmax", [x], {}, {"i0": 16, "k_inter": 11, "int_div_kind": kind, "out": out}), backend)
+
+
+@backends
+@pytest.mark.parametrize("name", ROWS_INT16)
+@pytest.mark.parametrize("frac_bits", [0, 1, 8, 11, 14, 15])
+@pytest.mark.parametrize(("a1", "a2"), [(16384, 0), (21955, 5571), (16384, 16383), (32767, 0), (32767, 16383)])
+def test_softmax2_extremes(backend: str, name: str, frac_bits: int, a1: int, a2: int):
+    attrs = {"frac_bits": frac_bits, "a1": a1, "a2": a2}
+    check(Case("softmax2", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
+
+
+@backends
+def test_softmax2_vanishes_from_q_16_on(backend: str):
+    x = (-np.arange(0, 20 * 256, 64, dtype=np.int16))[None]
+    check(Case("softmax2", [x], {}, {"frac_bits": 8, "a1": 21955, "a2": 5571}), backend)
+
+
+GELU = {"i0": 23, "k_inter": 23, "lam": 6, "int_div_kind": "paper", "k_out": 8, "mult": 1, "shift": 7}
+
+
+@backends
+@KIND
+@K_OUT
+@pytest.mark.parametrize("op", ["shift_gelu", "sigmoid_gelu"])
+@pytest.mark.parametrize("lam", [1, 6, 64])
+@pytest.mark.parametrize(("i0", "k_inter"), [(1, 31), (5, 23), (23, 23), (2**13, 31), (2**15, 0), (1, 0), (60, 4)])
+def test_gelu_on_all_256_inputs(backend: str, op: str, kind: str, k_out: int, lam: int, i0: int, k_inter: int):
+    """One row of all inputs, and for the op with a row maximum also every input alone."""
+    attrs = GELU | {"i0": i0, "k_inter": k_inter, "lam": lam, "int_div_kind": kind, "k_out": k_out, "shift": k_out - 1}
+    x = np.arange(-128, 128, dtype=np.int8)
+    check(Case(op, [x[None]], {}, attrs), backend)
+    if op == "shift_gelu":
+        check(Case(op, [x[:, None]], {}, attrs), backend)
+
+
+@backends
+@KIND
+@K_OUT
+@pytest.mark.parametrize("op", ["shift_gelu", "sigmoid_gelu"])
+@pytest.mark.parametrize("name", ROWS_INT8)
+@pytest.mark.parametrize(("mult", "shift"), [(0, 1), (2**31 - 1, 1), (2**31 - 1, 62), (3, 8)])
+def test_gelu_extremes(backend: str, op: str, kind: str, k_out: int, name: str, mult: int, shift: int):
+    for i0 in (1, 10, 2**13):
+        attrs = GELU | {"i0": i0, "k_out": k_out, "int_div_kind": kind, "mult": mult, "shift": shift, "k_inter": 31}
+        check(Case(op, [row(ROWS_INT8[name], "int8")], {}, attrs), backend)
+
+
+def test_shift_gelu_meets_a_zero_divisor():
+    """Row maximum 127 at i0 = 5 is 25.4 in real units: both exponentials vanish for the small elements (D8)."""
+    top = naive.times_1_6875(127)
+    assert naive.shift_exp(naive.times_1_6875(-128) - top, 5, 23, 6) == naive.shift_exp(-top, 5, 23, 6) == 0
+
+
+@backends
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64"])
+@pytest.mark.parametrize(("classes", "label"), [(1, "uint8"), (256, "uint8"), (257, "uint16")])
+def test_argmax_ties_and_label_width(backend: str, dtype: str, classes: int, label: str):
+    low, high = naive.LIMITS[dtype]
+    x = np.full((4, classes), low, dtype)
+    x[1, -1] = x[2, classes // 2] = x[2, -1] = high
+    x[3] = high
+    result = check(Case("argmax", [x]), backend)
+    assert result.dtype == label
+    assert result.tolist() == [0, classes - 1, classes // 2, 0]
+
+
+@backends
+@pytest.mark.parametrize("dtype", ["int16", "int32"])
+@pytest.mark.parametrize("factor", [1, 2, 3, 16, 64])
+def test_upsample_bilinear_extremes(backend: str, dtype: str, factor: int):
+    low, high = naive.LIMITS[dtype]
+    for cells in ([[low, high]], [[low], [high]], [[high]], [[low, low], [low, low]]):
+        x = np.array(cells, dtype)[..., None]
+        attrs: dict[str, Any] = {"factor": factor, "row_start": 0, "row_stop": len(cells) * factor}
+        check(Case("upsample_bilinear", [x], {}, attrs), backend)
+
+
+@backends
+def test_upsample_bilinear_in_strips_equals_the_whole(backend: str):
+    run = BACKENDS[backend]["upsample_bilinear"]
+    x = np.random.default_rng(0).integers(-(2**20), 2**20, (3, 4, 2), dtype=np.int32)
+    whole = run(x, factor=5, row_start=0, row_stop=15)
+    strips = [run(x, factor=5, row_start=r, row_stop=r + 1) for r in range(15)]
+    assert_equal(np.concatenate(strips), whole)
+
+
+@backends
+def test_gelu_table_and_quantize_input_index_correctly(backend: str):
+    identity = np.arange(-128, 128, dtype=np.int8)
+    assert_equal(BACKENDS[backend]["gelu_table"](identity, table=identity), identity)
+    pixels = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
+    table = np.stack([identity, identity[::-1], np.full(256, 7, np.int8)])
+    check(Case("quantize_input", [pixels], {"table": table}), backend)
+
+
+@backends
+def test_merge_heads_undoes_split_heads(backend: str):
+    ops = BACKENDS[backend]
+    x = np.random.default_rng(0).integers(-128, 128, (5, 3 * 2 * 7), dtype=np.int8)
+    parts = [ops["merge_heads"](ops["split_heads"](x, heads=2, part=i, parts=3)) for i in range(3)]
+    assert_equal(np.concatenate(parts, axis=1), x)
