@@ -61,9 +61,9 @@ def table(name: str) -> Mapping[str, Run]:
     """The op table of a backend, as `executor.execute` takes it. Every entry equals the definition, unfused."""
     if resolve(name) == "numpy":
         return RUN
-    from intseg.kernels import fast_ops
+    from intseg import plan
 
-    return RUN | fast_ops()
+    return plan.table()
 
 
 def compile(graph: Graph, backend: str, threads: int | None = None) -> Forward:
@@ -118,7 +118,7 @@ def _bilinear_labels(scores: Array, patch: int, height: int, width: int) -> Arra
 
 def warmup() -> None:
     """Compile every kernel and store it in the cache, so that no later run has to."""
-    if resolve("numba") == "numba":
-        from intseg.kernels import compile_all
+    resolve("numba")
+    from intseg.plan import compile_all
 
-        compile_all()
+    compile_all()

@@ -34,8 +34,8 @@ class Node:
     params  role -> tensor name
     attrs   attribute -> integer or string
     dtype, shape   of the output; the loader infers both and refuses a file that says otherwise
-    scale   name of an int32 tensor [3, ...] (multiplier, shift, zero point) broadcast over the output:
-            real = (q - zero) * mult * 2^-shift. It explains values; no arithmetic uses it. None if there is none
+    scale   name of an int32 tensor [3, ...] (mult, offset, shift) broadcast over the output:
+            real = (q * mult + offset) * 2^-shift. It explains values; no arithmetic uses it. None if there is none
     """
 
     name: str

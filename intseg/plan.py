@@ -9,18 +9,19 @@ here, which is why tracing runs unfused.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from intseg.graph import IMAGE, Graph, Node
-from intseg.kernels import _isa
+from intseg.kernels import _isa, _jit
 from intseg.kernels import add as _add
 from intseg.kernels import attention as _attention
 from intseg.kernels import class_map as _class_map
@@ -28,7 +29,10 @@ from intseg.kernels import gelu as _gelu
 from intseg.kernels import l2norm as _l2norm
 from intseg.kernels import layernorm as _layernorm
 from intseg.kernels import linear as _linear
+from intseg.kernels import matmul as _matmul
 from intseg.kernels import patchify as _patchify
+from intseg.kernels import shiftmax as _shiftmax
+from intseg.kernels import softmax2 as _softmax2
 from intseg.kernels._tile import lane_order
 from intseg.ops import RUN, Array, Run
 
@@ -54,7 +58,7 @@ class Buffer:
     @property
     def nbytes(self) -> int:
         """Size, a multiple of the alignment."""
-        size = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        size = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         return -(-size // _ALIGN) * _ALIGN
 
 
@@ -92,12 +96,11 @@ class Plan:
     def __init__(self, graph: Graph, threads: int | None = None) -> None:
         self.threads = thread_count(threads)
         builder = _Builder(graph)
-        self._segments = _segments(builder.steps, builder.alias)
-        self._alias = builder.alias
+        self.segments = _segments(builder.steps, builder.root)
         self._constants = {name: np.ascontiguousarray(graph.tensors[name]) for name in builder.constants}
         self._views = builder.views
         self._output = graph.output
-        self._offsets, self.workspace_bytes = _place(self._segments, builder.alias, graph.output)
+        self._placed, self.workspace_bytes = _place(self.segments, builder.root, graph.output)
         self._free: deque[_Workspace] = deque()
 
     def __call__(self, image: Array) -> Array:
@@ -107,7 +110,7 @@ class Plan:
         except IndexError:
             workspace = self._workspace()
         try:
-            np.copyto(workspace.arrays[IMAGE], image)
+            np.copyto(workspace.arrays[IMAGE], image, casting="no")
             for extent, calls in workspace.segments:
                 _run_segment(extent, calls, self.threads, workspace.scratch)
             scores: Array = workspace.arrays[self._output].copy()
@@ -117,19 +120,16 @@ class Plan:
 
     def _workspace(self) -> _Workspace:
         """Memory and bound calls for one run at a time."""
-        arena = np.zeros(self.workspace_bytes + _ALIGN, np.uint8)
-        arena = arena[-arena.ctypes.data % _ALIGN :]
+        arena = _aligned(self.workspace_bytes)
         arrays = dict(self._constants)
-        for buffer, offset in self._offsets.values():
+        for buffer, offset in self._placed:
             flat = arena[offset : offset + buffer.nbytes].view(buffer.dtype)
-            arrays[buffer.name] = flat[: int(np.prod(buffer.shape))].reshape(buffer.shape)
+            arrays[buffer.name] = flat[: math.prod(buffer.shape)].reshape(buffer.shape)
         for name, (source, view) in self._views.items():
             arrays[name] = view(arrays[source])
-        for name, source in self._alias.items():
-            arrays[name] = arrays[source]
-        size = max((step.scratch for s in self._segments for step in s.steps), default=0)
+        size = max(step.scratch for s in self.segments for step in s.steps)
         scratch: deque[Array] = deque(_aligned(size) for _ in range(self.threads))
-        bound = [(s.extent, [step.bind(arrays) for step in s.steps]) for s in self._segments]
+        bound = [(s.extent, [step.bind(arrays) for step in s.steps]) for s in self.segments]
         return _Workspace(arrays, bound, scratch)
 
 
@@ -242,118 +242,392 @@ def _run_segment(extent: int | None, calls: Sequence[Rows], threads: int, scratc
 
 # ---- segments and memory ----------------------------------------------------------------------------------------------
 
+Root = Callable[[str], str]
+"""The buffer (or constant) that a name's memory belongs to: its own, or that of what it is a view of."""
 
-def _segments(steps: Sequence[Step], alias: Mapping[str, str]) -> list[Segment]:
+
+def _segments(steps: Sequence[Step], root: Root) -> list[Segment]:
     """Join steps on the same rows as long as none needs rows of another thread."""
     segments: list[Segment] = []
     written: set[str] = set()
     for step in steps:
         joins = bool(segments) and step.extent is not None and step.extent == segments[-1].extent
-        if joins and not written.intersection(alias.get(name, name) for name in step.whole):
+        if joins and not written.intersection(map(root, step.whole)):
             segments[-1] = Segment(step.extent, (*segments[-1].steps, step))
         else:
             segments.append(Segment(step.extent, (step,)))
             written = set()
-        written.update(alias.get(buffer.name, buffer.name) for buffer in step.outputs)
+        written.update(root(buffer.name) for buffer in step.outputs)
     return segments
 
 
-def _place(
-    segments: Sequence[Segment], alias: Mapping[str, str], output: str
-) -> tuple[dict[str, tuple[Buffer, int]], int]:
+def _place(segments: Sequence[Segment], root: Root, output: str) -> tuple[list[tuple[Buffer, int]], int]:
     """An offset for every buffer such that buffers alive in one segment do not overlap; the total size.
 
-    Lifetimes count in segments: inside of one, threads are at different steps.
+    Lifetimes count in segments: inside of one, threads are at different steps. Largest first, lowest gap that fits.
     """
     buffers: dict[str, Buffer] = {}
     first: dict[str, int] = {}
-    last: dict[str, int] = {}
+    last: dict[str, int] = {root(output): len(segments)}
     for i, segment in enumerate(segments):
         for step in segment.steps:
             for buffer in step.outputs:
-                if alias.get(buffer.name, buffer.name) == buffer.name:
+                if root(buffer.name) == buffer.name:
                     buffers[buffer.name] = buffer
                     first.setdefault(buffer.name, i)
-            for name in (*step.local, *step.whole, *(buffer.name for buffer in step.outputs)):
-                last[alias.get(name, name)] = i
-    last[alias.get(output, output)] = len(segments)
-    placed: list[tuple[int, Buffer]] = []
-    offsets: dict[str, tuple[Buffer, int]] = {}
-    for name in sorted(buffers, key=lambda n: -buffers[n].nbytes):
-        others = [(o, b) for o, b in placed if first[b.name] <= last[name] and first[name] <= last[b.name]]
+            for name in map(root, (*step.local, *step.whole, *(buffer.name for buffer in step.outputs))):
+                last[name] = max(last.get(name, 0), i)
+    placed: list[tuple[Buffer, int]] = []
+    for name, buffer in sorted(buffers.items(), key=lambda item: -item[1].nbytes):
         offset = 0
-        for o, b in sorted(others, key=lambda item: item[0]):
-            if offset + buffers[name].nbytes <= o:
-                break
-            offset = max(offset, o + b.nbytes)
-        placed.append((offset, buffers[name]))
-        offsets[name] = (buffers[name], offset)
-    return offsets, max((o + b.nbytes for o, b in placed), default=0)
+        for other, at in sorted(placed, key=lambda item: item[1]):
+            alive = first[other.name] <= last[name] and first[name] <= last[other.name]
+            if alive and at < offset + buffer.nbytes and offset < at + other.nbytes:
+                offset = at + other.nbytes
+        placed.append((buffer, offset))
+    return placed, max(offset + buffer.nbytes for buffer, offset in placed)
 
 
 # ---- from nodes to steps ----------------------------------------------------------------------------------------------
 
 
+def _identity(x: Array) -> Array:
+    return x
+
+
+def _output(node: Node) -> Buffer:
+    return Buffer(node.name, tuple(node.shape), node.dtype)
+
+
+def _integer(node: Node, name: str) -> int:
+    value = node.attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
 class _Builder:
-    """Steps, aliases and views of a graph."""
+    """Steps and views of a graph: patterns first, then node by node, and the definition for what has no kernel."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.steps: list[Step] = [_input_step(graph)]
-        self.alias: dict[str, str] = {}
+        self.steps: list[Step] = [_image_step(graph)]
         self.views: dict[str, tuple[str, Callable[[Array], Array]]] = {}
         self.constants: set[str] = set()
+        self._shifted: set[str] = set()
         self._nodes = {node.name: node for node in graph.nodes}
-        self._uses = Counter(name for node in graph.nodes for name in node.inputs) + Counter([graph.output])
-        matched = {name: pattern for node in graph.nodes for name, pattern in self._match(node)}
+        self._uses = Counter([graph.output, *(name for node in graph.nodes for name in node.inputs)])
+        patterns = dict(item for node in graph.nodes for item in self._match(node))
         for node in graph.nodes:
-            pattern = matched.get(node.name)
-            if pattern is not None:
-                self.steps += pattern
+            if node.name in patterns:
+                self.steps += patterns[node.name]
             else:
-                self._plain(node)
+                self._single(node)
 
-    def _match(self, node: Node) -> Iterable[tuple[str, list[Step]]]:
-        """Steps by node name for a pattern that ends at this node: none for the nodes inside."""
-        for pattern in (self._match_attention, self._match_patches):
-            found = pattern(node)
+    def root(self, name: str) -> str:
+        """See Root."""
+        while name in self.views:
+            name = self.views[name][0]
+        return name
+
+    def inner(self, name: str, op: str) -> Node | None:
+        """The node of this name if it is this op and is read once only, so that nobody misses its output."""
+        node = self._nodes.get(name)
+        return node if node is not None and node.op == op and self._uses[name] == 1 else None
+
+    def _match(self, node: Node) -> Iterator[tuple[str, list[Step]]]:
+        """Steps by node name for a pattern that ends at this node; nodes inside of it have none."""
+        for pattern in (_match_attention, _match_patches):
+            found = pattern(self, node)
             if found is not None:
                 inside, steps = found
                 yield from ((name, []) for name in inside)
                 yield node.name, steps
 
-    def _inner(self, name: str, op: str) -> Node | None:
-        """The node of this name if it is this op and used once only, so that nobody misses its output."""
-        node = self._nodes.get(name)
-        return node if node is not None and node.op == op and self._uses[name] == 1 else None
-
-    def _plain(self, node: Node) -> None:
-        """One node, one step, or a view."""
+    def _single(self, node: Node) -> None:
         self.constants.update(name for name in node.inputs if name in self.graph.tensors)
         if node.op in _VIEWS:
-            self._view(node)
+            self.views[node.name] = (node.inputs[0], _VIEWS[node.op](node))
+            self._shifted.add(node.name)
             return
-        make = _STEPS.get(node.op)
-        step = make(self.graph, node) if make is not None else None
-        self.steps.append(step or _fallback(self.graph, node))
-        if node.op in _IN_PLACE and step is not None:
-            self._share(node)
+        step = _STEPS[node.op](self.graph, node) if node.op in _STEPS else None
+        if step is None:
+            self.steps.append(_fallback(node, self.graph))
+            return
+        moved = tuple(name for name in step.local if name in self._shifted)
+        local = tuple(name for name in step.local if name not in self._shifted)
+        self.steps.append(replace(step, local=local, whole=(*step.whole, *moved)))
+        reused = node.inputs[-1]
+        if node.op in _IN_PLACE and self._uses[reused] == 1 and reused in self._nodes and reused not in self._shifted:
+            if self._nodes[reused].dtype == node.dtype:
+                self.views[node.name] = (reused, _identity)
 
-    def _view(self, node: Node) -> None:
-        """The output is part of the input's memory: reading it is reading the input."""
-        source = node.inputs[0]
-        base = self.alias.get(source, source)
-        self.views[node.name] = (source, _VIEWS[node.op](node))
-        self.steps.append(Step(None, (), (base,), (), lambda arrays: _nothing))
-        self._uses[base] += self._uses[node.name]
-        self._reads_as(node.name, base)
 
-    def _reads_as(self, name: str, base: str) -> None:
-        self.view_base[name] = base
+# Outputs that are their input's memory under another shape; rows of the two differ.
+_VIEWS: Mapping[str, Callable[[Node], Callable[[Array], Array]]] = {
+    "slice": lambda node: lambda x: x[_integer(node, "start") : _integer(node, "stop")],
+    "to_grid": lambda node: lambda x: x.reshape(node.shape),
+}
 
-    def _share(self, node: Node) -> None:
-        """Write the output over an input that nobody reads afterwards."""
+# Row by row, these may write over their last input.
+_IN_PLACE = frozenset({"add", "gelu_table", "shift_gelu", "sigmoid_gelu"})
+
+
+def _image_step(graph: Graph) -> Step:
+    """Makes room for the window; the caller copies it there."""
+    height, width = graph.info.window
+    return Step(None, (), (), (Buffer(IMAGE, (height, width, 3), "uint8"),), lambda arrays: _nothing)
 
 
 def _nothing(start: int, stop: int, scratch: Array) -> None:
-    """A step that only marks a use."""
+    """No work."""
+
+
+def _fallback(node: Node, graph: Graph) -> Step:
+    """The op of the table on the whole tensor, then a copy: rare ops, and small ones."""
+    run = table()[node.op]
+    params = {role: graph.tensors[name] for role, name in node.params.items()}
+
+    def bind(arrays: Arrays) -> Rows:
+        def call(start: int, stop: int, scratch: Array) -> None:
+            np.copyto(arrays[node.name], run(*(arrays[name] for name in node.inputs), **params, **node.attrs))
+
+        return call
+
+    return Step(None, (), node.inputs, (_output(node),), bind)
+
+
+def _linear_step(graph: Graph, node: Node) -> Step:
+    roles = ("weight", "bias", "mult", "shift")
+    packed = _linear.pack(*(graph.tensors[node.params[role]] for role in roles))
+    (source,) = node.inputs
+
+    def bind(arrays: Arrays) -> Rows:
+        return _linear.bind(packed, arrays[source], arrays[node.name])
+
+    return Step(node.shape[0], (source,), (), (_output(node),), bind, _linear.scratch_bytes(packed.depth))
+
+
+def _layernorm_step(graph: Graph, node: Node) -> Step:
+    mult, bias = (graph.tensors[node.params[role]] for role in ("mult", "bias"))
+    packed = _layernorm.pack(mult, bias, _integer(node, "shift"))
+    (source,) = node.inputs
+
+    def bind(arrays: Arrays) -> Rows:
+        x, out = _rows(arrays[source]), _rows(arrays[node.name])
+        return lambda start, stop, scratch: _layernorm.run(packed, x, out, start, stop)
+
+    return Step(_extent(node), (source,), (), (_output(node),), bind)
+
+
+def _l2norm_step(graph: Graph, node: Node) -> Step:
+    mult, shift = _integer(node, "mult"), _integer(node, "shift")
+    (source,) = node.inputs
+
+    def bind(arrays: Arrays) -> Rows:
+        x, out = _rows(arrays[source]), _rows(arrays[node.name])
+        return lambda start, stop, scratch: _l2norm.l2norm(x, mult, shift, out, start, stop)
+
+    return Step(_extent(node), (source,), (), (_output(node),), bind)
+
+
+def _add_step(graph: Graph, node: Node) -> Step:
+    scales = [_integer(node, name) for name in ("mult_a", "shift_a", "mult_b", "shift_b")]
+
+    def bind(arrays: Arrays) -> Rows:
+        a, b = (_rows(arrays[name]) for name in node.inputs)
+        out = _rows(arrays[node.name])
+        return lambda start, stop, scratch: _add.add(a, b, *scales, out, start, stop)
+
+    return Step(_extent(node), node.inputs, (), (_output(node),), bind)
+
+
+def _gelu_step(graph: Graph, node: Node) -> Step:
+    params = {role: graph.tensors[name] for role, name in node.params.items()}
+    tables = gelu_tables(node.op, {**params, **node.attrs})
+    (source,) = node.inputs
+
+    def bind(arrays: Arrays) -> Rows:
+        x, out = _rows(arrays[source]), _rows(arrays[node.name])
+        return lambda start, stop, scratch: _gelu.lookup(x, tables, out, start, stop)
+
+    return Step(_extent(node), (source,), (), (_output(node),), bind)
+
+
+_STEPS: Mapping[str, Callable[[Graph, Node], Step]] = {
+    "linear": _linear_step,
+    "layernorm": _layernorm_step,
+    "l2norm": _l2norm_step,
+    "add": _add_step,
+    "gelu_table": _gelu_step,
+    "shift_gelu": _gelu_step,
+    "sigmoid_gelu": _gelu_step,
+}
+
+
+def _rows(x: Array) -> Array:
+    """[..., D] as [M, D]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _extent(node: Node) -> int:
+    """Rows of a node's output."""
+    return math.prod(node.shape[:-1])
+
+
+def gelu_tables(op: str, arguments: Mapping[str, Any]) -> Array:
+    """The definition on every input: int8 [1, 256], or [256, 256] where the row maximum + 128 chooses a row."""
+    values = np.arange(-128, 128, dtype=np.int8)
+    if op != "shift_gelu":
+        return np.ascontiguousarray(RUN[op](values[None], **arguments))
+    # Row m holds every value up to m, and m in place of those above: its maximum is m.
+    return np.ascontiguousarray(RUN[op](np.minimum(values[None, :], values[:, None]), **arguments))
+
+
+# ---- patterns ---------------------------------------------------------------------------------------------------------
+
+Match = tuple[list[str], list[Step]]
+"""Names of the nodes inside a pattern, and the steps that replace it."""
+
+
+def _match_patches(builder: _Builder, node: Node) -> Match | None:
+    """quantize_input, patchify -> one pass over the image."""
+    if node.op != "patchify":
+        return None
+    quantize = builder.inner(node.inputs[0], "quantize_input")
+    if quantize is None:
+        return None
+    lookup = np.ascontiguousarray(builder.graph.tensors[quantize.params["table"]])
+    source, patch = quantize.inputs[0], _integer(node, "patch")
+
+    def bind(arrays: Arrays) -> Rows:
+        image, out = arrays[source], arrays[node.name]
+        return lambda start, stop, scratch: _patchify.patches(image, lookup, patch, out, start, stop)
+
+    return [quantize.name], [Step(node.shape[0], (), (source,), (_output(node),), bind)]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The nodes of one attention, from split_heads to merge_heads."""
+
+    heads: tuple[Node, Node, Node]
+    scores: Node
+    softmax: Node
+    context: Node
+    merge: Node
+
+    @property
+    def inside(self) -> list[str]:
+        """All nodes but the last."""
+        return [node.name for node in (*self.heads, self.scores, self.softmax, self.context)]
+
+
+def _find_attention(builder: _Builder, merge: Node) -> _Attention | None:
+    """merge_heads(matmul(softmax2(matmul(q, k^T)), v)) with q, k, v split from one tensor and no other readers."""
+    context = builder.inner(merge.inputs[0], "matmul") if merge.op == "merge_heads" else None
+    softmax = builder.inner(context.inputs[0], "softmax2") if context else None
+    scores = builder.inner(softmax.inputs[0], "matmul") if softmax else None
+    if context is None or softmax is None or scores is None:
+        return None
+    found = [builder.inner(name, "split_heads") for name in (*scores.inputs, context.inputs[1])]
+    heads = [node for node in found if node is not None]
+    if len(heads) != 3 or len({(node.inputs[0], node.attrs["heads"], node.attrs["parts"]) for node in heads}) != 1:
+        return None
+    return _Attention((heads[0], heads[1], heads[2]), scores, softmax, context, merge)
+
+
+def _match_attention(builder: _Builder, node: Node) -> Match | None:
+    """An attention the kernel can do: INT8 heads, one scale of the scores per head, register shifts."""
+    found = _find_attention(builder, node)
+    if found is None:
+        return None
+    tensors = builder.graph.tensors
+    scores, context = found.scores, found.context
+    score_scale, value_scale = ([tensors[n.params[role]] for role in ("mult", "shift")] for n in (scores, context))
+    suitable = (
+        all(head.dtype == "int8" and head.inputs[0] not in tensors for head in found.heads)
+        and (scores.attrs["transpose_b"], scores.dtype) == (1, "int16")
+        and (context.attrs["transpose_b"], context.dtype) == (0, "int8")
+        and score_scale[0].shape[-1] == 1
+        and _attention.fits(*score_scale)
+        and not _linear.raise_shifts(*value_scale)[2]
+    )
+    return (found.inside, _attention_steps(found, score_scale, value_scale)) if suitable else None
+
+
+def _attention_steps(found: _Attention, score_scale: Sequence[Array], value_scale: Sequence[Array]) -> list[Step]:
+    heads, tokens, dim = found.heads[0].shape
+    shape = _attention.Shape(tokens, heads, dim)
+    query, key, value = (_integer(head, "part") * heads * dim for head in found.heads)
+    name, source = found.merge.name, found.heads[0].inputs[0]
+    packed = (
+        Buffer(f"{name}/keys", (heads, shape.key_bytes), "int8"),
+        Buffer(f"{name}/init", (heads, shape.padded), "int32"),
+        Buffer(f"{name}/values", (heads, shape.value_bytes), "int8"),
+    )
+    names = tuple(buffer.name for buffer in packed)
+    order = lane_order(_isa.select())
+    quants = _attention.pack_scores(*score_scale), _attention.pack_values(*value_scale, dim)
+    powers = [_integer(found.softmax, attr) for attr in ("frac_bits", "a1", "a2")]
+
+    def bind_pack(arrays: Arrays) -> Rows:
+        qkv, targets = arrays[source], [arrays[n] for n in names]
+        return lambda start, stop, scratch: _attention.pack_keys_values(
+            qkv, key, value, heads, dim, *targets, order, start, stop
+        )
+
+    def bind(arrays: Arrays) -> Rows:
+        qkv, sources, out = arrays[source], [arrays[n] for n in names], arrays[name]
+        return lambda start, stop, scratch: _attention.attention(
+            qkv, query, heads, dim, *sources, *quants, *powers, out, start, stop, scratch
+        )
+
+    return [
+        Step(tokens, (source,), (), packed, bind_pack),
+        Step(tokens, (source,), names, (_output(found.merge),), bind, shape.scratch_bytes),
+    ]
+
+
+# ---- the op table, and labels -----------------------------------------------------------------------------------------
+
+
+def table() -> dict[str, Run]:
+    """The definition's op table with fast entries replaced; every op by itself, nothing fused."""
+
+    def gelu(op: str) -> Run:
+        return lambda x, **arguments: _gelu.apply(x, gelu_tables(op, arguments))
+
+    return RUN | {
+        "quantize_input": _patchify.quantize_input_op,
+        "linear": _linear.linear_op,
+        "matmul": _matmul.matmul_op,
+        "add": _add.add_op,
+        "layernorm": _layernorm.layernorm_op,
+        "l2norm": _l2norm.l2norm_op,
+        "softmax2": _softmax2.softmax2_op,
+        "shiftmax": _shiftmax.shiftmax_op,
+        "gelu_table": gelu("gelu_table"),
+        "shift_gelu": gelu("shift_gelu"),
+        "sigmoid_gelu": gelu("sigmoid_gelu"),
+    }
+
+
+def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads: int | None) -> Array:
+    """Classes of pixels from scores [h, w, C], as `backends.class_map` defines them for "bilinear"."""
+    scores = np.ascontiguousarray(scores, np.int32)
+    classes = scores.shape[2]
+    labels = np.empty((height, width), np.uint16)
+    bands, count = scores.shape[0] + 1, thread_count(threads)
+
+    def work(start: int, stop: int) -> None:
+        found, ends = np.empty(classes + 1, np.int64), np.empty((2, classes), np.int64)
+        _class_map.bilinear_argmax(scores, patch, labels, found, ends, start, stop)
+
+    run_parallel([lambda r=r: work(*r) for r in _ranges(bands, count, 1)], count)
+    return labels.astype(np.uint8) if classes <= 256 else labels
+
+
+def compile_all() -> None:
+    """Compile every kernel, or load it from the cache."""
+    for kernel in _jit.REGISTRY.values():
+        kernel.compile()

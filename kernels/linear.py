@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,15 +213,11 @@ def _copy_out(
                     out[row + r, n * size + b] = np.int8(value >> (8 * b))
 
 
-def run(packed: Packed, x: Array, out: Array, start: int, stop: int, scratch: Array) -> None:
-    """Rows start to stop - 1 of x [M, K] int8 to `out` [M, N], int8 or int16, both contiguous."""
-    order = lane_order(_isa.select())
-    wide = int(packed.wide)
-    view, size = out.view(np.int8), out.itemsize
-    p = packed
-    linear(
-        x, p.panels, p.init, p.quant, p.mult, p.shift, order, wide, size, view, start, stop, scratch
-    )
+def bind(packed: Packed, x: Array, out: Array) -> Callable[[int, int, Array], None]:
+    """A function (start, stop, scratch) for rows of x [M, K] int8 to `out` [M, N], int8 or int16, both contiguous."""
+    p, order, view, size = packed, lane_order(_isa.select()), out.view(np.int8), out.itemsize
+    fixed = (x, p.panels, p.init, p.quant, p.mult, p.shift, order, int(p.wide), size, view)
+    return lambda start, stop, scratch: linear(*fixed, start, stop, scratch)
 
 
 def linear_op(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
@@ -228,5 +225,5 @@ def linear_op(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array
     packed = pack(weight, bias, mult, shift)
     result = np.empty((x.shape[0], packed.width), out)
     scratch = np.empty(scratch_bytes(packed.depth), np.int8)
-    run(packed, np.ascontiguousarray(x), result, 0, x.shape[0], scratch)
+    bind(packed, np.ascontiguousarray(x), result)(0, x.shape[0], scratch)
     return result

@@ -57,7 +57,7 @@ def _one(a: Array, b: Array, mult: Array, shift: Array, out: Array) -> None:
     if a.dtype == np.int8:
         packed = _linear.pack(b, np.zeros(width, np.int32), mult, shift)
         scratch = np.empty(_linear.scratch_bytes(a.shape[1]), np.int8)
-        _linear.run(packed, a, out, 0, rows, scratch)
+        _linear.bind(packed, a, out)(0, rows, scratch)
         return
     m, s = mult.astype(np.int64), shift.astype(np.int64)
     acc = np.empty(width, np.int32)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from fakequant import LOG2_E, FakeQuantSegmenter, QAttention, QBlock, QLinear, QMaskTransformer
+from fakequant import LOG2_E, FakeQuantSegmenter, QAttention, QBlock, QMaskTransformer
 from segmenter import Segmenter
 from torch import Tensor, nn
 from torch.nn import functional as F

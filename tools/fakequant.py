@@ -453,7 +453,7 @@ class QAttention(nn.Module):
     def __init__(self, attn: Any, x: Act, recipe: Recipe) -> None:
         super().__init__()
         width = attn.proj.in_features
-        self.heads, self.head_dim = attn.heads, width // attn.heads
+        self.width, self.heads, self.head_dim = width, attn.heads, width // attn.heads
         self.qkv_act, self.logit_act = Act(3 * width, 8), Act(1, 16)
         self.context_act, self.proj_act = Act(width, 8), Act(1, 16)
         self.qkv = QLinear(attn.qkv.weight, attn.qkv.bias, x, self.qkv_act)

@@ -1437,16 +1437,16 @@ def write_scenes(folder: Path, count: int, seed: int, height: int, width: int) -
 
 
 def write_street(folder: Path) -> None:
-    """The example image and its labels: folder/street.png and folder/street_labels.png."""
+    """The example image and its labels: folder/street.png and folder/street_truth.png."""
     folder.mkdir(parents=True, exist_ok=True)
     rgb, labels = scene(STREET_SEED)
     save_png(folder / "street.png", rgb)
-    save_png(folder / "street_labels.png", labels)
+    save_png(folder / "street_truth.png", labels)
 
 
 def check_street(folder: Path) -> str | None:
     """None where the example files in a folder hold the pixels drawn here, else what is wrong, in one line."""
-    for name, drawn in zip(("street.png", "street_labels.png"), scene(STREET_SEED), strict=True):
+    for name, drawn in zip(("street.png", "street_truth.png"), scene(STREET_SEED), strict=True):
         path = folder / name
         try:
             with Image.open(path) as image:

@@ -31,7 +31,7 @@ def street() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_committed_street_is_the_drawn_scene(street: tuple[np.ndarray, np.ndarray]) -> None:
-    for name, drawn in zip(("street.png", "street_labels.png"), street, strict=True):
+    for name, drawn in zip(("street.png", "street_truth.png"), street, strict=True):
         with Image.open(make_scenes.STREET_DIR / name) as image:
             np.testing.assert_array_equal(np.asarray(image), drawn, err_msg=name)
 
@@ -180,9 +180,9 @@ def test_check_accepts_the_example_and_names_a_changed_or_missing_file(
 
     changed = street[1].copy()
     changed[7, 9] ^= 1
-    make_scenes.save_png(tmp_path / "street_labels.png", changed)
+    make_scenes.save_png(tmp_path / "street_truth.png", changed)
     assert make_scenes.main(["--check", str(tmp_path)]) == 1
-    assert "street_labels.png: 1 of 172800 values differ" in capsys.readouterr().err
+    assert "street_truth.png: 1 of 172800 values differ" in capsys.readouterr().err
 
     (tmp_path / "street.png").unlink()
     assert make_scenes.main(["--check", str(tmp_path)]) == 1

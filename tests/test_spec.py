@@ -1,0 +1,156 @@
+"""SPEC.md is executed: doctests, constants re-derived, one section per op, tables equal to OPS."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import intseg.graph
+import intseg.store
+from intseg.ops import OPS, _arith, _op
+from intseg.ops.gelu import times_1_6875
+
+SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
+SECTIONS = {
+    match[2]: (int(match[1]), match[3])
+    for match in re.finditer(r"^### 4\.(\d+) (\w+)\n(.*?)(?=^##)", SPEC, re.MULTILINE | re.DOTALL)
+}
+"""Op -> (number, text)."""
+
+
+def table(op: str) -> list[list[str]]:
+    """Rows [name, kind, dtype, shape, range, scale] of an op's operand table."""
+    lines = [line for line in SECTIONS[op][1].splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.count("|") == 7]
+
+
+def rows(op: str, kind: str) -> list[list[str]]:
+    return [row for row in table(op) if row[1] == kind]
+
+
+def test_doctests():
+    test = doctest.DocTestParser().get_doctest(SPEC, {}, "SPEC.md", "SPEC.md", 0)
+    assert len(test.examples) > 40
+    report: list[str] = []
+    doctest.DocTestRunner().run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_every_op_has_a_section_in_the_order_of_the_list():
+    assert [(name, number) for name, (number, _) in SECTIONS.items()] == [(name, i) for i, name in enumerate(OPS, 1)]
+
+
+def test_every_section_number_cited_in_the_code_exists():
+    numbers = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", SPEC, re.MULTILINE))
+    for path in (Path(__file__).parent.parent / "intseg").rglob("*.py"):
+        for cited in re.findall(r"SPEC (\d+(?:\.\d+)?)", path.read_text(encoding="utf-8")):
+            assert cited in numbers, f"{path.name} cites SPEC {cited}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_attributes_equal_the_table(op: str):
+    stated = {row[0].strip("`"): (row[2], row[4]) for row in rows(op, "attr")}
+    expected = {
+        name: ("int", f"[{allowed[0]}, {allowed[-1]}]")
+        if isinstance(allowed, range)
+        else ("string", ", ".join(f"`{word}`" for word in allowed))
+        for name, allowed in OPS[op].attrs.items()
+    }
+    assert stated == expected
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_operands_equal_the_table(op: str):
+    assert [tuple(row[2].split(" or ")) for row in rows(op, "input")] == list(OPS[op].inputs)
+    assert {row[0].strip("`"): row[2] for row in rows(op, "param")} == dict(OPS[op].params)
+    assert len(rows(op, "output")) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_worked_example(op: str):
+    assert f'>>> RUN["{op}"](' in SECTIONS[op][1]
+
+
+def test_ranges_of_the_limits():
+    assert range(1, 63) == _op.SHIFT
+    assert range(2**31) == _op.MULT
+    assert _op.MAX_DIM == intseg.graph.MAX_TOKENS == 65535
+    assert 65535 * 2**15 == 2147450880 < 2**31
+    assert _op.ACC_LIMIT == 2**31
+    assert intseg.store.MAX_HEADER == 2**24
+    assert intseg.store.MAX_FILE == 2**32
+    assert intseg.store.MAX_RANK == 4
+    assert intseg.store.FORMAT == 1
+    assert set(intseg.store.DTYPES) == set(re.findall(r"\b[IU]\d+\b", SPEC.split("D is ")[1].split("(")[0]))
+    assert f"`{intseg.store.NAME.pattern}`" in SPEC
+
+
+def binary(text: str) -> Fraction:
+    whole, part = text.split(".")
+    return int(whole) + Fraction(int(part, 2), 2 ** len(part))
+
+
+def test_constants_of_the_shifts():
+    assert binary("1.1011") == Fraction(16875, 10000) == 1 + Fraction(1, 2) + Fraction(1, 8) + Fraction(1, 16)
+    assert binary("1.0111") == Fraction(14375, 10000) == 1 + Fraction(1, 2) - Fraction(1, 16)
+    assert times_1_6875(np.array([16, -16])).tolist() == [27, -27]
+    assert (
+        int(_arith.shift_exp(np.int64(-16), 16, 11, 1)) == (16 - 7 // 2 - 1) << 10
+    )  # I_e = -23: q = 1, r = 7, -7 >> 1 = -4
+    assert abs(1.4375 - math.log2(math.e)) < 0.0053
+    extremes = times_1_6875(np.array([-128, 127]))
+    assert extremes.tolist() == [-216, 212]
+
+
+def test_constants_of_softmax2():
+    a = Fraction(67, 100)
+    a1, a2 = (math.floor(value * 2**15 + Fraction(1, 2)) for value in (a, a - Fraction(1, 2)))
+    assert (a1, a2) == (21955, 5571)
+    assert a1 - a2 == 2**14
+    low = OPS["softmax2"].attrs["a1"]
+    assert (low[0], low[-1]) == (2**14, 2**15 - 1)
+    assert (32767 + 2**15) >> 16 == 0
+
+
+def test_softmax2_power_stays_in_range_at_all_coefficients():
+    """slope >= 1 and power in [1, 32767] at the corners and at random coefficients, for every f."""
+    f = np.arange(2**15)
+    source = np.random.default_rng(0)
+    pairs = [(2**14, 0), (2**14, 2**14 - 1), (2**15 - 1, 0), (2**15 - 1, 2**14 - 1)]
+    pairs += [(int(a), int(b)) for a, b in zip(*(source.integers(2**14 * i, 2**14 * (i + 1), 40) for i in (1, 0)))]
+    for a1, a2 in pairs:
+        slope = a1 - ((a2 * f) >> 15)
+        power = 32767 - ((f * slope) >> 15)
+        assert slope.min() >= 1
+        assert slope.max() <= 32767
+        assert power.min() >= 1
+        assert power.max() == 32767
+
+
+def test_the_reciprocal_fits_16_bits():
+    assert (2**46 - 1) // 2**30 == 2**16 - 1
+    assert 2**46 // 2**30 == 2**16
+    assert (2**46 - 1) // (2**31 - 1) == 2**15
+
+
+def test_the_reciprocal_differs_from_that_of_2_to_46_only_at_divisors():
+    source = np.random.default_rng(0).integers(2**30, 2**31, 10000)
+    different = [int(d) for d in [*source, 2**30] if (2**46 - 1) // int(d) != 2**46 // int(d)]
+    assert all(2**46 % d == 0 for d in different)
+
+
+def test_window_counts_are_at_most_three():
+    for window in range(1, 13):
+        for stride in range((window + 1) // 2, window + 1):
+            for size in range(window, 5 * window):
+                starts = [*range(0, size - window, stride), size - window]
+                counts = [sum(s <= y < s + window for s in starts) for y in range(size)]
+                assert 1 <= min(counts) <= max(counts) <= 3
+    assert math.lcm(1, 2, 3) == 6
+    assert 2**15 * 36 < 2**21
