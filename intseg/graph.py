@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg.errors import ModelError
-from intseg.ops import OPS, Array, Attr, Value
+from intseg.ops import MAX_DIM, OPS, Array, Attr, Value
 
 IMAGE = "image"
 """Name of the graph input: uint8 [H, W, 3]."""
 
 UPSAMPLES = ("nearest", "bilinear")
-MAX_TOKENS = 65535
-MAX_CLASSES = 65535
+MAX_CLASSES = MAX_DIM
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Node:
     attrs   attribute -> integer or string
     dtype, shape   of the output; the loader infers both and refuses a file that says otherwise
     scale   name of an int32 tensor [3, ...] (mult, offset, shift) broadcast over the output:
-            real = (q * mult + offset) * 2^-shift. It explains values; no arithmetic uses it. None if there is none
+            real = (q * mult + offset) * 2^-shift. It explains values; no arithmetic uses it.
+            None for the ops that only move values: these mean what their input means
     """
 
     name: str
@@ -133,8 +133,10 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
     for i, (value, allowed) in enumerate(zip(inputs, op.inputs, strict=True)):
         if value.dtype not in allowed:
             raise ModelError(f"input {i} ({node.inputs[i]}) is {value.dtype}, expected {' or '.join(allowed)}")
-        if 0 in value.shape or len(value.shape) == 0:
-            raise ModelError(f"input {i} ({node.inputs[i]}) has shape {list(value.shape)}, expected no empty axis")
+        if not value.shape or not all(1 <= n <= MAX_DIM for n in value.shape):
+            raise ModelError(
+                f"input {i} ({node.inputs[i]}) has shape {list(value.shape)}, expected axes of 1 to {MAX_DIM}"
+            )
     _require_names("parameter", node.params, op.params)
     params = {role: _tensor(name, tensors) for role, name in node.params.items()}
     for role, array in params.items():
@@ -142,7 +144,7 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
             raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
     _require_names("attribute", node.attrs, op.attrs)
     for name, attr in node.attrs.items():
-        if isinstance(attr, bool) or attr not in op.attrs[name]:
+        if type(attr) not in (int, str) or attr not in op.attrs[name]:
             raise ModelError(f"attribute {name} is {attr!r}, expected {_allowed(op.attrs[name])}")
     value = op.check(inputs, params, node.attrs)
     if (node.dtype, tuple(node.shape)) != (value.dtype, value.shape):
@@ -200,7 +202,7 @@ def _validate_output(graph: Graph, values: Mapping[str, Value]) -> None:
     expected = (info.window[0] // info.patch, info.window[1] // info.patch, len(info.classes))
     if found.dtype not in ("int8", "int16") or found.shape != expected:
         raise ModelError(
-            f"output {graph.output!r} is {found.dtype} {list(found.shape)}, expected int16 {list(expected)}"
+            f"output {graph.output!r} is {found.dtype} {list(found.shape)}, expected int8 or int16 {list(expected)}"
         )
 
 
@@ -219,8 +221,8 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
         yield f"window {info.window} and stride {info.stride} must be multiples of the patch size {info.patch}"
     elif any(s > w or 2 * s < w for s, w in zip(info.stride, info.window, strict=True)):
         yield f"stride {info.stride} must lie between half the window and the window {info.window}"
-    elif info.window[0] // info.patch * (info.window[1] // info.patch) > MAX_TOKENS:
-        yield f"window {info.window} has more than {MAX_TOKENS} patches"
+    elif info.window[0] // info.patch * (info.window[1] // info.patch) > MAX_DIM:
+        yield f"window {info.window} has more than {MAX_DIM} patches"
     if info.upsample not in UPSAMPLES:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
 

@@ -38,7 +38,6 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> bytes:
 
     Raises ModelError for an invalid graph, InputError when the path cannot be written.
     """
-    validate(graph)
     data = dumps(graph)
     write_atomically(Path(path), data)
     return data
@@ -66,7 +65,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 
 def dumps(graph: Graph) -> bytes:
-    """The file as bytes, canonical: equal graphs give equal bytes."""
+    """The file as bytes, canonical: equal graphs give equal bytes. Raises ModelError for what `loads` would refuse."""
+    validate(graph)
     tensors = {name: np.ascontiguousarray(array) for name, array in sorted(graph.tensors.items())}
     document = {
         "format": FORMAT,
@@ -75,8 +75,10 @@ def dumps(graph: Graph) -> bytes:
         "output": graph.output,
         "tensors_sha256": tensors_sha256(tensors),
     }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    document["graph_sha256"] = _document_sha256(document)
+    text = _canonical(document)
     data: bytes = safetensors.numpy.save(tensors, metadata={KEY: text})
+    loads(data)
     return data
 
 
@@ -86,8 +88,8 @@ def loads(data: bytes) -> Graph:
     if not isinstance(document, dict):
         raise ModelError("metadata is not a JSON object; export the model again with tools/convert.py")
     found = document.get("format")
-    if found != FORMAT:
-        newer = isinstance(found, int) and found > FORMAT
+    if type(found) is not int or found != FORMAT:
+        newer = type(found) is int and found > FORMAT
         raise ModelError(
             f"format version {found!r}, expected {FORMAT}: " + ("update intseg" if newer else "export the model again")
         )
@@ -97,6 +99,8 @@ def loads(data: bytes) -> Graph:
         raise ModelError(f"not a safetensors file ({error}); export the model again") from None
     if document.get("tensors_sha256") != tensors_sha256(tensors):
         raise ModelError("tensors do not match their sha256: the file is damaged; download or export it again")
+    if document.pop("graph_sha256", None) != _document_sha256(document):
+        raise ModelError("graph does not match its sha256: the file is damaged; download or export it again")
     for array in tensors.values():
         array.flags.writeable = False
     graph = _graph_from_json(document, tensors)
@@ -112,6 +116,16 @@ def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
+
+
+def _document_sha256(document: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of everything but the digest itself."""
+    return hashlib.sha256(_canonical(document).encode()).hexdigest()
+
+
+def _canonical(document: Mapping[str, Any]) -> str:
+    """JSON with sorted keys, no spaces, ASCII only: equal documents are equal bytes."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -149,7 +163,7 @@ def _check_header(data: bytes) -> str:
         raise ModelError(f"header of {size} bytes in a file of {len(data)}: not a safetensors file, or truncated")
     header = _parse_json(data[8 : 8 + size], "header")
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
+    if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
         raise ModelError(
             f"no {KEY!r} metadata: float weights or another program's file; convert it with tools/convert.py"
         )

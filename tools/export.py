@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from fakequant import Act, Attrs, Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
+from fakequant import Attrs, Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
 from numpy.typing import NDArray
 from torch import Tensor
 
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
 from intseg.ops import OPS, Array, Value
+
+MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
+"""Ops that only move integers: these mean what they meant before, and no scale is stored for them."""
 
 
 def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
@@ -73,15 +76,14 @@ class _Builder:
         qkv = self.layer(f"{name}.qkv", attn.qkv, x)
         parts = []
         for i, part in enumerate("qkv"):
-            act = _per_head(attn.qkv_act, attn.heads, slice(i * attn.width, (i + 1) * attn.width))
             attrs: Attrs = {"heads": attn.heads, "part": i, "parts": 3}
-            parts.append(self.node(f"{name}.{part}", "split_heads", (qkv,), attrs=attrs, scale=act))
+            parts.append(self.node(f"{name}.{part}", "split_heads", (qkv,), attrs=attrs))
         q, k, v = parts
         unit = (torch.tensor(attn.softmax.unit()), torch.tensor(0.0))
         s = self.layer(f"{name}.scores", attn.scores, q, k, scale=unit)
         p = self.layer(f"{name}.softmax", attn.softmax, s, scale=(torch.tensor(2.0**-15), torch.tensor(0.0)))
-        context = _per_head(attn.context_act, attn.heads, slice(None))
-        c = self.layer(f"{name}.context", attn.context, p, v, scale=context)
+        per_head = [t.reshape(attn.heads, 1, -1) for t in (attn.context_act.scale, attn.context_act.mid)]
+        c = self.layer(f"{name}.context", attn.context, p, v, scale=(per_head[0], per_head[1]))
         merged = self.node(f"{name}.merge", "merge_heads", (c,))
         return self.layer(f"{name}.proj", attn.proj, merged)
 
@@ -133,7 +135,7 @@ class _Builder:
         self.tensors |= {named[role]: array for role, array in arrays.items()}
         known = [self.values[i] if i in self.values else _value(self.tensors[i]) for i in inputs]
         value = self.values[name] = OPS[op].check(known, arrays, attrs)
-        if scale is None and name in self.acts:
+        if scale is None and name in self.acts and op not in MOVERS:
             scale = self.acts[name].scale, self.acts[name].mid
         meaning = None if scale is None else self.scale(name, *scale, len(value.shape))
         self.nodes.append(Node(name, op, inputs, named, attrs, value.dtype, value.shape, meaning))
@@ -154,12 +156,6 @@ def _value(array: Array) -> Value:
     return Value(array.dtype.name, array.shape)
 
 
-def _per_head(act: Act, heads: int, part: slice) -> tuple[Tensor, Tensor]:
-    """Scale and mid of [heads * d] channels as [heads, 1, d]."""
-    scale, mid = (t[part].reshape(heads, 1, -1) for t in (act.scale, act.mid))
-    return scale, mid
-
-
 def _integers(tensor: Tensor, dtype: str, name: str) -> NDArray[np.signedinteger]:
     """An int64 tensor as a narrower array; what does not fit is an error, never a wrap."""
     array = tensor.detach().cpu().numpy()
@@ -170,7 +166,7 @@ def _integers(tensor: Tensor, dtype: str, name: str) -> NDArray[np.signedinteger
 
 
 def _scale_integers(scale: Tensor, mid: Tensor) -> NDArray[np.int32]:
-    """(mult, offset, shift) with real = (q * mult + offset) * 2^-shift: 22 bits of the scale, what is left for the mid."""
+    """(mult, offset, shift) with real = (q * mult + offset) * 2^-shift; 22 bits for the scale if the mid allows."""
     scale, mid = torch.broadcast_tensors(scale.double(), mid.double())
     largest = torch.maximum(scale, mid.abs() / 256).clamp(min=2.0**-40)
     shift = (22 - torch.frexp(largest).exponent).clamp(0, 62).double()

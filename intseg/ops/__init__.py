@@ -1,6 +1,6 @@
 """The definition: one NumPy function per op, integers only. `OPS` is the list of all; adding an op is one line here."""
 
-from ._op import Array, Attr, Op, Run, Value
+from ._op import MAX_DIM, Array, Attr, Op, Run, Value
 from .add import OP as _ADD
 from .class_map import ARGMAX, UPSAMPLE_BILINEAR, UPSAMPLE_NEAREST
 from .gelu import GELU_TABLE, SHIFT_GELU, SIGMOID_GELU
@@ -40,4 +40,4 @@ OPS: dict[str, Op] = {
 RUN: dict[str, Run] = {name: op.run for name, op in OPS.items()}
 """The NumPy op table, as `executor.execute` takes it."""
 
-__all__ = ["OPS", "RUN", "Array", "Attr", "Op", "Run", "Value"]
+__all__ = ["MAX_DIM", "OPS", "RUN", "Array", "Attr", "Op", "Run", "Value"]

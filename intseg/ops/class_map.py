@@ -37,7 +37,7 @@ def upsample_bilinear(x: Array, *, factor: int, row_start: int, row_stop: int) -
     x          int16 or int32 [h, w, C]
     factor     in [1, 64]
     row_start, row_stop   output rows to compute, 0 <= row_start < row_stop <= h * factor
-    return     int64 [row_stop - row_start, w * factor, C]   |result| <= max|x| * (2 factor)^2 < 2^31 * 2^14
+    return     int64 [row_stop - row_start, w * factor, C]   |result| <= max|x| * (2 factor)^2 <= 2^31 * 2^14
     """
     height, width, _ = x.shape
     x = x.astype(np.int64)
@@ -61,6 +61,7 @@ def argmax(x: Array) -> Array:
 
 
 def check_nearest(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:
+    require(len(inputs[0].shape) >= 2, f"input has shape {list(inputs[0].shape)}, expected at least 2 axes")
     height, width, *rest = inputs[0].shape
     factor = int_attr(attrs, "factor")
     return Value(inputs[0].dtype, (height * factor, width * factor, *rest))

@@ -15,7 +15,7 @@ def l2norm(x: Array, *, mult: int, shift: int) -> Array:
 
     x       int16 [..., D]
     mult    in [0, 2^31), shift in [1, 62]   real scale of z is 2^-30
-    return  int8  [..., D]                   |z| < 2^30 because |x| <= isqrt(sum x^2)
+    return  int8  [..., D]                   |z| <= 2^30 because |x| <= isqrt(sum x^2)
     """
     x = as_int64(x)
     norm = np.maximum(isqrt((x * x).sum(axis=-1, keepdims=True)), 1)

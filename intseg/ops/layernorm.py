@@ -20,7 +20,7 @@ def layernorm(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Ar
     return  `out` [..., D]   int8 or int16
 
     mean = floor((2 sum + D) / 2D), y = x - mean, V = sum y^2 < 2^48, s = max(1, isqrt(V)),
-    f = floor((2^31 - 1) / s), z = (y f) >> 1 with |z| < 2^30 because |y| <= floor(sqrt(V)) = s,
+    f = floor((2^31 - 1) / s), z = (y f) >> 1 with |z| <= 2^30 because |y| <= floor(sqrt(V)) = s,
     out = saturate(RSR(z * mult + bias, shift)). A constant row gives z = 0. gamma = 0 and gamma < 0 are ordinary.
     """
     x = as_int64(x)
