@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from intseg import backends, models, store
 from intseg import image as pictures
-from intseg.errors import InputError, ModelError, UsageError
+from intseg.errors import UsageError
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node
 
@@ -163,34 +163,15 @@ def load(weights: str | os.PathLike[str] | Model | None = None) -> Model:
         path = models.path(weights or models.DEFAULT)
     else:
         path = Path(weights)
-    data = _read(path)
+    data = store.read(path)
     key = (path.absolute(), hashlib.sha256(data).hexdigest())
     with _lock:
         if key not in _models:
-            model = Model(_graph(path, data), key[1], path)
+            model = Model(store.parse(path, data), key[1], path)
             while len(_models) >= _REMEMBERED:
                 del _models[next(iter(_models))]
             _models[key] = model
         return _models[key]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > store.MAX_FILE:
-            raise ModelError(f"{path}: file of {path.stat().st_size} bytes, expected at most {store.MAX_FILE}")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read weights: {error.strerror}; give a file written by tools/convert.py, "
-            f"or a bundled model: {', '.join(models.names()) or 'none is installed'}"
-        ) from None
-
-
-def _graph(path: Path, data: bytes) -> Graph:
-    try:
-        return store.loads(data)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
 
 
 def run(

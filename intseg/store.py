@@ -48,16 +48,25 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
     Raises InputError when the file cannot be read, ModelError when it is not a valid model.
     """
-    path = Path(path)
+    return parse(Path(path), read(Path(path)))
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a weights file. Raises InputError when it cannot be read, ModelError when it is too large."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
             raise ModelError(f"{path}: file of {size} bytes, expected at most {MAX_FILE}")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot read weights: {error.strerror}; give a file written by tools/convert.py"
+            f"{path}: cannot read weights: {error.strerror}; give a file written by tools/convert.py, "
+            "or a bundled model's name (intseg models)"
         ) from None
+
+
+def parse(path: Path, data: bytes) -> Graph:
+    """`loads`, with the file's name in front of its errors."""
     try:
         return loads(data)
     except ModelError as error:
@@ -94,15 +103,14 @@ def loads(data: bytes) -> Graph:
             f"format version {found!r}, expected {FORMAT}: " + ("update intseg" if newer else "export the model again")
         )
     try:
-        tensors: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
+        # Copies: the library's arrays are views of `data` that compiled kernels with writable signatures refuse.
+        tensors = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
     except Exception as error:  # safetensors raises several types for a malformed body
         raise ModelError(f"not a safetensors file ({error}); export the model again") from None
     if document.get("tensors_sha256") != tensors_sha256(tensors):
         raise ModelError("tensors do not match their sha256: the file is damaged; download or export it again")
     if document.pop("graph_sha256", None) != _document_sha256(document):
         raise ModelError("graph does not match its sha256: the file is damaged; download or export it again")
-    for array in tensors.values():
-        array.flags.writeable = False
     graph = _graph_from_json(document, tensors)
     validate(graph)
     return graph

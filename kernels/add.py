@@ -5,11 +5,81 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 from numpy.typing import NDArray
 
-from ._jit import kernel
+from ._ir import I16, I32, I64, Emit, Value
+from ._jit import emitted, helper, kernel
+from ._tile import address
 
 Array = NDArray[Any]
+
+
+@emitted
+def row_add(
+    typingctx: Any, a: Any, b: Any, count: Any, mult_a: Any, shift_a: Any, mult_b: Any, shift_b: Any, out: Any
+) -> Any:
+    """The first of `count` INT16 at addresses a and b, a register at a time, to `out`; returns how many."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _emit_row_add(Emit(context, builder), *args)
+
+    return types.int64(*[types.int64] * 8), codegen
+
+
+def _emit_row_add(
+    e: Emit,
+    a: Value,
+    b: Value,
+    count: Value,
+    mult_a: Value,
+    shift_a: Value,
+    mult_b: Value,
+    shift_b: Value,
+    out: Value,
+) -> Value:
+    builder, lanes = e.builder, e.isa.lanes
+    ints, wide = ir.VectorType(I32, lanes), ir.VectorType(I64, lanes // 2)
+    low = e.const(wide, 32)
+
+    def signed_low(v: Value) -> Value:
+        return builder.ashr(builder.shl(v, low), low)
+
+    branches = []
+    for source, mult, shift in ((a, mult_a, shift_a), (b, mult_b, shift_b)):
+        half = builder.shl(e.i64(1), builder.sub(shift, e.i64(1)))
+        branches.append((source, *(e.splat(v, lanes // 2) for v in (mult, half, shift))))
+    pick = [i + lanes * (i % 2) for i in range(lanes)]
+
+    def step(i: Value, carried: list[Value]) -> list[Value]:
+        at = builder.shl(i, e.i64(1))
+        even, odd = e.const(wide, 0), e.const(wide, 0)
+        for source, mult, half, shift in branches:
+            x = builder.sext(e.load(builder.add(source, at), ir.VectorType(I16, lanes)), ints)
+            pairs = builder.bitcast(x, wide)
+            parts = [
+                builder.ashr(builder.add(builder.mul(v, signed_low(mult)), half), shift)
+                for v in (signed_low(pairs), builder.ashr(pairs, low))
+            ]
+            even, odd = builder.add(even, parts[0]), builder.add(odd, parts[1])
+        # Branches stay below 2^29: the low 32 bits of a sum are all of it.
+        both = e.shuffle(builder.bitcast(even, ints), builder.bitcast(builder.shl(odd, low), ints), pick)
+        e.store(builder.add(out, at), builder.trunc(e.clamp(both, -(2**15), 2**15 - 1), ir.VectorType(I16, lanes)))
+        return []
+
+    whole = builder.and_(count, e.i64(-lanes))
+    e.loop(e.i64(0), whole, lanes, [], step)
+    return whole
+
+
+@helper
+def _identity(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
+    """A saturating addition."""
+    for i in range(start, stop):
+        for j in range(a.shape[1]):
+            total = np.int32(a[i, j]) + np.int32(b[i, j])
+            out[i, j] = min(max(np.int32(total), np.int32(-32768)), np.int32(32767))
 
 
 @kernel("void(int16[:, ::1], int16[:, ::1], int64, int64, int64, int64, int16[:, ::1], int64, int64)")
@@ -19,15 +89,16 @@ def add(
     """Rows start to stop - 1 of int16 [M, D]; `out` may be a or b."""
     width = a.shape[1]
     one = np.int64(2**30)
-    if mult_a == one and shift_a == 30 and mult_b == one and shift_b == 30:  # the identity: a saturating addition
-        for i in range(start, stop):
-            for j in range(width):
-                total = np.int32(a[i, j]) + np.int32(b[i, j])
-                out[i, j] = min(max(np.int32(total), np.int32(-32768)), np.int32(32767))
+    if mult_a == one and shift_a == 30 and mult_b == one and shift_b == 30:
+        _identity(a, b, out, start, stop)
         return
     half_a, half_b = np.int64(1) << (shift_a - 1), np.int64(1) << (shift_b - 1)
     for i in range(start, stop):
-        for j in range(width):
+        row = i * width * 2
+        done = row_add(
+            address(a) + row, address(b) + row, width, mult_a, shift_a, mult_b, shift_b, address(out) + row
+        )
+        for j in range(done, width):
             left = (np.int64(a[i, j]) * mult_a + half_a) >> shift_a
             right = (np.int64(b[i, j]) * mult_b + half_b) >> shift_b
             out[i, j] = min(max(left + right, np.int64(-32768)), np.int64(32767))

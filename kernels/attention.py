@@ -407,7 +407,8 @@ def attention(
         for i in range(start, stop, rows):
             count = min(rows, stop - i)
             for r in range(count):
-                _stage_query(qkv, i + r, query_column + h * dim, dim, query_steps, scratch, words, r * query_steps * 4)
+                at = r * query_steps * 4
+                stage(qkv, i + r, query_column + h * dim, dim, query_steps, scratch, words, at)
             for jp in range(padded // columns):
                 tile(
                     query,
@@ -426,22 +427,17 @@ def attention(
                 panel = value_base + jv * value_steps * columns * 4
                 quant = address(value_quant) + h * value_quant.shape[1] * 8 + jv * columns * 24
                 zero = query + zero_at
+                valid = min(columns, dim - jv * columns)
+                first = h * dim + jv * columns
                 if biased():
                     tile(low, padded, count - 1, panel, value_steps, zero, quant, RAW, acc, columns * 4)
                     for r in range(count):
-                        high = low + (rows + r) * padded
-                        row_acc = acc + r * columns * 4
-                        finish_row(high, value_steps, panel, row_acc, quant, row_acc)
+                        high, row_acc = low + (rows + r) * padded, acc + r * columns * 4
+                        to = address(out) + (i + r) * out.shape[1] + first if valid == columns else row_acc
+                        finish_row(high, value_steps, panel, row_acc, quant, to)
                 else:
                     tile16(scores, padded * 2, count - 1, panel, value_steps, zero, quant, INT8, acc, columns * 4)
-                for r in range(count):
-                    for c in range(min(columns, dim - jv * columns)):
-                        out[i + r, h * dim + jv * columns + c] = scratch[tile_at + r * columns * 4 + c]
-
-
-@helper
-def _stage_query(
-    qkv: Array, row: int, column: int, dim: int, steps: int, scratch: Array, words: Array, at: int
-) -> None:
-    """One head's query to the operand format of the tile."""
-    stage(qkv[row : row + 1, column : column + dim], 0, dim, steps, scratch, words, at)
+                if not biased() or valid < columns:
+                    for r in range(count):
+                        for c in range(valid):
+                            out[i + r, first + c] = scratch[tile_at + r * columns * 4 + c]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 from numpy.typing import NDArray
 
 from . import _isa
-from ._jit import helper, kernel
+from ._ir import I8, I16, Emit, Value
+from ._jit import emitted, helper, kernel
 from ._tile import INT8, INT16, RAW, address, biased, ceil_div, group_size, lane_order, tile, tile_columns, tile_rows
 
 Array = NDArray[Any]
@@ -100,19 +103,46 @@ def scratch_bytes(depth: int) -> int:
     return ROW_BLOCK * -(-depth // isa.group) * 4 + 4 * isa.rows * isa.columns + 64
 
 
+@emitted
+def stage_whole(typingctx: Any, source: Any, count: Any, target: Any) -> Any:
+    """The first bytes of a row of int8 in the operand format of the tile, a register at a time; returns how many."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        source_, count_, target_ = args
+        size = e.isa.lanes * e.isa.group
+        bytes_, words = ir.VectorType(I8, size), ir.VectorType(I16, size)
+
+        def step(i: Value, carried: list[Value]) -> list[Value]:
+            x = e.load(builder.add(source_, i), bytes_)
+            if e.isa.group == 2:
+                e.store(builder.add(target_, builder.shl(i, e.i64(1))), builder.sext(x, words))
+            else:
+                flip = -128 if e.isa.name == "vnni" else 0
+                e.store(builder.add(target_, i), builder.xor(x, e.const(bytes_, flip)))
+            return []
+
+        whole = builder.and_(count_, e.i64(-size))
+        e.loop(e.i64(0), whole, size, [], step)
+        return whole
+
+    return types.int64(*[types.int64] * 3), codegen
+
+
 @helper
-def stage(x: Array, row: int, depth: int, steps: int, scratch: Array, words: Array, at: int) -> None:
-    """Row of int8 to the operand format of the tile, zero padded; `words` is `scratch` as INT16, `at` counts bytes."""
+def stage(x: Array, row: int, column: int, depth: int, steps: int, scratch: Array, words: Array, at: int) -> None:
+    """`depth` int8 of a row to the operand format, zero padded; `words` is `scratch` as INT16, `at` counts bytes."""
+    done = stage_whole(address(x) + row * x.shape[1] + column, depth, address(scratch) + at)
     if group_size() == 4:
         flip = np.int8(-128) if biased() else np.int8(0)
-        for k in range(depth):
-            scratch[at + k] = x[row, k] ^ flip
+        for k in range(done, depth):
+            scratch[at + k] = x[row, column + k] ^ flip
         for k in range(depth, 4 * steps):
             scratch[at + k] = flip
     else:
         at //= 2
-        for k in range(depth):
-            words[at + k] = x[row, k]
+        for k in range(done, depth):
+            words[at + k] = x[row, column + k]
         for k in range(depth, 2 * steps):
             words[at + k] = 0
 
@@ -159,7 +189,7 @@ def linear(
     for block in range(start, stop, ROW_BLOCK):
         count = min(ROW_BLOCK, stop - block)
         for r in range(count):
-            stage(x, block + r, depth, steps, scratch, words, r * steps * 4)
+            stage(x, block + r, 0, depth, steps, scratch, words, r * steps * 4)
         for jp in range(ceil_div(width, columns)):
             panel = address(panels) + jp * steps * columns * 4
             panel_init = address(init) + jp * columns * 4

@@ -80,7 +80,7 @@ def test_every_op_has_a_worked_example(op: str):
 def test_ranges_of_the_limits():
     assert range(1, 63) == _op.SHIFT
     assert range(2**31) == _op.MULT
-    assert _op.MAX_DIM == intseg.graph.MAX_TOKENS == 65535
+    assert _op.MAX_DIM == intseg.graph.MAX_CLASSES == 65535
     assert 65535 * 2**15 == 2147450880 < 2**31
     assert _op.ACC_LIMIT == 2**31
     assert intseg.store.MAX_HEADER == 2**24

@@ -1,6 +1,6 @@
 """Side by side: intseg and four float and INT8 peers on one Segmenter, whole image to labels.
 
-    python tools/bench.py --models tiny,small --threads 1,2 --json out.json
+python tools/bench.py --models tiny,small --threads 1,2 --json out.json
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class RandomGraph:
         """From INT8 tokens to the INT16 projection."""
         width, heads = self.shape.width, self.shape.heads
         qkv = self.linear(f"{name}.qkv", x, 3 * width, "int8")
-        parts = [self.node(f"{name}.{n}", "split_heads", [qkv], heads=heads, part=i, parts=3) for i, n in enumerate("qkv")]
+        parts = [
+            self.node(f"{name}.{n}", "split_heads", [qkv], heads=heads, part=i, parts=3) for i, n in enumerate("qkv")
+        ]
         dim = width // heads
         spread = 1500 if self.shape.softmax == "softmax2" else 130
         scores = self.matmul(f"{name}.scores", parts[0], parts[1], spread / (1600 * math.sqrt(dim)), 1, 1, "int16")

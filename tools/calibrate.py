@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import torch
 from fakequant import LOG2_E, FakeQuantSegmenter, QAttention, QBlock, QMaskTransformer
-from segmenter import Segmenter
+from segmenter import Segmenter, SegmenterConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,6 +107,12 @@ def augment(images: Tensor) -> list[Tensor]:
     return [view.round().clamp(0, 255).byte().permute(0, 2, 3, 1) for view in views]
 
 
+def normalise(images: Tensor, config: SegmenterConfig) -> Tensor:
+    """uint8 [B, H, W, 3] -> the float model's input [B, 3, H, W]."""
+    mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (config.mean, config.std))
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
 @dataclass
 class Stats:
     """What calibration keeps of one node."""
@@ -144,8 +150,6 @@ def collect(
     """
     stats: dict[str, Stats] = {}
     rows = max(64, min(2048, SAMPLE_BUDGET // channels) // len(batches))
-    config = model.config
-    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
 
     def receive(node: str, value: Tensor) -> None:
         wanted = 16 if node.endswith("attn.scores") else rows
@@ -153,8 +157,7 @@ def collect(
 
     with torch.no_grad(), tapped(model, receive):
         for images in batches:
-            pixels = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-            model.forward_scores(pixels, l2norm)
+            model.forward_scores(normalise(images, model.config), l2norm)
             progress()
     return stats
 

@@ -627,7 +627,7 @@ def _few(names: list[str], limit: int = 4) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+class VariantLoader(yaml.SafeLoader):
     """Safe YAML plus tuples: published files write `image_size: !!python/tuple [512, 512]`."""
 
 
@@ -635,7 +635,7 @@ def _construct_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[
     return tuple(loader.construct_sequence(node))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
+VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 
 
 @dataclass(frozen=True)
@@ -653,7 +653,7 @@ class Variant:
         if path is None:
             return cls("no variant.yml", {}, {}, {})
         try:
-            raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+            raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=VariantLoader)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{path}: cannot be read as YAML ({reason}); use the published file") from None

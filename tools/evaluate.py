@@ -1,0 +1,196 @@
+"""Measure a checkpoint as float model, as fake-quant twin and as integer engine, through the same windows and metrics.
+
+    python tools/evaluate.py checkpoint.pth --root CamVid --split val --calibrate photo.png --recipe paper intseg
+
+Prints one row per recipe: mIoU and pixel accuracy of the twin and of the engine, the pixels where these two differ
+(expected: 0), and the share of pixels equal to the float prediction (bilinear, L2 norm kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import classes
+import numpy as np
+import torch
+from calibrate import calibrate, normalise
+from convert import dataset_of, find_images, model_info, recipe_for, windows
+from export import export
+from fakequant import RECIPES, FakeQuantSegmenter
+from numpy.typing import NDArray
+from segmenter import CheckpointError, Segmenter, load_checkpoint
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from intseg import api, backends, evaluate, store
+from intseg import image as pictures
+from intseg.errors import IntsegError
+from intseg.graph import ModelInfo
+
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass
+class Row:
+    """Counts of one way to run one recipe; `same` and `pixels` compare it with the float prediction."""
+
+    recipe: str
+    way: str
+    confusion: NDArray[np.int64]
+    same: int = 0
+    pixels: int = 0
+    differing: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Percentages, as `intseg eval` prints them, and the comparison counts."""
+        found = evaluate.metrics(self.confusion)
+        return {
+            "recipe": self.recipe,
+            "way": self.way,
+            "mIoU": found.miou,
+            "mAcc": found.macc,
+            "aAcc": found.aacc,
+            "IoU": list(found.iou),
+            "same_as_float": 100 * self.same / self.pixels,
+            "differing_from_twin": self.differing,
+        }
+
+
+@dataclass
+class Subject:
+    """A recipe's twin and engine."""
+
+    recipe: str
+    twin: FakeQuantSegmenter
+    model: api.Model
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo, upsample: str) -> Labels:
+    """Labels [H, W] of the float model from all windows of an image: mean score per patch, upsampled, argmax.
+
+    batch   uint8 [B, H, W, 3], the windows in the order of `intseg.image.cut_windows`
+    """
+    tiling, patch = pictures.tile(info, *size), info.patch
+    with torch.no_grad():
+        scores = model.forward_scores(normalise(batch, model.config)).double()
+    total = torch.zeros(tiling.height // patch, tiling.width // patch, scores.shape[-1], dtype=torch.float64)
+    count = torch.zeros_like(total[..., :1])
+    for score, (top, left) in zip(scores, tiling.corners(), strict=True):
+        rows = slice(top // patch, top // patch + score.shape[0])
+        columns = slice(left // patch, left // patch + score.shape[1])
+        total[rows, columns] += score
+        count[rows, columns] += 1
+    mean = (total / count).permute(2, 0, 1)[None]
+    options = {"mode": "bilinear", "align_corners": False} if upsample == "bilinear" else {"mode": "nearest"}
+    labels: Labels = F.interpolate(mean, scale_factor=patch, **options)[0].argmax(0)[: size[0], : size[1]].numpy()
+    return labels
+
+
+def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo) -> Labels:
+    """Labels [H, W] of the fake-quant twin: its integers, merged and upsampled by SPEC section 7."""
+    with torch.no_grad():
+        scores = twin(batch).q.numpy().astype(np.int16)
+    merged = pictures.merge_scores(list(scores), pictures.tile(info, *size), info)
+    labels: Labels = backends.class_map(merged, info.upsample, info.patch, *size, "numpy", None)
+    return labels
+
+
+def measure(
+    model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], pairs: Sequence[evaluate.Pair], ignore: int | None
+) -> Iterator[Row]:
+    """Run everything on every image; yields the float rows, then twin and engine of every subject."""
+    count = model.config.n_cls
+    empty = np.zeros((count, count), np.int64)
+    floats = {way: Row("-", f"float {way}", empty.copy()) for way in ("bilinear", "nearest")}
+    for subject in subjects:
+        subject.rows = {way: Row(subject.recipe, way, empty.copy()) for way in ("fake-quant", "engine")}
+    for pair in tqdm(pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
+        truth = pictures.decode_labels(pair.labels).astype(np.int64)
+        rgb = pictures.decode(pair.image, info.pad).rgb
+        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)]))
+        size = (rgb.shape[0], rgb.shape[1])
+        reference = float_labels(model, batch, size, info, "bilinear")
+        found = {id(floats["bilinear"]): reference}
+        found[id(floats["nearest"])] = float_labels(model, batch, size, info, "nearest")
+        for subject in subjects:
+            twin = twin_labels(subject.twin, batch, size, subject.model.info)
+            engine = api.run(rgb, subject.model).labels
+            subject.rows["engine"].differing += int((engine != twin).sum())
+            found |= {id(subject.rows["fake-quant"]): twin, id(subject.rows["engine"]): engine}
+        for row in (*floats.values(), *(row for subject in subjects for row in subject.rows.values())):
+            row.confusion += evaluate.confusion(truth, found[id(row)], count, ignore)
+            row.same += int((found[id(row)] == reference).sum())
+            row.pixels += reference.size
+    yield from floats.values()
+    for subject in subjects:
+        yield from subject.rows.values()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 1 when twin and engine differ."""
+    args = parser().parse_args(argv)
+    try:
+        rows = _evaluate(args)
+    except CheckpointError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 3
+    except IntsegError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return error.exit_code
+    if args.json:
+        print(json.dumps([row.as_json() for row in rows], indent=1))
+    else:
+        print(f"{'recipe':10} {'way':16} {'mIoU':>7} {'aAcc':>7} {'same as float':>14} {'differs from twin':>18}")
+        for row in rows:
+            n = row.as_json()
+            differs = str(row.differing) if row.way == "engine" else ""
+            accuracy = f"{n['mIoU']:7.2f} {n['aAcc']:7.2f} {n['same_as_float']:13.2f}%"
+            print(f"{row.recipe:10} {row.way:16} {accuracy} {differs:>18}")
+    return int(any(row.differing for row in rows))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="evaluate.py", description="Float, fake-quant and engine side by side.")
+    p.add_argument("checkpoint", type=Path, help="checkpoint.pth, or the folder it is in")
+    p.add_argument("--root", type=Path, required=True, help="data set folder")
+    p.add_argument("--split", default="val")
+    p.add_argument("--layout", choices=sorted(set(evaluate.LAYOUTS) - {"pairs"}), default="camvid")
+    p.add_argument("--calibrate", type=Path, nargs="+", required=True, help="images or folders of images")
+    p.add_argument("--samples", type=int, help="use this many of them, evenly spaced")
+    p.add_argument("--recipe", nargs="+", choices=sorted(RECIPES), default=["intseg"])
+    p.add_argument("--limit", type=int, help="first images only")
+    p.add_argument("--json", action="store_true")
+    return p
+
+
+def _evaluate(args: argparse.Namespace) -> list[Row]:
+    model = load_checkpoint(args.checkpoint)
+    named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
+    layout = evaluate.LAYOUTS[args.layout]
+    pairs = evaluate.find_pairs(*layout.folders(args.root, args.split), layout.key)[: args.limit]
+    files = find_images(args.calibrate, args.samples)
+    subjects = []
+    for name in args.recipe:
+        recipe = recipe_for(name)
+        info = model_info(model.config, recipe, name, named)
+        twin = FakeQuantSegmenter(model, info.window, recipe)
+        calibrate(twin, model, [windows(file, info) for file in files])
+        data = store.dumps(export(twin, info))
+        engine = api.Model(store.loads(data), hashlib.sha256(data).hexdigest(), Path(f"{name}.safetensors"))
+        subjects.append(Subject(name, twin, engine))
+    ignore = None if layout.ignore is None else layout.ignore - layout.offset
+    return list(measure(model, info, subjects, pairs, ignore))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
