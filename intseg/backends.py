@@ -23,7 +23,6 @@ _ROWS_PER_CHUNK = 16
 """Pixel rows of the score tensor that the NumPy class map interpolates at once: bounds its memory."""
 
 
-
 def names() -> tuple[str, ...]:
     """All backends that a user may ask for by name, fast or not, installed or not."""
     return ("numpy", "numba")

@@ -1,13 +1,14 @@
 """The fast path of a graph: packed weights, fused patterns, buffers planned once, rows spread over threads.
 
-A plan is a list of segments. Inside a segment every step works row by row on the same rows, so a thread takes a range of
-rows through all of its steps; between segments all threads wait. With the attention of a whole strip in one step, a
-transformer block has two such waits. Same bits as `executor.execute`; intermediates that a pattern swallows do not exist
-here, which is why tracing runs unfused.
+A plan is a list of segments. Inside a segment every step works row by row on the same rows, so a thread takes a range
+of rows through all of its steps; between segments all threads wait. With the attention of a strip of rows in one step,
+a transformer block has one such wait. Same bits as `executor.execute`; intermediates that a pattern swallows do not
+exist here, which is why tracing runs unfused.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -103,16 +104,24 @@ class Plan:
         self._placed, self.workspace_bytes = _place(self.segments, builder.root, graph.output)
         self._free: deque[_Workspace] = deque()
 
-    def __call__(self, image: Array) -> Array:
-        """Scores int8 or int16 [h, w, classes] of one window uint8 [H, W, 3]."""
+    def __call__(self, image: Array, on_output: Callable[[str, Array], None] | None = None) -> Array:
+        """Scores int8 or int16 [h, w, classes] of one window uint8 [H, W, 3].
+
+        on_output  called after every segment with the names and values it leaves behind: the nodes no pattern swallows
+                   and nothing overwrites at once, and the packed operands of patterns
+        """
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = self._workspace()
         try:
             np.copyto(workspace.arrays[IMAGE], image, casting="no")
-            for extent, calls in workspace.segments:
-                _run_segment(extent, calls, self.threads, workspace.scratch)
+            for segment, calls in zip(self.segments, workspace.calls, strict=True):
+                _run_segment(segment.extent, calls, self.threads, workspace.scratch)
+                if on_output is not None:
+                    left = {workspace.arrays[b.name].ctypes.data: b.name for s in segment.steps for b in s.outputs}
+                    for name in left.values():
+                        on_output(name, workspace.arrays[name])
             scores: Array = workspace.arrays[self._output].copy()
             return scores
         finally:
@@ -129,14 +138,13 @@ class Plan:
             arrays[name] = view(arrays[source])
         size = max(step.scratch for s in self.segments for step in s.steps)
         scratch: deque[Array] = deque(_aligned(size) for _ in range(self.threads))
-        bound = [(s.extent, [step.bind(arrays) for step in s.steps]) for s in self.segments]
-        return _Workspace(arrays, bound, scratch)
+        return _Workspace(arrays, [[step.bind(arrays) for step in s.steps] for s in self.segments], scratch)
 
 
 @dataclass(frozen=True)
 class _Workspace:
     arrays: Arrays
-    segments: Sequence[tuple[int | None, Sequence[Rows]]]
+    calls: Sequence[Sequence[Rows]]
     scratch: deque[Array]
 
 
@@ -145,7 +153,7 @@ def _aligned(size: int) -> Array:
     return raw[-raw.ctypes.data % _ALIGN :][:size]
 
 
-# ---- threads ----------------------------------------------------------------------------------------------------------
+# ---- threads ------------------------------------------------------------------------------------------------------
 
 _pool_lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -237,10 +245,10 @@ def _run_segment(extent: int | None, calls: Sequence[Rows], threads: int, scratc
         work(0, extent or 0)
         return
     ranges = _ranges(extent, threads, _CHUNK_ROWS)
-    run_parallel([lambda r=r: work(*r) for r in ranges], threads)
+    run_parallel([functools.partial(work, *r) for r in ranges], threads)
 
 
-# ---- segments and memory ----------------------------------------------------------------------------------------------
+# ---- segments and memory ------------------------------------------------------------------------------------------
 
 Root = Callable[[str], str]
 """The buffer (or constant) that a name's memory belongs to: its own, or that of what it is a view of."""
@@ -288,7 +296,7 @@ def _place(segments: Sequence[Segment], root: Root, output: str) -> tuple[list[t
     return placed, max(offset + buffer.nbytes for buffer, offset in placed)
 
 
-# ---- from nodes to steps ----------------------------------------------------------------------------------------------
+# ---- from nodes to steps ------------------------------------------------------------------------------------------
 
 
 def _identity(x: Array) -> Array:
@@ -357,9 +365,9 @@ class _Builder:
         local = tuple(name for name in step.local if name not in self._shifted)
         self.steps.append(replace(step, local=local, whole=(*step.whole, *moved)))
         reused = node.inputs[-1]
-        if node.op in _IN_PLACE and self._uses[reused] == 1 and reused in self._nodes and reused not in self._shifted:
-            if self._nodes[reused].dtype == node.dtype:
-                self.views[node.name] = (reused, _identity)
+        free = self._uses[reused] == 1 and reused in self._nodes and reused not in self._shifted
+        if free and node.op in _IN_PLACE and self._nodes[reused].dtype == node.dtype:
+            self.views[node.name] = (reused, _identity)
 
 
 # Outputs that are their input's memory under another shape; rows of the two differ.
@@ -483,7 +491,7 @@ def gelu_tables(op: str, arguments: Mapping[str, Any]) -> Array:
     return np.ascontiguousarray(RUN[op](np.minimum(values[None, :], values[:, None]), **arguments))
 
 
-# ---- patterns ---------------------------------------------------------------------------------------------------------
+# ---- patterns -----------------------------------------------------------------------------------------------------
 
 Match = tuple[list[str], list[Step]]
 """Names of the nodes inside a pattern, and the steps that replace it."""
@@ -567,7 +575,7 @@ def _attention_steps(found: _Attention, score_scale: Sequence[Array], value_scal
     )
     names = tuple(buffer.name for buffer in packed)
     order = lane_order(_isa.select())
-    quants = _attention.pack_scores(*score_scale), _attention.pack_values(*value_scale, dim)
+    quants = _attention.pack_scores(*score_scale), _attention.pack_values(value_scale[0], value_scale[1], dim)
     powers = [_integer(found.softmax, attr) for attr in ("frac_bits", "a1", "a2")]
 
     def bind_pack(arrays: Arrays) -> Rows:
@@ -588,7 +596,7 @@ def _attention_steps(found: _Attention, score_scale: Sequence[Array], value_scal
     ]
 
 
-# ---- the op table, and labels -----------------------------------------------------------------------------------------
+# ---- the op table, and labels -------------------------------------------------------------------------------------
 
 
 def table() -> dict[str, Run]:
@@ -623,7 +631,7 @@ def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads:
         found, ends = np.empty(classes + 1, np.int64), np.empty((2, classes), np.int64)
         _class_map.bilinear_argmax(scores, patch, labels, found, ends, start, stop)
 
-    run_parallel([lambda r=r: work(*r) for r in _ranges(bands, count, 1)], count)
+    run_parallel([functools.partial(work, *r) for r in _ranges(bands, count, 1)], count)
     return labels.astype(np.uint8) if classes <= 256 else labels
 
 

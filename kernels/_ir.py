@@ -83,7 +83,8 @@ class Emit:
     def call(self, name: str, result: Value, args: Sequence[Value]) -> Value:
         """A call of an LLVM intrinsic."""
         kind = ir.FunctionType(result, [a.type for a in args])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), list(args))
+        declare: Any = cgutils.get_or_insert_function
+        return self.builder.call(declare(self.builder.module, kind, name), list(args))
 
     def same(self, name: str, *args: Value) -> Value:
         """An overloaded elementwise intrinsic such as smin: result and operands of one type."""
@@ -138,7 +139,7 @@ class Emit:
             phi.add_incoming(value, block)
         return phi
 
-    # ---- the dot products: the only place where instruction paths differ in arithmetic -------------------------------
+    # ---- the dot products: the only place where instruction paths differ in arithmetic ----------------------------
 
     def dot8(self, acc: Value, a: Value, b: Value) -> Value:
         """acc + sum over the group of a b in every INT32 lane; a is uint8 on the vnni path, otherwise signed.

@@ -22,7 +22,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import llvmlite
 import numba
@@ -32,9 +32,7 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import _isa
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 _MAGIC = b"intseg-kernel-1\n"
 _DIGEST = 32
 
@@ -42,14 +40,14 @@ REGISTRY: dict[str, Kernel] = {}
 """Every kernel by name, filled by the decorator when its module is imported."""
 
 
-def helper(function: Function) -> Function:
+def helper(function: Callable[..., Any]) -> Any:
     """Mark a function that kernels call: compiled into each of them, never called from Python."""
-    return cast(Function, numba.njit(**_OPTIONS)(function))
+    return numba.njit(**_OPTIONS)(function)
 
 
-def emitted(function: Function) -> Function:
-    """Mark a function that emits LLVM IR: `numba.extending.intrinsic`, typed."""
-    return cast(Function, _numba_intrinsic(function))
+def emitted(function: Callable[..., Any]) -> Any:
+    """Mark a function that emits LLVM IR, to be called from kernels without its first argument, the typing context."""
+    return _numba_intrinsic(function)
 
 
 class Kernel:
@@ -80,17 +78,19 @@ class Kernel:
         return self._compiled
 
     def llvm(self) -> str:
-        """The optimized LLVM IR. Compiles outside of the cache: entries hold machine code only."""
-        return str(next(iter(self._fresh().inspect_llvm().values())))
+        """The optimized LLVM IR."""
+        return str(next(iter(self._inspectable().inspect_llvm().values())))
 
     def assembly(self) -> str:
-        """The machine code as text. Compiles outside of the cache."""
-        return str(next(iter(self._fresh().inspect_asm().values())))
+        """The machine code as text."""
+        return str(next(iter(self._inspectable().inspect_asm().values())))
 
-    @functools.cache  # noqa: B019 - kernels live as long as the process
-    def _fresh(self) -> Any:
-        dispatcher = numba.njit(**_OPTIONS)(self.py_func)
-        dispatcher.compile(self.signature)
+    def _inspectable(self) -> Any:
+        """A dispatcher that was compiled in this process: entries of the cache hold machine code only."""
+        dispatcher = self.compile()
+        if sum(dispatcher.stats.cache_hits.values()):
+            dispatcher = numba.njit(**_OPTIONS)(self.py_func)
+            dispatcher.compile(self.signature)
         return dispatcher
 
 
@@ -128,14 +128,16 @@ class Cache:
         # The digest proves the bytes are those that this user's process wrote; a failure to rebuild them would be a
         # version mix the fingerprint missed, and compiling again is always right.
         with contextlib.suppress(Exception):
-            return compiler.CompileResult._rebuild(target_context, *pickle.loads(payload))
+            rebuild: Any = compiler.CompileResult._rebuild
+            return rebuild(target_context, *pickle.loads(payload))
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Write an entry; a folder that cannot be written costs time, not the run."""
         if result.library.has_dynamic_globals:
             raise RuntimeError(f"kernel {self._name} holds a pointer of this process and cannot be cached")
-        payload = serialize.dumps(result._reduce())
+        dumps: Any = serialize.dumps
+        payload: bytes = dumps(result._reduce())
         with contextlib.suppress(OSError):
             _write_atomically(self._path(signature), _MAGIC + hashlib.sha256(payload).digest() + payload)
 

@@ -81,7 +81,8 @@ def store_int16(e: Emit, address: Value, vectors: list[Value], blocked: bool) ->
     first, second = (_pack(e, "packssdw", vectors[i], vectors[i + 1], I16) for i in (0, 2))
     if not blocked:
         quads = [e.builder.bitcast(v, ir.VectorType(I64, 8)) for v in (first, second)]
-        first, second = (e.shuffle(*quads, [i, i + 1, i + 8, i + 9, i + 2, i + 3, i + 10, i + 11]) for i in (0, 4))
+        order = [0, 1, 8, 9, 2, 3, 10, 11]
+        first, second = (e.shuffle(quads[0], quads[1], [i + start for i in order]) for start in (0, 4))
     e.store(address, first)
     e.store(e.offset(address, 64), second)
 

@@ -95,9 +95,7 @@ def add(
     half_a, half_b = np.int64(1) << (shift_a - 1), np.int64(1) << (shift_b - 1)
     for i in range(start, stop):
         row = i * width * 2
-        done = row_add(
-            address(a) + row, address(b) + row, width, mult_a, shift_a, mult_b, shift_b, address(out) + row
-        )
+        done = row_add(address(a) + row, address(b) + row, width, mult_a, shift_a, mult_b, shift_b, address(out) + row)
         for j in range(done, width):
             left = (np.int64(a[i, j]) * mult_a + half_a) >> shift_a
             right = (np.int64(b[i, j]) * mult_b + half_b) >> shift_b

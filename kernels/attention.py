@@ -95,8 +95,8 @@ def pack_scores(mult: Array, shift: Array) -> NDArray[np.int64]:
     """Requantization of QK^T, one scale per head: int64 [heads, columns * 3]."""
     isa = _isa.select()
     raised, shifts, _ = raise_shifts(mult.reshape(-1), shift.reshape(-1))
-    heads = [pack_quant(np.full(isa.columns, m), np.full(isa.columns, s), isa) for m, s in zip(raised, shifts, strict=True)]
-    return np.stack(heads)
+    columns = np.ones(isa.columns, np.int64)
+    return np.stack([pack_quant(m * columns, s * columns, isa) for m, s in zip(raised, shifts, strict=True)])
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
@@ -113,7 +113,7 @@ def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
     return np.stack(heads)
 
 
-# ---- packing keys and values ------------------------------------------------------------------------------------------
+# ---- packing keys and values --------------------------------------------------------------------------------------
 
 
 @emitted
@@ -180,7 +180,9 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
 
 
 @helper
-def _pack_keys(qkv: Array, column: int, dim: int, keys: Array, init: Array, order: Array, start: int, stop: int) -> None:
+def _pack_keys(
+    qkv: Array, column: int, dim: int, keys: Array, init: Array, order: Array, start: int, stop: int
+) -> None:
     """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
     tokens, columns, group = qkv.shape[0], tile_columns(), group_size()
     steps = ceil_div(dim, group)
@@ -234,7 +236,8 @@ def _pack_values(qkv: Array, column: int, dim: int, values: Array, order: Array,
 
 
 @kernel(
-    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64, int64)"
+    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1],"
+    " int64, int64)"
 )
 def pack_keys_values(
     qkv: Array,
@@ -259,7 +262,7 @@ def pack_keys_values(
         _pack_values(qkv, value_column + h * dim, dim, values[h], order, start, stop)
 
 
-# ---- one strip --------------------------------------------------------------------------------------------------------
+# ---- one strip ----------------------------------------------------------------------------------------------------
 
 
 @emitted
@@ -422,7 +425,9 @@ def attention(
                     scores + jp * columns * 2,
                     padded * 2,
                 )
-            _softmax_rows(scores, padded, count, tokens, frac_bits, a1, a2, low, words, score_at // 2, scratch, plane_at)
+            _softmax_rows(
+                scores, padded, count, tokens, frac_bits, a1, a2, low, words, score_at // 2, scratch, plane_at
+            )
             for jv in range(ceil_div(dim, columns)):
                 panel = value_base + jv * value_steps * columns * 4
                 quant = address(value_quant) + h * value_quant.shape[1] * 8 + jv * columns * 24

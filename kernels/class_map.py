@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from ._jit import helper, kernel
 
 Array = NDArray[Any]
+Int = Any  # an INT64 scalar where compiled
 
 
 @helper
-def _candidates(a: Array, b: Array, c: Array, d: Array, found: Array) -> int:
+def _candidates(a: Array, b: Array, c: Array, d: Array, found: Array) -> Int:
     """Classes that can win somewhere between four cells, ascending, to `found`; returns their number.
 
     A bilinear value lies between the least and the greatest of its corners. A class whose greatest corner is below
@@ -23,7 +24,7 @@ def _candidates(a: Array, b: Array, c: Array, d: Array, found: Array) -> int:
     floor = min(min(a[0], b[0]), min(c[0], d[0]))
     for k in range(1, classes):
         floor = max(floor, min(min(a[k], b[k]), min(c[k], d[k])))
-    count = 0
+    count: Int = 0
     for k in range(classes):
         found[count] = k
         count += np.int64(max(max(a[k], b[k]), max(c[k], d[k])) >= floor)
@@ -39,7 +40,7 @@ def bilinear_argmax(
     scores  int32 [h, w, C];  labels uint16 [height, width], at most h * factor x w * factor
     found   int64 [C + 1], scratch;  ends int64 [2, C], scratch
     """
-    height, width, classes = scores.shape
+    height, width = scores.shape[0], scores.shape[1]
     high, wide = labels.shape
     # Output i lies at position 2 i + 1 - factor in steps of 1 / (2 factor) cells: lower cell p // 2f, weight p % 2f.
     for r in range(start, stop):

@@ -17,6 +17,7 @@ from ._tile import address
 from .softmax2 import bit_length
 
 Array = NDArray[Any]
+Int = Any  # an INT64 scalar where compiled
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def pack(mult: Array, bias: Array, shift: int) -> Packed:
     size = -(-len(mult) // lanes) * lanes
     m, b = np.zeros(size, np.int64), np.zeros(size, np.int64)
     m[: len(mult)], b[: len(mult)] = mult, bias + (np.int64(1) << np.int64(shift - 1))
-    m, b = m.reshape(-1, lanes), b.reshape(-1, lanes)
-    vectors = np.stack([m[:, ::2], m[:, 1::2], b[:, ::2], b[:, 1::2]], axis=1).reshape(-1)
+    m2, b2 = m.reshape(-1, lanes), b.reshape(-1, lanes)
+    vectors = np.stack([m2[:, ::2], m2[:, 1::2], b2[:, ::2], b2[:, 1::2]], axis=1).reshape(-1)
     return Packed(np.ascontiguousarray(vectors), mult.astype(np.int64), bias, shift, shift < 32)
 
 
@@ -69,14 +70,15 @@ def row_sums(typingctx: Any, row: Any, count: Any) -> Any:
         both = [builder.sext(e.sum_lanes(total), I64), e.sum_lanes(squares)]
         return context.make_tuple(builder, signature.return_type, both)
 
-    return types.UniTuple(types.int64, 2)(types.int64, types.int64), codegen
+    pair: Any = types.UniTuple
+    return pair(types.int64, 2)(types.int64, types.int64), codegen
 
 
 @emitted
 def row_apply(
     typingctx: Any, row: Any, count: Any, mean: Any, f: Any, vectors: Any, shift: Any, size: Any, out: Any
 ) -> Any:
-    """saturate((((x - mean) f >> 1) mult + bias) >> shift) for `count` INT16, a multiple of lanes; 32 <= shift <= 62."""
+    """saturate((((x - mean) f >> 1) mult + bias) >> shift), `count` INT16, a multiple of lanes; shift >= 32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emit(context, builder)
@@ -136,7 +138,7 @@ def lane_count(typingctx: Any) -> Any:
 
 
 @helper
-def isqrt(v: int) -> int:
+def isqrt(v: Int) -> Int:
     """floor(sqrt(v)) for 0 <= v < 2^62: Newton's iteration from above, which falls until it is there."""
     if v < 2:
         return v
@@ -148,9 +150,7 @@ def isqrt(v: int) -> int:
         root = following
 
 
-@kernel(
-    "void(int16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int8[:, ::1], int64, int64)"
-)
+@kernel("void(int16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int8[:, ::1], int64, int64)")
 def layernorm(
     x: Array,
     vectors: Array,
@@ -199,9 +199,7 @@ def _plain_apply(
 def run(packed: Packed, x: Array, out: Array, start: int, stop: int) -> None:
     """Rows start to stop - 1 of x [M, D] int16 to `out` [M, D], int8 or int16, both contiguous."""
     p = packed
-    layernorm(
-        x, p.vectors, p.mult, p.bias, p.shift, int(p.wide), out.itemsize, out.view(np.int8), start, stop
-    )
+    layernorm(x, p.vectors, p.mult, p.bias, p.shift, int(p.wide), out.itemsize, out.view(np.int8), start, stop)
 
 
 def layernorm_op(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Array:

@@ -17,9 +17,10 @@ from ._jit import emitted, helper, kernel
 from ._tile import INT8, INT16, RAW, address, biased, ceil_div, group_size, lane_order, tile, tile_columns, tile_rows
 
 Array = NDArray[Any]
+Int = Any  # an INT64 scalar where compiled
 
 ROW_BLOCK = 192
-"""Rows staged at once: the block and one panel stay in the L2 cache. A multiple of every `Isa.rows` but one is enough."""
+"""Rows staged at once, a multiple of the rows of a tile: the block and one panel stay in the L2 cache."""
 
 _MIN_SHIFT = 32
 """The register path shifts odd lanes by shift - 32."""
@@ -56,7 +57,7 @@ def raise_shifts(mult: Array, shift: Array) -> tuple[NDArray[np.int64], NDArray[
 
 
 def pack_quant(mult: NDArray[np.int64], shift: NDArray[np.int64], isa: _isa.Isa) -> NDArray[np.int64]:
-    """Half vectors of `_tile`: mult even, odd, rounding even, odd, shift even, odd - 32; columns already in lane order."""
+    """Half vectors of `_tile`: mult even, odd, rounding even, odd, shift even, odd - 32; columns in lane order."""
     mult, shift = mult.reshape(-1, isa.lanes), shift.reshape(-1, isa.lanes)
     half = np.left_shift(np.int64(1), shift - 1)
     parts = [mult[:, ::2], mult[:, 1::2], half[:, ::2], half[:, 1::2], shift[:, ::2], shift[:, 1::2] - _MIN_SHIFT]
@@ -148,7 +149,7 @@ def stage(x: Array, row: int, column: int, depth: int, steps: int, scratch: Arra
 
 
 @helper
-def requantize_one(acc: int, mult: int, shift: int, low: int, high: int) -> int:
+def requantize_one(acc: Int, mult: Int, shift: Int, low: Int, high: Int) -> Int:
     """The definition, for one element."""
     value = (np.int64(acc) * mult + (np.int64(1) << (shift - np.int64(1)))) >> shift
     return min(max(value, np.int64(low)), np.int64(high))

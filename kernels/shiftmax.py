@@ -11,6 +11,7 @@ from ._jit import helper, kernel
 from .softmax2 import bit_length
 
 Array = NDArray[Any]
+Int = Any  # an INT64 scalar where compiled
 
 
 @helper
@@ -23,7 +24,7 @@ def shift_exp(x: int, i0: int, k_inter: int) -> int:
 
 
 @helper
-def int_div(n: int, reciprocal: int, shift: int, normalized: int) -> int:
+def int_div(n: Int, reciprocal: Int, shift: Int, normalized: Int) -> Int:
     """n / d by its reciprocal; the normalized kind rounds (SPEC 2.7)."""
     half = (np.int64(1) << (shift - np.int64(1))) if normalized else np.int64(0)
     return (n * reciprocal + half) >> shift

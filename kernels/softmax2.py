@@ -19,6 +19,7 @@ from ._ir import I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 
 Array = NDArray[Any]
+Int = Any  # an INT64 scalar where compiled
 
 
 def _words(e: Emit) -> Value:
@@ -174,7 +175,7 @@ def bit_length(typingctx: Any, value: Any) -> Any:
 
 
 @helper
-def divisor(total: int) -> tuple[int, int]:
+def divisor(total: Int) -> tuple[Int, Int]:
     """(f, c - 16) of IntDiv by a row sum of at least 32767, for 16-bit lanes."""
     length = bit_length(total)
     if length == 15:

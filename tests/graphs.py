@@ -48,15 +48,15 @@ def tiny() -> Graph:
         "norm.mult": np.array([2**20, -(2**20), 0, 2**21], np.int32),
         "norm.bias": np.array([0, 2**40, -(2**45), 5], np.int64),
         "av.mult": np.full((2, 1), 2**30, np.int32),
-        "av.shift": np.full((2, 1), 45, np.int8),
+        "av.shift": np.full((2, 1), 44, np.int8),
         "qk.mult": np.full((2, 1), 2**30, np.int32),
-        "qk.shift": np.full((2, 1), 32, np.int8),
+        "qk.shift": np.full((2, 1), 31, np.int8),
     }
-    for name, width, depth in (("embed", 4, 48), ("qkv", 12, 4), ("head", 3, 4)):
+    for name, width, depth, shift in (("embed", 4, 48, 36), ("qkv", 12, 4, 36), ("head", 3, 4, 29)):
         tensors[f"{name}.weight"] = source.integers(-128, 128, (width, depth)).astype(np.int8)
         tensors[f"{name}.bias"] = source.integers(-1000, 1000, width).astype(np.int32)
         tensors[f"{name}.mult"] = np.full(width, 2**30, np.int32)
-        tensors[f"{name}.shift"] = np.full(width, 38, np.int8)
+        tensors[f"{name}.shift"] = np.full(width, shift, np.int8)
     nodes = (
         node("input", "quantize_input", "image", "int8 8 8 3", {"table": "table"}),
         node("patches", "patchify", "input", "int8 4 48", patch=4),
@@ -85,7 +85,7 @@ def image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
-def with_node(graph: Graph, name: str, **changes: Any) -> Graph:
+def with_node(graph: Graph, name: str, /, **changes: Any) -> Graph:
     """The graph with some fields of one node changed."""
     nodes = tuple(dataclasses.replace(n, **changes) if n.name == name else n for n in graph.nodes)
     return dataclasses.replace(graph, nodes=nodes)

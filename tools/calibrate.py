@@ -32,8 +32,12 @@ MARGIN = 1.5
 FEW = 8
 """Up to this many calibration images are varied by `augment`."""
 
-WIDEN = 1.6
-"""Per-channel ranges are this much wider than what the calibration images reach."""
+WIDEN_FEW, WIDEN_MANY = 1.6, 1.25
+"""Per-channel ranges are this much wider than what few, or many, calibration images reach.
+
+Measured as pixels equal to the float prediction on some CamVid val images. From one image: 97.4 % with 1.0, 99.2 with
+1.2, 99.4 with 1.4 to 1.7, 99.3 with 2.0. From 32 images: 99.1 % with 1.0, 99.4 with 1.25, 99.3 with 1.6.
+"""
 
 SAMPLE_BUDGET = 120_000_000
 """Floats kept as samples over all taps."""
@@ -175,14 +179,15 @@ def calibrate(
     progress  called once per batch that ran through the float model
     """
     channels = sum(len(act.scale) if len(act.scale) > 1 else 2 * twin.config.d_model for act in twin.acts().values())
-    if twin.recipe.ranges == "fit" and len(batches) <= FEW:
+    few = len(batches) <= FEW
+    if twin.recipe.ranges == "fit" and few:
         batches = [view for images in batches for view in augment(images)]
     stats = collect(model, batches, twin.recipe.l2norm, channels, progress)
     with torch.no_grad():
         if twin.recipe.ranges == "ema":
             _ema(twin, stats)
         else:
-            _fit(twin, stats)
+            _fit(twin, stats, WIDEN_FEW if few else WIDEN_MANY)
         for layer in twin.linears():
             layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=1e-12) / 127)
 
@@ -240,12 +245,12 @@ def _shiftmax(attn: QAttention, stats: Stats) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _fit(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
+def _fit(twin: FakeQuantSegmenter, stats: dict[str, Stats], widen: float) -> None:
     for node, act in twin.acts().items():
         if node in stats and act.bits == 16:
             act.set_max(stats[node].largest * MARGIN)
         elif node in stats and len(act.scale) > 1:
-            act.set_range(*channel_range(stats[node].sampled()))
+            act.set_range(*channel_range(stats[node].sampled(), widen))
     encoder = twin.encoder
     # Every pixel value has an integer of its own: the input loses nothing.
     black, white = -encoder.mean / encoder.std, (1 - encoder.mean) / encoder.std
@@ -254,7 +259,7 @@ def _fit(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
     encoder.patch_act.set(encoder.input_act.scale.repeat(patches), encoder.input_act.mid.repeat(patches))
     _constants(twin, MARGIN)
     for name, block in _blocks(twin):
-        _fit_attention(block.attn, stats, f"{name}.attn")
+        _fit_attention(block.attn, stats, f"{name}.attn", widen)
         _fit_gelu(block, stats, f"{name}.mlp")
     if isinstance(twin.decoder, QMaskTransformer):
         ends = ("l2_patch", "l2_classes") if twin.decoder.l2norm else ("proj_patch", "proj_classes")
@@ -262,10 +267,10 @@ def _fit(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
             twin.acts()[node].set_max(fit_max(stats[node].sampled().flatten()[:, None]))
 
 
-def channel_range(x: Tensor) -> tuple[Tensor, Tensor]:
+def channel_range(x: Tensor, widen: float) -> tuple[Tensor, Tensor]:
     """Per channel of x [rows, channels], what was seen, widened: other images reach further than the few seen here."""
     low, high = x.amin(0), x.amax(0)
-    centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9) * WIDEN
+    centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9) * widen
     return centre - half, centre + half
 
 
@@ -295,7 +300,7 @@ def _search(x: Tensor, centre: Tensor, half: Tensor, factors: Sequence[float], s
     return centre - best_half, centre + best_half
 
 
-def _fit_attention(attn: QAttention, stats: dict[str, Stats], name: str) -> None:
+def _fit_attention(attn: QAttention, stats: dict[str, Stats], name: str, widen: float) -> None:
     """Scales of q and k with one product per head, ranges of v and of the context per channel, bits of the logits.
 
     A logit's error is sum_d (scale_q^2 k_d^2 + scale_k^2 q_d^2) / 12: with scale_q scale_k = c it is least where
@@ -304,16 +309,16 @@ def _fit_attention(attn: QAttention, stats: dict[str, Stats], name: str) -> None
     q, k, v = stats[f"{name}.qkv"].sampled().chunk(3, dim=-1)
     k_mid = (k.amax(0) + k.amin(0)) / 2
     k = k - k_mid
-    q_need, k_need = (t.abs().amax(0).clamp(min=1e-6) * WIDEN / 127 for t in (q, k))
+    q_need, k_need = (t.abs().amax(0).clamp(min=1e-6) * widen / 127 for t in (q, k))
     c = attn._heads(q_need * k_need).amax(-1, keepdim=True).expand(-1, attn.head_dim).flatten()
     balance = ((q**2).mean(0).clamp(min=1e-12) / (k**2).mean(0).clamp(min=1e-12)) ** 0.25
     q_scale = torch.minimum(torch.maximum(c.sqrt() * balance, q_need), c / k_need)
-    v_low, v_high = channel_range(v)
+    v_low, v_high = channel_range(v, widen)
     v_scale = (v_high - v_low) / 255
     v_mid = v_low + 128 * v_scale
     zero = torch.zeros_like(q_scale)
     attn.qkv_act.set(torch.cat([q_scale, c / q_scale, v_scale]), torch.cat([zero, k_mid, v_mid]))
-    attn.context_act.set_max(_context_range(attn, stats[f"{name}.merge"].sampled() - v_mid, v))
+    attn.context_act.set_max(_context_range(attn, stats[f"{name}.merge"].sampled() - v_mid, v) * widen)
     attn.context_act.mid.copy_(v_mid)
     if attn.softmax.op == "shiftmax":
         return _shiftmax(attn, stats[f"{name}.scores"])
@@ -330,7 +335,7 @@ def _context_range(attn: QAttention, context: Tensor, v: Tensor) -> Tensor:
     spread = v.std(0).clamp(min=1e-9)
     own = context.abs().amax(0)
     typical = attn._heads(own / spread).quantile(0.75, dim=-1, keepdim=True).expand(-1, attn.head_dim).flatten()
-    return torch.maximum(own, typical * spread) * WIDEN
+    return torch.maximum(own, typical * spread)
 
 
 def _fit_gelu(block: QBlock, stats: dict[str, Stats], name: str) -> None:

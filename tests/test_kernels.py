@@ -1,0 +1,355 @@
+"""Every kernel equals its op on every element, and the fused plan equals the definition."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compare import assert_equal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import CASES, Case
+
+from intseg import backends
+from intseg.errors import UsageError
+from intseg.executor import execute
+from intseg.graph import Graph, validate
+from intseg.ops import RUN, Array
+
+pytest.importorskip("numba")
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+CLOSE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+FAST_OPS = (
+    "quantize_input",
+    "linear",
+    "matmul",
+    "add",
+    "layernorm",
+    "l2norm",
+    "softmax2",
+    "shiftmax",
+    "gelu_table",
+    "shift_gelu",
+    "sigmoid_gelu",
+)
+
+
+def load_bench() -> Any:
+    """tools/bench.py, for its random graphs."""
+    if "bench" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("bench", TOOLS / "bench.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["bench"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["bench"]
+
+
+def check(op: str, *inputs: Array, **arguments: Any) -> None:
+    assert_equal(backends.table("numba")[op](*inputs, **arguments), RUN[op](*inputs, **arguments), op)
+
+
+@pytest.mark.parametrize("op", FAST_OPS)
+def test_kernel_equals_its_op(op: str) -> None:
+    @CLOSE
+    @given(CASES[op])
+    def run(case: Case) -> None:
+        check(op, *case.inputs, **case.params, **case.attrs)
+
+    run()
+
+
+def test_every_fast_entry_is_tested() -> None:
+    table = backends.table("numba")
+    assert {op for op in RUN if table[op] is not RUN[op]} == set(FAST_OPS)
+
+
+def rows(dtype: str, count: int, width: int) -> Iterator[Array]:
+    """Adversarial matrices: extremes, alternating, one-hot, constant rows, ties, random."""
+    low, high = (-128, 127) if dtype == "int8" else (-(2**15), 2**15 - 1)
+    random = np.random.default_rng(width)
+    yield np.full((count, width), low, dtype)
+    yield np.full((count, width), high, dtype)
+    alternating = np.full((count, width), low, dtype)
+    alternating[:, 1::2] = high
+    yield alternating
+    yield np.ascontiguousarray(alternating.T[::-1].T)
+    hot = np.full((count, width), low, dtype)
+    hot[np.arange(count), np.arange(count) % width] = high
+    yield hot
+    yield np.repeat(random.integers(low, high + 1, (count, 1)).astype(dtype), width, axis=1)
+    yield random.integers(-1, 2, (count, width)).astype(dtype)
+    yield random.integers(low, high + 1, (count, width)).astype(dtype)
+
+
+@pytest.mark.parametrize(("tokens", "depth", "width"), [(1, 1, 1), (7, 64, 64), (13, 65, 63), (6, 3, 129), (5, 193, 66)])
+@pytest.mark.parametrize("out", ["int8", "int16"])
+def test_linear_on_adversarial_operands(tokens: int, depth: int, width: int, out: str) -> None:
+    shifts = np.resize([1, 2, 24, 30, 31, 32, 33, 40, 61, 62], width).astype(np.int8)
+    high = np.full(width, 40, np.int8)
+    mult = np.resize([2**31 - 1, 0, 2**30, 1], width).astype(np.int32)
+    limit = 2**31 - 1 - 128 * 128 * depth
+    bias = np.resize([limit, -limit, 0, 5], width).astype(np.int32)
+    for x in rows("int8", tokens, depth):
+        for weight in rows("int8", width, depth):
+            for shift in (shifts, high):
+                check("linear", x, weight=weight, bias=bias, mult=mult, shift=shift, out=out)
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 31, 33, 64, 192, 200])
+def test_row_kernels_on_adversarial_rows(width: int) -> None:
+    mult = np.resize([2**31 - 1, -(2**31) + 1, 0, 1, 2**30], width).astype(np.int32)
+    bias = np.resize([2**61 - 1, -(2**61) + 1, 0, 2**40], width)
+    table = np.random.default_rng(0).integers(-128, 128, 256).astype(np.int8)
+    gelu = {"i0": 32, "k_inter": 23, "lam": 6, "int_div_kind": "paper", "k_out": 8, "mult": 2**30, "shift": 37}
+    for x in rows("int16", 5, width):
+        for shift in (1, 31, 32, 50, 62):
+            for out in ("int8", "int16"):
+                check("layernorm", x, mult=mult, bias=bias, shift=shift, out=out)
+                check("layernorm", x, mult=mult, bias=bias >> 30, shift=shift, out=out)
+            check("l2norm", x, mult=2**31 - 1, shift=shift)
+            check("add", x, x[::-1], mult_a=2**30, shift_a=30, mult_b=2 ** min(shift, 30), shift_b=shift)
+        check("add", x, x[::-1], mult_a=2**30, shift_a=30, mult_b=2**30, shift_b=30)
+        check("softmax2", x, frac_bits=10, a1=21955, a2=5571)
+    for x in rows("int8", 5, width):
+        check("gelu_table", x, table=table)
+        check("shift_gelu", x, **gelu)
+        check("sigmoid_gelu", x, **gelu)
+
+
+# Fused attention
+
+
+def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs: dict[str, Any]) -> tuple[Array, Array]:
+    """(fused, definition) of one attention on int8 [T, 3 heads d]."""
+    from intseg.kernels import _isa, attention
+    from intseg.kernels._tile import lane_order
+
+    tokens, dim = qkv.shape[0], qkv.shape[1] // 3 // heads
+    mult, shift = np.full((heads, 1), 2**30, np.int32), np.full((heads, 1), scale, np.int8)
+    value_mult = np.resize(np.array([2**30, 2**31 - 1, 12345], np.int32), (heads, dim))
+    value_shift = np.full((heads, dim), value_scale, np.int8)
+    q, k, v = (RUN["split_heads"](qkv, heads=heads, part=i, parts=3) for i in range(3))
+    scores = RUN["matmul"](q, k, mult=mult, shift=shift, transpose_b=1, out="int16")
+    softmax = RUN["softmax2"](scores, **attrs)
+    context = RUN["matmul"](softmax, v, mult=value_mult, shift=value_shift, transpose_b=0, out="int8")
+    expected = RUN["merge_heads"](context)
+
+    assert attention.fits(mult, shift)
+    shape = attention.Shape(tokens, heads, dim)
+    garbage = np.random.default_rng(0)
+    keys = garbage.integers(-128, 128, (heads, shape.key_bytes)).astype(np.int8)
+    values = garbage.integers(-128, 128, (heads, shape.value_bytes)).astype(np.int8)
+    init = np.full((heads, shape.padded), 99, np.int32)
+    order, scratch = lane_order(_isa.select()), np.full(shape.scratch_bytes, 77, np.int8)
+    width, out = heads * dim, np.zeros_like(expected)
+    attention.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, order, 0, tokens)
+    quants = attention.pack_scores(mult, shift), attention.pack_values(value_mult, value_shift, dim)
+    powers = attrs["frac_bits"], attrs["a1"], attrs["a2"]
+    for start, stop in ((0, tokens // 2), (tokens // 2, tokens)):
+        attention.attention(qkv, 0, heads, dim, keys, init, values, *quants, *powers, out, start, stop, scratch)
+    return out, expected
+
+
+QUADRATIC = {"frac_bits": 10, "a1": 21955, "a2": 5571}
+
+
+@pytest.mark.parametrize(("tokens", "heads", "dim"), [(1, 1, 64), (2, 2, 3), (65, 1, 64), (130, 3, 32), (67, 1, 72)])
+def test_attention_on_adversarial_operands(tokens: int, heads: int, dim: int) -> None:
+    for qkv in rows("int8", tokens, 3 * heads * dim):
+        for scale in (32, 36, 44):
+            assert_equal(*attention_nodes(qkv, heads, scale, 46, QUADRATIC))
+
+
+@CLOSE
+@given(st.data())
+def test_attention_on_any_operands(data: st.DataObject) -> None:
+    tokens = data.draw(st.integers(1, 140))
+    heads, dim = data.draw(st.sampled_from([(1, 64), (2, 16), (1, 5)]))
+    spread = data.draw(st.sampled_from([1, 10, 60, 400]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    qkv = np.clip(random.normal(0, spread, (tokens, 3 * heads * dim)).round(), -128, 127).astype(np.int8)
+    attrs = {
+        "frac_bits": data.draw(st.integers(0, 15)),
+        "a1": data.draw(st.integers(2**14, 2**15 - 1)),
+        "a2": data.draw(st.integers(0, 2**14 - 1)),
+    }
+    scale = data.draw(st.integers(32, 45))
+    assert_equal(*attention_nodes(qkv, heads, scale, data.draw(st.integers(40, 50)), attrs))
+
+
+@pytest.mark.parametrize("scale", [33, 40])
+def test_attention_on_4096_tokens(scale: int) -> None:
+    random = np.random.default_rng(scale)
+    qkv = np.clip(random.normal(0, 50, (4096, 3 * 16)).round(), -128, 127).astype(np.int8)
+    assert_equal(*attention_nodes(qkv, 1, scale, 46, QUADRATIC))
+
+
+def test_padding_that_would_not_saturate_is_not_fused() -> None:
+    from intseg.kernels import attention
+
+    one = np.ones(1, np.int32)
+    assert attention.fits(one * 2**30, one.astype(np.int8) * 45)
+    assert not attention.fits(one * 2**30, one.astype(np.int8) * 46)
+    assert not attention.fits(one * 0, one.astype(np.int8) * 32)
+    assert not attention.fits(one * 2**30, one.astype(np.int8) * 20)
+
+
+# Plans
+
+SMALL = {"width": 64, "heads": 2, "layers": 2, "image": 64, "classes": 11, "decoder_layers": 1}
+GRAPHS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "i-vit": {"softmax": "shiftmax", "gelu": "shift_gelu", "l2norm": True},
+    "sigmoid, odd sizes": {"gelu": "sigmoid_gelu", "width": 60, "heads": 3, "patch": 8, "image": 72, "classes": 3},
+    "one token": {"image": 16, "classes": 1},
+}
+
+
+def make(**changes: Any) -> tuple[Graph, Array]:
+    bench = load_bench()
+    shape = dataclasses.replace(bench.Shape(**SMALL), **changes)
+    graph = bench.RandomGraph(shape).build()
+    validate(graph)
+    image = np.random.default_rng(1).integers(0, 256, (shape.image, shape.image, 3)).astype(np.uint8)
+    return graph, image
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_fused_and_unfused_equal_the_definition_at_every_node(kind: str) -> None:
+    graph, image = make(**GRAPHS[kind])
+    expected: dict[str, Array] = {}
+    execute(graph, image, RUN, lambda node, value: expected.update({node.name: value}))
+    execute(
+        graph, image, backends.table("numba"), lambda node, value: assert_equal(value, expected[node.name], node.name)
+    )
+    from intseg.plan import Plan
+
+    for threads in (1, 2, 3):
+        plan, seen = Plan(graph, threads), set()
+
+        def on_output(name: str, value: Array, seen: set[str] = seen) -> None:
+            if name in expected:
+                assert_equal(value, expected[name], name)
+                seen.add(name)
+
+        for _ in range(2):
+            assert_equal(plan(image, on_output), expected[graph.output])
+        assert len(seen) > len(graph.nodes) // 2
+        assert_equal(plan(image[::-1].copy()), execute(graph, image[::-1].copy(), RUN))
+
+
+def test_attention_is_fused_and_a_block_waits_once() -> None:
+    from intseg.plan import Plan
+
+    graph, _ = make()
+    more, _ = make(layers=5)
+    assert len(Plan(more).segments) - len(Plan(graph).segments) == 3
+    outputs = {buffer.name for s in Plan(graph).segments for step in s.steps for buffer in step.outputs}
+    assert "encoder.blocks.0.attn.softmax" not in outputs
+    assert "encoder.blocks.0.attn.merge" in outputs
+
+
+def test_a_plan_runs_in_several_threads_at_once() -> None:
+    graph, image = make()
+    run = backends.compile(graph, "numba", 2)
+    images = [np.roll(image, 5 * i, axis=0) for i in range(6)]
+    expected = [execute(graph, x, RUN) for x in images]
+    found: dict[int, Array] = {}
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            found[i] = run(images[i])
+
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(len(images))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for i, scores in enumerate(expected):
+        assert_equal(found[i], scores)
+
+
+def test_one_thread_starts_none() -> None:
+    graph, image = make()
+    run = backends.compile(graph, "numba", 1)
+    before = set(threading.enumerate())
+    run(image)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_runs_with_threads() -> None:
+    graph, image = make()
+    run = backends.compile(graph, "numba", 2)
+    expected = run(image).tobytes()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run(image).tobytes() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_error_in_a_task_reaches_the_caller() -> None:
+    from intseg.plan import run_parallel
+
+    def fail() -> None:
+        raise ValueError("here")
+
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match="here"):
+            run_parallel([fail, fail, fail], threads)
+
+
+# Labels
+
+
+@CLOSE
+@given(st.data())
+def test_bilinear_labels_equal_the_definition(data: st.DataObject) -> None:
+    h, w, classes = (data.draw(st.integers(1, n)) for n in (4, 4, 6))
+    patch = data.draw(st.sampled_from([1, 2, 3, 4, 7, 16]))
+    height, width = data.draw(st.integers(1, h * patch)), data.draw(st.integers(1, w * patch))
+    limit = data.draw(st.sampled_from([1, 3, 1000, 2**31 - 1]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    scores = random.integers(-limit, limit + 1, (h, w, classes)).astype(np.int32)
+    for upsample in ("nearest", "bilinear"):
+        expected = backends.class_map(scores, upsample, patch, height, width, "numpy")
+        for threads in (1, 2):
+            assert_equal(backends.class_map(scores, upsample, patch, height, width, "numba", threads), expected)
+
+
+def test_labels_of_many_classes_are_uint16() -> None:
+    scores = np.zeros((2, 2, 300), np.int32)
+    scores[..., 299] = 1
+    for upsample in ("nearest", "bilinear"):
+        labels = [backends.class_map(scores, upsample, 4, 7, 8, name) for name in ("numpy", "numba")]
+        assert_equal(labels[1], labels[0])
+        assert labels[0].dtype == np.uint16
+        assert (labels[0] == 299).all()
+
+
+# Names
+
+
+def test_unknown_and_missing_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends.resolve("auto") == "numba"
+    with pytest.raises(UsageError, match="unknown"):
+        backends.resolve("cuda")
+    monkeypatch.setattr(backends, "has_numba", lambda: False)
+    with pytest.raises(UsageError, match="pip install"):
+        backends.resolve("numba")
+    backends._say_numba_is_absent.cache_clear()
+    with pytest.warns(UserWarning, match="slow"):
+        assert backends.resolve("auto") == "numpy"
+    assert backends.resolve("auto") == "numpy"  # a second warning would be an error

@@ -1,0 +1,464 @@
+#!/usr/bin/env python3
+"""Write golden/: small models, small images, and full traces of the PyTorch twin that every backend has to repeat.
+
+    python tools/make_golden.py             rewrite golden/ (but not golden/images/street*.png, which make_scenes.py draws)
+    python tools/make_golden.py --check     write it to a temporary folder instead and compare; status 1 on a difference
+
+Expected values come from the twin (tools/fakequant.py) and from the sums and labels written here with PyTorch; the
+engine that they judge computes none of them.
+
+The same bytes on every machine: parameters are integers times powers of two, drawn by Python's generator. Ranges are
+calibrated in float64 and then rounded to few significant bits, and every value that lies so close to a rounding
+boundary that the last bits of a float could decide is refused (`Margin`). All further float64 arithmetic is exact, or
+one correctly rounded operation at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import platform
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import make_golden_ops
+import make_scenes
+import numpy as np
+import safetensors.numpy
+import torch
+from calibrate import calibrate
+from export import export
+from fakequant import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QGelu, Recipe
+from PIL import Image
+from segmenter import Segmenter, SegmenterConfig
+from torch import Tensor, nn
+
+import intseg
+from intseg import store
+from intseg.graph import ModelInfo
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+SEED = 20
+WINDOW, STRIDE, PATCH, PAD = (16, 32), (8, 16), 8, (127, 126, 125)
+CLASSES = {
+    "background": (40, 40, 40),
+    "stripe": (230, 60, 50),
+    "disc": (70, 130, 180),
+    "cross": (240, 200, 60),
+    "edge": (90, 170, 90),
+}
+SIGNIFICANT_BITS = 6
+"""Of every activation scale after rounding."""
+
+MARGIN = 1e-7
+"""A rounded number lies at least this far, in units of the result, from where it would round the other way."""
+
+UNLISTED = ("MANIFEST.json", "README.md")
+"""Files of golden/ that the manifest does not list."""
+
+
+class WeakError(Exception):
+    """A seed that makes a fragile or an empty golden vector; choose another."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is made: images and models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A part of a scene: `size` pixels at `corner` of scene `seed` drawn at `scene` pixels."""
+
+    seed: int
+    scene: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    def draw(self) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        (top, left), (height, width) = self.corner, self.size
+        return make_scenes.scene(self.seed, *self.scene)[0][top : top + height, left : left + width].copy()
+
+
+PICTURES = {
+    "odd": Picture(201, (48, 64), (11, 9), (21, 27)),  # not a multiple of the patch; two windows
+    "small": Picture(202, (32, 40), (10, 8), (13, 21)),  # smaller than a window
+    "wide": Picture(203, (48, 64), (13, 4), (22, 53)),  # 2 x 3 windows; up to three of them cover a column
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: its architecture, its arithmetic, the images it is traced on."""
+
+    config: SegmenterConfig
+    recipe: Recipe
+    pictures: tuple[str, ...]
+
+
+MASK = SegmenterConfig(
+    image_size=WINDOW,
+    patch=PATCH,
+    d_model=32,
+    n_layers=2,
+    n_heads=2,
+    mlp_dim=64,
+    n_cls=len(CLASSES),
+    window=WINDOW,
+    stride=STRIDE,
+    d_decoder=48,
+    dec_layers=1,
+    dec_heads=3,
+    dec_mlp_dim=64,
+)
+LINEAR = dataclasses.replace(MASK, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0)
+DISTILLED = dataclasses.replace(MASK, distilled=True, normalization="deit", n_layers=1)
+INTSEG = RECIPES["intseg"]
+CASES = {
+    "i-vit": Case(MASK, RECIPES["i-vit"], ("odd", "small", "wide")),
+    "paper": Case(MASK, RECIPES["paper"], ("odd", "small", "wide")),
+    "intseg": Case(MASK, INTSEG, ("odd", "small", "wide")),
+    # The ops and attributes that the named recipes leave out.
+    "linear": Case(
+        LINEAR,
+        dataclasses.replace(INTSEG, name="sigmoid", gelu="sigmoid_gelu", lam=6, k_inter=23, upsample="nearest"),
+        ("odd", "small"),
+    ),
+    "distilled": Case(
+        DISTILLED,
+        dataclasses.replace(INTSEG, name="shift", softmax="shiftmax", gelu="shift_gelu", lam=6, k_inter=23),
+        ("odd", "small"),
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers that are the same everywhere
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def draw_model(config: SegmenterConfig, seed: int) -> Segmenter:
+    """A float model whose parameters are multiples of 2^-12, spread as in trained models."""
+    rng = random.Random(seed)
+    model = Segmenter(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread, centre = _spread(name, parameter.shape)
+            # Four bytes summed: nearly normal, standard deviation 147.8.
+            sums = [sum(rng.getrandbits(32).to_bytes(4, "little")) - 510 for _ in range(parameter.numel())]
+            values = [math.floor(n * spread * 4096 / 147.8 + 0.5) / 4096 + centre for n in sums]
+            parameter.copy_(torch.tensor(values).reshape(parameter.shape))
+    return model.eval()
+
+
+def _spread(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Standard deviation and mean of a parameter."""
+    if name.endswith("bias"):
+        return 0.25, 0.0
+    if "norm" in name:
+        return 0.4, 1.0
+    if name.endswith(("_token", "pos_embed", "cls_emb")):
+        return 0.5, 0.0
+    if "patch_embed" in name:  # pixels count for more than the position
+        return 4.0 / math.sqrt(math.prod(shape[1:])), 0.0
+    if name.endswith("qkv.weight"):  # attention that is not flat
+        return 2.0 / math.sqrt(shape[1]), 0.0
+    return 1.0 / math.sqrt(math.prod(shape[1:])), 0.0
+
+
+def nearest(x: Tensor) -> Tensor:
+    """float64 x to integers. Raises WeakError where an error of MARGIN would change the result."""
+    distance = (x - torch.floor(x) - 0.5).abs().min()
+    if distance < MARGIN:
+        raise WeakError(f"a value lies {float(distance):.1e} from a rounding boundary, expected {MARGIN}; change SEED")
+    return torch.floor(x + 0.5)
+
+
+def coarse(x: Tensor, bits: int = SIGNIFICANT_BITS) -> Tensor:
+    """Positive float64 x to `bits` significant bits."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(nearest(mantissa * 2.0**bits), exponent - bits)
+
+
+def coarsen(twin: FakeQuantSegmenter) -> None:
+    """Replace what calibration found by few-bit dyadic numbers close to it, and derive weight scales from these."""
+    logits = {attn: attn._heads(_product(attn))[:, :1] for attn in twin.modules() if isinstance(attn, QAttention)}
+    for act in twin.modules():
+        if isinstance(act, Act):
+            _, exponent = torch.frexp(act.scale)
+            unit = torch.ldexp(torch.ones_like(act.scale), exponent - 3)
+            act.set(coarse(act.scale), nearest(act.mid / unit) * unit)
+    for attn, product in logits.items():  # one scale product for every head, one mid for values and context
+        _, k, v = attn.qkv_act.scale.chunk(3)
+        k = torch.ldexp(torch.ones_like(k), torch.frexp(k).exponent)
+        q = coarse(product).expand(-1, attn.head_dim).flatten() / k
+        attn.qkv_act.scale.copy_(torch.cat([q, k, v]))
+        attn.context_act.mid.copy_(attn.qkv_act.mid.chunk(3)[2])
+    for layer in twin.linears():
+        layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=2.0**-20) / 127)
+
+
+def _product(attn: QAttention) -> Tensor:
+    q, k, _ = attn.qkv_act.scale.chunk(3)
+    return q * k
+
+
+def _refuse_fragile(twin: FakeQuantSegmenter) -> None:
+    """The only functions left that another machine may round differently: GELU in a table, and log2(e)."""
+    if LOG2_E != 1.4426950408889634:
+        raise WeakError(f"math.log2(math.e) is {LOG2_E!r} on this machine, expected 1.4426950408889634")
+    q = torch.cat([torch.arange(-128, 0), torch.arange(1, 128)])
+    for gelu in twin.modules():
+        if isinstance(gelu, QGelu) and gelu.op == "gelu_table":
+            nearest((nn.functional.gelu(gelu.x.dequantize(q)) - gelu.y.mid) / gelu.y.scale)
+
+
+class InDouble(nn.Module):
+    """A float32 model run in float64 behind the same interface: what calibration needs of a model."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        double = copy.deepcopy(model).double()
+        self.config, self.encoder, self.decoder = model.config, double.encoder, double.decoder
+        self.forward_scores = lambda x, l2norm: double.forward_scores(x.double(), l2norm)
+
+
+def make_twin(case: Case) -> FakeQuantSegmenter:
+    """The calibrated twin of a case."""
+    model = draw_model(case.config, SEED)
+    twin = FakeQuantSegmenter(model, WINDOW, case.recipe)
+    # More images than calibration varies by itself: its variations interpolate in float32.
+    calibrate(twin, InDouble(model), _calibration_images())
+    with torch.no_grad():
+        coarsen(twin)
+        _refuse_fragile(twin)
+    return twin.eval()
+
+
+@functools.cache
+def _calibration_images() -> list[Tensor]:
+    """Scenes cut into windows, uint8 [windows, H, W, 3] each."""
+    height, width = WINDOW
+    scenes = [torch.from_numpy(make_scenes.scene(seed, 4 * height, 2 * width)[0]) for seed in range(101, 110)]
+    return [scene.reshape(4, height, 2, width, 3).transpose(1, 2).flatten(0, 1).contiguous() for scene in scenes]
+
+
+def info_of(name: str, case: Case) -> ModelInfo:
+    """What the model file says beside its arithmetic."""
+    return ModelInfo(
+        name=f"golden-{name}",
+        recipe=case.recipe.name,
+        classes=tuple(CLASSES),
+        palette=tuple(CLASSES.values()),
+        window=WINDOW,
+        stride=STRIDE,
+        patch=PATCH,
+        pad=PAD,
+        upsample=case.recipe.upsample,
+        source=f"random weights, tools/make_golden.py, seed {SEED}",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Expected values
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def axis(size: int, window: int, stride: int) -> tuple[int, list[int], Tensor]:
+    """Padded size, window starts, and the weight L / n of every patch, of one axis (SPEC.md, section 7)."""
+    padded = max(window, math.ceil(size / PATCH) * PATCH)
+    starts = [0]
+    while starts[-1] + window < padded:
+        starts.append(min(starts[-1] + stride, padded - window))
+    counts = [sum(s <= cell * PATCH < s + window for s in starts) for cell in range(padded // PATCH)]
+    return padded, starts, torch.tensor([math.lcm(*counts) // n for n in counts])
+
+
+def expected(twin: FakeQuantSegmenter, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tensor of a trace: corners, window{i}.{node}, merged scores, labels."""
+    height, width, _ = pixels.shape
+    rows, tops, row_weights = axis(height, WINDOW[0], STRIDE[0])
+    columns, lefts, column_weights = axis(width, WINDOW[1], STRIDE[1])
+    image = torch.tensor(PAD, dtype=torch.uint8).repeat(rows, columns, 1)
+    image[:height, :width] = torch.from_numpy(pixels)
+    corners = [(top, left) for top in tops for left in lefts]
+    windows = torch.stack([image[t : t + WINDOW[0], x : x + WINDOW[1]] for t, x in corners])
+    nodes: dict[str, Tensor] = {}
+    with torch.no_grad():
+        scores = twin(windows, nodes.__setitem__).q
+    merged = torch.zeros(rows // PATCH, columns // PATCH, len(CLASSES), dtype=torch.int64)
+    for (top, left), window in zip(corners, scores, strict=True):
+        for y, row in enumerate(window):
+            for x, cell in enumerate(row):
+                merged[top // PATCH + y, left // PATCH + x] += cell
+    merged = merged * row_weights[:, None, None] * column_weights[None, :, None]
+    trace = {"corners": np.array(corners, np.int32), "merged": narrow(merged, "int32")}
+    trace["labels"] = narrow(labels(merged, twin.recipe.upsample)[:height, :width], "uint8")
+    for node, values in nodes.items():
+        for i, value in enumerate(values):
+            trace[f"window{i}.{node}"] = narrow(value, f"int{bits_of(twin, node)}")
+    return trace
+
+
+def labels(scores: Tensor, upsample: str) -> Tensor:
+    """Classes of the pixels of the padded image; ties go to the lowest class."""
+    if upsample == "bilinear":
+        # Weights are multiples of 1 / (2 PATCH) and PATCH is a power of two: exact in float64.
+        size = (scores.shape[0] * PATCH, scores.shape[1] * PATCH)
+        image = scores.double().permute(2, 0, 1)[None]
+        image = nn.functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        scores = image[0].permute(1, 2, 0)
+    count = scores.shape[-1]
+    best = torch.where(scores == scores.amax(-1, keepdim=True), torch.arange(count), count).amin(-1)
+    if upsample == "nearest":
+        best = best.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
+    return best
+
+
+def bits_of(twin: FakeQuantSegmenter, node: str) -> int:
+    """Width of a node's integers, from the twin."""
+    if node in (acts := twin.acts()):
+        return acts[node].bits
+    return 16 if node.endswith((".attn.scores", ".attn.softmax")) else 8
+
+
+def narrow(values: Tensor, dtype: str) -> np.ndarray:
+    """int64 values as a narrower array. Raises OverflowError where one does not fit."""
+    wide = values.numpy()
+    array = wide.astype(dtype)
+    if not np.array_equal(array, wide):
+        raise OverflowError(f"values in [{wide.min()}, {wide.max()}] do not fit {dtype}")
+    return np.ascontiguousarray(array)
+
+
+def weaknesses(name: str, traces: Sequence[Mapping[str, np.ndarray]]) -> Iterator[str]:
+    """What makes the traces of a model poor witnesses."""
+    found = {int(label) for trace in traces for label in np.unique(trace["labels"])}
+    if len(found) < 3:
+        yield f"{name}: only the labels {sorted(found)} occur"
+    nodes = sorted({key.split(".", 1)[1] for trace in traces for key in trace if key.startswith("window")})
+    for node in nodes:
+        values = np.concatenate([v.ravel() for t in traces for k, v in t.items() if k.partition(".")[2] == node])
+        limits = np.iinfo(values.dtype)
+        saturated = np.mean((values == limits.min) | (values == limits.max))
+        if len(np.unique(values)) < 12:
+            yield f"{name}: {node} takes only {len(np.unique(values))} values"
+        if saturated > 0.25:
+            yield f"{name}: {saturated:.0%} of {node} is saturated"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path) -> dict[str, dict[str, str | int]]:
+    """Write everything but the street scene; returns generator and seed by file, as the manifest lists them."""
+    sources: dict[str, dict[str, str | int]] = {}
+    for part in ("images", "models", "traces", "ops"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+
+    def put(path: str, data: bytes, seed: int) -> None:
+        (folder / path).write_bytes(data)
+        sources[path] = {"generator": "tools/make_golden.py", "seed": seed}
+
+    pixels = {name: picture.draw() for name, picture in PICTURES.items()}
+    for name, picture in PICTURES.items():
+        make_scenes.save_png(folder / "images" / f"{name}.png", pixels[name])
+        sources[f"images/{name}.png"] = {"generator": "tools/make_golden.py", "seed": picture.seed}
+    for name, case in CASES.items():
+        twin = make_twin(case)
+        put(f"models/{name}.safetensors", store.dumps(export(twin, info_of(name, case))), SEED)
+        traces = {picture: expected(twin, pixels[picture]) for picture in case.pictures}
+        for picture, trace in traces.items():
+            put(f"traces/{name}.{picture}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
+        for weakness in weaknesses(name, list(traces.values())):
+            print(f"make_golden.py: weak: {weakness}", file=sys.stderr)
+    return sources
+
+
+def files_of(folder: Path) -> list[str]:
+    """Files of a golden folder that a manifest lists; what `intseg infer` writes beside the example is not part of it."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in names if name not in UNLISTED and not name.endswith(("_labels.png", "_overlay.png"))]
+
+
+def manifest(folder: Path, sources: Mapping[str, Mapping[str, str | int]]) -> str:
+    """MANIFEST.json of a folder, sorted."""
+    files = {}
+    for name in files_of(folder):
+        data = (folder / name).read_bytes()
+        files[name] = {**sources[name], "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    versions = {
+        "intseg": intseg.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return json.dumps({"files": files, "versions": versions}, indent=1, sort_keys=True) + "\n"
+
+
+def differences(golden: Path, fresh: Path) -> Iterator[str]:
+    """What `golden` has that a fresh folder and the manifest say otherwise, one line each."""
+    try:
+        listed = json.loads((golden / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"MANIFEST.json: cannot be used: {error!r}"
+        return
+    street = ["images/street.png", "images/street_truth.png"]
+    if complaint := make_scenes.check_street(golden / "images"):
+        yield complaint
+    made, found = [*files_of(fresh), *street], files_of(golden)
+    for name in sorted({*made, *found, *listed}):
+        if name not in made:
+            yield f"{name}: is not made by this script"
+        elif name not in found:
+            yield f"{name}: is missing"
+        elif name not in listed:
+            yield f"{name}: is not in MANIFEST.json"
+        elif listed[name]["sha256"] != hashlib.sha256((golden / name).read_bytes()).hexdigest():
+            yield f"{name}: sha256 is not that of MANIFEST.json"
+        elif name not in street and not same(golden / name, fresh / name):
+            yield f"{name}: differs from what this script makes"
+
+
+def same(a: Path, b: Path) -> bool:
+    """Equal bytes; equal pixels for PNG, whose compression depends on the zlib that Pillow was built with."""
+    if a.suffix != ".png":
+        return a.read_bytes() == b.read_bytes()
+    with Image.open(a) as left, Image.open(b) as right:
+        return left.mode == right.mode and np.array_equal(np.asarray(left), np.asarray(right))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make_golden.py", description="Write or check the golden vectors.")
+    parser.add_argument("--check", action="store_true", help="compare with golden/ and write nothing there")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not args.check:
+        sources = write(GOLDEN)
+        for name in ("images/street.png", "images/street_truth.png"):
+            sources[name] = {"generator": "tools/make_scenes.py", "seed": make_scenes.STREET_SEED}
+        (GOLDEN / "MANIFEST.json").write_text(manifest(GOLDEN, sources), encoding="utf-8")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        for difference in differences(GOLDEN, Path(folder)):
+            print(f"make_golden.py: {difference}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
