@@ -92,7 +92,9 @@ def rows(dtype: str, count: int, width: int) -> Iterator[Array]:
     yield random.integers(low, high + 1, (count, width)).astype(dtype)
 
 
-@pytest.mark.parametrize(("tokens", "depth", "width"), [(1, 1, 1), (7, 64, 64), (13, 65, 63), (6, 3, 129), (5, 193, 66)])
+@pytest.mark.parametrize(
+    ("tokens", "depth", "width"), [(1, 1, 1), (7, 64, 64), (13, 65, 63), (6, 3, 129), (5, 193, 66)]
+)
 @pytest.mark.parametrize("out", ["int8", "int16"])
 def test_linear_on_adversarial_operands(tokens: int, depth: int, width: int, out: str) -> None:
     shifts = np.resize([1, 2, 24, 30, 31, 32, 33, 40, 61, 62], width).astype(np.int8)

@@ -1,0 +1,171 @@
+"""Compile targets x threads x fused and unfused: one digest per node, and the instructions each target really got."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matrix_run import float_lines
+
+pytest.importorskip("numba")
+from llvmlite import binding, ir
+from numba.core.registry import cpu_target
+
+from intseg.kernels import _isa, _jit, _tile
+
+RUN = Path(__file__).with_name("matrix_run.py")
+X86 = _isa.current_target()[0].startswith("x86_64")
+HAVE = set(_isa.current_target()[2].split(","))
+
+# Cell -> (features of this CPU it needs, NUMBA_CPU_NAME, forced path, expected path, must occur, must not occur).
+CELLS: dict[str, tuple[set[str], str, str, str, set[str], set[str]]] = {
+    "skylake-avx512": (
+        {"+avx512bw", "+avx512vl"}, "skylake-avx512", "", "avx512bw", {"zmm", "vpmaddwd"}, {"vpdpbusd", "vpermi2b"},
+    ),
+    "haswell": ({"+avx2"}, "haswell", "", "avx2", {"ymm", "vpmaddwd"}, {"zmm", "vpdpbusd"}),
+    "x86-64-v2": ({"+sse4.2"}, "x86-64-v2", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
+    "generic": (set(), "generic", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
+    "plain IR": (set(), "", "generic", "generic", set(), {"vpdpbusd", "vpdpwssd", "vpermi2b"}),
+}  # fmt: skip
+
+
+def run_cell(name: str, cache: Path) -> dict[str, Any]:
+    """The report of one subprocess."""
+    environment = dict(os.environ, INTSEG_CACHE_DIR=str(cache))
+    cpu, path = CELLS[name][1:3] if name != "host" else ("", "")
+    if cpu:
+        environment |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run(
+        [sys.executable, str(RUN), path], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Reports of the cells that this CPU can run."""
+    names = ["host", *(name for name, cell in CELLS.items() if (X86 and cell[0] <= HAVE) or not cell[1])]
+    folders = [tmp_path_factory.mktemp("cache") for _ in names]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(run_cell, names, folders), strict=True))
+
+
+def test_every_cell_gives_the_same_digest_at_every_node(reports: dict[str, dict[str, Any]]) -> None:
+    expected = reports["host"]["digests"]["unfused"] | {"labels": reports["host"]["digests"]["fused 1"]["labels"]}
+    compared = 0
+    for name, report in reports.items():
+        assert report["digests"]["unfused"].keys() == expected.keys() - {"labels"}
+        for mode, digests in report["digests"].items():
+            shared = digests.keys() & expected.keys()
+            assert len(shared) > len(expected) // 2
+            for node in shared:
+                assert digests[node] == expected[node], f"{node} differs: target {name}, {mode}"
+            compared += len(shared)
+    print(f"{compared} digests in {len(reports)} targets x 4 modes agree")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_assembly_is_that_of_the_target(name: str, reports: dict[str, dict[str, Any]]) -> None:
+    if name not in reports:
+        pytest.skip("this CPU cannot run the target")
+    report, (_, cpu, _, path, present, absent) = reports[name], CELLS[name]
+    assert report["isa"] == path
+    assert not cpu or report["target"] == cpu
+    for word in present:
+        assert report["assembly"][word] > 0, f"{word} is missing"
+    for word in absent:
+        assert report["assembly"][word] == 0, f"{word} is there"
+
+
+def test_the_host_uses_the_best_it_has(reports: dict[str, dict[str, Any]]) -> None:
+    if "+avx512vnni" in HAVE:
+        assert reports["host"]["isa"] == "vnni"
+        assert reports["host"]["assembly"]["vpdpbusd"] >= 24
+
+
+def test_no_kernel_has_a_float_instruction(reports: dict[str, dict[str, Any]]) -> None:
+    assert len(reports["host"]["kernels"]) == len(_jit.REGISTRY)
+    for report in reports.values():
+        assert report["floats"] == {}
+
+
+def test_the_search_for_floats_finds_one() -> None:
+    assert float_lines('define i64 @"double"(i64 %float) {\n  %double.1 = add i64 %float, 1\n}\n') == []
+    found = float_lines("define i64 @f(i64 %a) {\n  %x = sitofp i64 %a to double\n  ret i64 0\n}\n")
+    assert len(found) == 1
+
+
+# Targets this machine is not
+
+
+class OtherTarget:
+    """Stands for Numba's context where only the target is asked for."""
+
+    def __init__(self, *target: str) -> None:
+        self.target = target
+
+    def codegen(self) -> Any:
+        return self
+
+    def magic_tuple(self) -> tuple[str, ...]:
+        return self.target
+
+
+def emit_tile(triple: str, cpu: str, features: str) -> str:
+    """Assembly of the register tile for any target."""
+    from intseg.kernels._ir import I64, Emit
+
+    module = ir.Module("tile")
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 10), "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    e = Emit(OtherTarget(triple, cpu, features), builder)
+    _tile._emit_tile(e, e.dot8, *function.args)
+    builder.ret_void()
+    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
+    return str(machine.emit_assembly(binding.parse_assembly(str(module))))
+
+
+def test_aarch64_gets_sdot() -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        binding.Target.from_triple(triple)
+    except RuntimeError:
+        pytest.skip("this build of LLVM has no AArch64")
+    assert _isa.choose((triple, "generic", "+neon,+dotprod")).name == "dotprod"
+    assert emit_tile(triple, "generic", "+neon,+dotprod").count("\tsdot\t") == 24
+    assert "sdot" not in emit_tile(triple, "generic", "+neon")
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (("x86_64-unknown-linux-gnu", "znver4", "+avx2,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni"), "vnni"),
+        (
+            ("x86_64-unknown-linux-gnu", "znver4", "+avx2,+avx512f,+avx512bw,+avx512vl,+avx512dq,-avx512vnni"),
+            "avx512bw",
+        ),
+        (("x86_64-unknown-linux-gnu", "znver4", "+avx2,+avx512f,+avx512vnni,-avx512bw"), "avx2"),
+        (("x86_64-unknown-linux-gnu", "unheard-of", ""), "sse2"),
+        (("x86_64-apple-darwin", "cascadelake", ""), "vnni"),
+        (("aarch64-unknown-linux-gnu", "generic", ""), "generic"),
+        (("riscv64-unknown-linux-gnu", "generic-rv64", ""), "generic"),
+    ],
+)
+def test_the_path_follows_from_the_target_alone(target: tuple[str, str, str], path: str) -> None:
+    assert _isa.choose(target).name == path
+
+
+def test_emitters_choose_from_the_target_of_their_context() -> None:
+    assert str(cpu_target.target_context.codegen().magic_tuple()[1]) == _isa.current_target()[1]
+    assert _isa.choose(_isa.current_target()) == _isa.select()
