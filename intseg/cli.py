@@ -12,12 +12,18 @@ import io
 import json
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
 
 from intseg import api, backends, evaluate, models
 from intseg._version import __version__
@@ -63,25 +69,56 @@ def _infer_arguments(parser: argparse.ArgumentParser) -> None:
     overlay.add_argument("--no-overlay", action="store_true", help="write the labels only")
     parser.add_argument("--opacity", type=_fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--time", action="store_true", help="say on standard error what took how long, and peak memory")
 
 
 def _infer(args: argparse.Namespace) -> int:
     labels_path, overlay_path = _outputs(args)
+    clock = _Clock()
     model = api.load(args.weights)
+    clock.lap("load weights")
     if os.path.lexists(args.image):  # otherwise the image is the thing to complain about
         for path in filter(None, (labels_path, overlay_path)):
             _require_writable(path)
+    model.compiled(args.backend, args.threads)
+    clock.lap("prepare backend")
     result = api.run(args.image, model, args.backend, args.threads)
+    clock.lap("segment")
     for note in result.notes:
         _say(f"note: {args.image}: {note}")
     result.save(labels_path)
     if overlay_path:
         result.save_overlay(overlay_path, args.opacity)
+    clock.lap("write")
+    if args.time:
+        clock.report()
     if args.json:
         _print_json(_infer_json(args.image, result, labels_path, overlay_path))
     else:
         _print_infer(args.image, result, labels_path, overlay_path)
     return 0
+
+
+class _Clock:
+    """Times of the stages of a command, and the peak memory of the process."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.laps.append((stage, now - self.last))
+        self.last = now
+
+    def report(self) -> None:
+        """One line a stage, on standard error."""
+        for stage, seconds in self.laps:
+            _say(f"time: {stage:16} {seconds * 1000:9.1f} ms")
+        if resource is not None:  # not on Windows; ru_maxrss is in KiB, on macOS in bytes
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            _say(f"peak memory:      {peak / 2**20:9.1f} MiB")
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:

@@ -63,15 +63,21 @@ def tiny() -> Graph:
         node("embed", "linear", "patches", "int16 4 4", linear_params("embed"), out="int16", scale="scale"),
         node("tokens", "concat", "cls embed", "int16 5 4"),
         node("placed", "add", "tokens pos", "int16 5 4", **IDENTITY, scale="pos.scale"),
-        node("norm", "layernorm", "placed", "int8 5 4", {r: f"norm.{r}" for r in ("mult", "bias")}, shift=45, out="int8"),
+        node(
+            "norm", "layernorm", "placed", "int8 5 4", {r: f"norm.{r}" for r in ("mult", "bias")}, shift=45, out="int8"
+        ),
         node("qkv", "linear", "norm", "int8 5 12", linear_params("qkv"), out="int8"),
         *(
             node(name, "split_heads", "qkv", "int8 2 5 2", heads=2, part=part, parts=3)
             for part, name in enumerate(("q", "k", "v"))
         ),
-        node("qk", "matmul", "q k", "int16 2 5 5", {r: f"qk.{r}" for r in ("mult", "shift")}, transpose_b=1, out="int16"),
+        node(
+            "qk", "matmul", "q k", "int16 2 5 5", {r: f"qk.{r}" for r in ("mult", "shift")}, transpose_b=1, out="int16"
+        ),
         node("attn", "softmax2", "qk", "int16 2 5 5", frac_bits=8, a1=21955, a2=5571),
-        node("av", "matmul", "attn v", "int8 2 5 2", {r: f"av.{r}" for r in ("mult", "shift")}, transpose_b=0, out="int8"),
+        node(
+            "av", "matmul", "attn v", "int8 2 5 2", {r: f"av.{r}" for r in ("mult", "shift")}, transpose_b=0, out="int8"
+        ),
         node("merged", "merge_heads", "av", "int8 5 4"),
         node("spatial", "slice", "merged", "int8 4 4", start=1, stop=5),
         node("head", "linear", "spatial", "int16 4 3", linear_params("head"), out="int16"),

@@ -154,9 +154,7 @@ def patchify(x: Nested, *, patch: int) -> Nested:
 
 
 def linear(x: Nested, *, weight: Nested, bias: Nested, mult: Nested, shift: Nested, out: str) -> Nested:
-    return [
-        [requantize(dot(row, weight[n], bias[n]), mult[n], shift[n], out) for n in range(len(weight))] for row in x
-    ]
+    return [[requantize(dot(row, weight[n], bias[n]), mult[n], shift[n], out) for n in range(len(weight))] for row in x]
 
 
 def add(a: Nested, b: Nested, *, mult_a: int, shift_a: int, mult_b: int, shift_b: int) -> Nested:
@@ -413,9 +411,7 @@ def dtype_of(op: str, inputs: Sequence[np.ndarray], attrs: dict[str, Any]) -> st
     return attrs.get("out") or FIXED_DTYPES.get(op) or inputs[0].dtype.name
 
 
-def evaluate(
-    op: str, inputs: Sequence[np.ndarray], params: dict[str, np.ndarray], attrs: dict[str, Any]
-) -> np.ndarray:
+def evaluate(op: str, inputs: Sequence[np.ndarray], params: dict[str, np.ndarray], attrs: dict[str, Any]) -> np.ndarray:
     """Run an op on arrays through NAIVE; every element of the result is asserted to fit its dtype."""
     nested = NAIVE[op](*(x.tolist() for x in inputs), **{role: p.tolist() for role, p in params.items()}, **attrs)
     dtype = dtype_of(op, inputs, attrs)

@@ -220,6 +220,7 @@ def test_layernorm_values_out_of_range():
 
 EVERY_ATTRIBUTE = [(op, name) for op, entry in OPS.items() for name, allowed in entry.attrs.items()]
 
+
 def example(op: str) -> tuple[Graph, str]:
     """A graph with a node of this op. Ops that the tiny graph lacks get a node behind others; only attributes matter."""
     graph = tiny()

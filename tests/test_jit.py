@@ -91,7 +91,7 @@ def test_a_folder_others_can_write_to_is_not_used(folder: Path) -> None:
 def test_a_link_is_not_used(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="not kept"):
         assert fresh()(1) == 2
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

@@ -107,7 +107,9 @@ def test_shiftmax_is_within_its_bound(kind: str, out: str, i0: int, k_inter: int
     one = {"int8": 2**7, "int16": 2**15}[out]
 
     @EXAMPLES
-    @given(st.integers(1, 40).flatmap(lambda n: arrays("int16", 1, n) | arrays("int16", 1, n, low=-3 * i0, high=3 * i0)))
+    @given(
+        st.integers(1, 40).flatmap(lambda n: arrays("int16", 1, n) | arrays("int16", 1, n, low=-3 * i0, high=3 * i0))
+    )
     def run(x: np.ndarray) -> None:
         t = x.astype(np.int64) - int(x.max())
         exact = np.exp(t / i0)

@@ -17,6 +17,7 @@ pytest.importorskip("numba")
 from llvmlite import binding, ir
 from numba.core.registry import cpu_target
 
+import intseg.plan  # noqa: F401 - registers every kernel
 from intseg.kernels import _isa, _jit, _tile
 
 RUN = Path(__file__).with_name("matrix_run.py")
@@ -92,7 +93,7 @@ def test_the_host_uses_the_best_it_has(reports: dict[str, dict[str, Any]]) -> No
 
 
 def test_no_kernel_has_a_float_instruction(reports: dict[str, dict[str, Any]]) -> None:
-    assert len(reports["host"]["kernels"]) == len(_jit.REGISTRY)
+    assert set(reports["host"]["kernels"]) == {n for n in _jit.REGISTRY if not n.startswith("test_")}
     for report in reports.values():
         assert report["floats"] == {}
 

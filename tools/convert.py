@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 3)
     except IntsegError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}", 4)
     except ValueError as error:
         return _fail(str(error), 2)
     return 0

@@ -93,7 +93,8 @@ def int_div(n: Int, d: Int, k_out: int, kind: str) -> Int:
     """
     d = np.maximum(d, 1)
     if kind == "paper":
-        return np.right_shift(((2**31 - 1) // d) * n, 32 - k_out)
+        quotient: Int = ((2**31 - 1) // d) * n >> (32 - k_out)
+        return quotient
     length = bit_length(d)
     reciprocal = (2**46 - 1) // shift_left(d, 31 - length)
     return rsr(n * reciprocal, length + 16 - k_out)

@@ -41,12 +41,12 @@ def upsample_bilinear(x: Array, *, factor: int, row_start: int, row_stop: int) -
     """
     height, width, _ = x.shape
     x = x.astype(np.int64)
-    lower, upper, weight = _taps(row_start, row_stop, height, factor)
-    weight = weight[:, None, None]
-    rows = x[lower] * (2 * factor - weight) + x[upper] * weight
-    lower, upper, weight = _taps(0, width * factor, width, factor)
-    weight = weight[None, :, None]
-    result: NDArray[np.int64] = rows[:, lower] * (2 * factor - weight) + rows[:, upper] * weight
+    above, below, weight = _taps(row_start, row_stop, height, factor)
+    w = weight[:, None, None]
+    rows = x[above] * (2 * factor - w) + x[below] * w
+    left, right, weight = _taps(0, width * factor, width, factor)
+    w = weight[None, :, None]
+    result: Array = rows[:, left] * (2 * factor - w) + rows[:, right] * w
     return result
 
 

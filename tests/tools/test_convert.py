@@ -1,0 +1,178 @@
+"""tools/convert.py and tools/evaluate.py as a user runs them, on a small random checkpoint."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import convert
+import evaluate
+import make_scenes
+import numpy as np
+import pytest
+import segmenter
+import torch
+from PIL import Image
+
+import intseg
+
+CONFIG = segmenter.SegmenterConfig(
+    image_size=(32, 48),
+    patch=8,
+    d_model=32,
+    n_layers=2,
+    n_heads=2,
+    mlp_dim=64,
+    n_cls=11,
+    window=(32, 48),
+    stride=(24, 40),
+    d_decoder=32,
+    dec_layers=1,
+    dec_heads=2,
+    dec_mlp_dim=64,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder, calibration images, and a labelled set in CamVid's layout."""
+    root = tmp_path_factory.mktemp("data")
+    segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
+    for i in range(3):
+        rgb, labels = make_scenes.scene(i, 40, 60)
+        for folder, array in (("val", rgb), ("valannot", labels), ("photos", rgb)):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{i}.png")
+    return root
+
+
+def run(data: Path, output: Path, *options: str, calibrate: str = "photos") -> int:
+    """convert.py on the fixture."""
+    return convert.main([str(data / "checkpoint"), "-o", str(output), "--calibrate", str(data / calibrate), *options])
+
+
+@pytest.mark.parametrize("recipe", ["i-vit", "paper", "intseg"])
+def test_every_recipe_converts_and_runs(
+    data: Path, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.safetensors"
+    assert run(data, output, "--recipe", recipe) == 0
+    printed = capsys.readouterr().out
+    assert "encoder.blocks.0.attn.qkv" in printed
+    assert "SQNR" in printed
+    assert f"recipe {recipe}" in printed
+    model = intseg.load(output)
+    assert (model.info.window, model.info.stride, model.info.recipe) == ((32, 48), (24, 40), recipe)
+    result = intseg.run(data / "photos" / "0.png", model, backend="numpy")
+    assert result.labels.shape == (40, 60)
+
+
+def test_two_conversions_are_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert run(data, a, "-q", "--name", "x") == run(data, b, "-q", "--name", "x") == 0
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_options_reach_the_model(data: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"thing {i}\t{i} {2 * i} 255\n" for i in range(11)))
+    output, twin = tmp_path / "m.safetensors", tmp_path / "twin.pth"
+    options = ["--upsample", "nearest", "--l2norm", "drop", "--window", "45", "64", "--stride", "32", "64"]
+    options += ["--classes", str(names), "--samples", "2", "--save-twin", str(twin)]
+    assert run(data, output, *options) == 0
+    info = intseg.load(output).info
+    assert (info.upsample, info.window, info.stride) == ("nearest", (48, 64), (32, 64))
+    assert info.classes[3] == "thing 3"
+    assert info.palette[3] == (3, 6, 255)
+    ops = {node.op for node in intseg.load(output).graph.nodes}
+    assert "l2norm" not in ops
+    assert set(torch.load(twin, weights_only=True)) == {"recipe", "window", "model"}
+
+
+def broken_checkpoint(data: Path, folder: Path, change: str) -> Path:
+    """A copy of the checkpoint with one fault."""
+    shutil.copytree(data / "checkpoint", folder)
+    file = folder / "checkpoint.pth"
+    if change == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+        return folder
+    state = torch.load(file, weights_only=True)
+    if change == "missing":
+        del state["model"]["encoder.blocks.1.norm1.weight"]
+    elif change == "extra":
+        state["model"]["encoder.surprise"] = torch.zeros(2)
+    elif change == "nan":
+        state["model"]["encoder.norm.bias"][0] = float("nan")
+    torch.save(state, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("truncated", ["checkpoint.pth"]),
+        ("missing", ["encoder.blocks.1.norm1.weight"]),
+        ("extra", ["encoder.surprise"]),
+        ("nan", ["encoder.norm.bias"]),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line(
+    data: Path, tmp_path: Path, change: str, words: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = broken_checkpoint(data, tmp_path / "checkpoint", change)
+    output = tmp_path / "m.safetensors"
+    assert convert.main([str(folder), "-o", str(output), "--calibrate", str(data / "photos")]) == 3
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert all(word in error for word in words)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "calibrate", "code", "word"),
+    [
+        ([], "nowhere", 4, "nowhere"),
+        ([], "empty", 4, "no images"),
+        (["--samples", "0"], "photos", 2, "--samples"),
+        (["--classes", "cityscapes"], "photos", 2, "19"),
+        (["--classes", "no-such-file"], "photos", 4, "no-such-file"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    data: Path,
+    tmp_path: Path,
+    options: list[str],
+    calibrate: str,
+    code: int,
+    word: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (data / "empty").mkdir(exist_ok=True)
+    output = tmp_path / "m.safetensors"
+    assert run(data, output, *options, calibrate=calibrate) == code
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert word in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_output_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, tmp_path / "no" / "m.safetensors") == 4
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_evaluate_finds_twin_and_engine_equal(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(data / "checkpoint"), "--root", str(data), "--calibrate", str(data / "photos" / "0.png")]
+    assert evaluate.main([*arguments, "--recipe", "paper", "intseg"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["-", "-", "paper", "paper", "intseg", "intseg"]
+    assert [row[-1] for row in rows if row[1] == "engine"] == ["0", "0"]
+
+
+def test_float_labels_of_one_window_are_the_models_own(data: Path) -> None:
+    model = segmenter.load_checkpoint(data / "checkpoint")
+    info = convert.model_info(CONFIG, convert.recipe_for("intseg"), "m", evaluate.classes.numbered(11))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8))
+    found = evaluate.float_labels(model, images, (32, 48), info, "bilinear")
+    with torch.no_grad():
+        expected = model(evaluate.normalise(images, CONFIG))[0].argmax(0).numpy()
+    assert (found == expected).mean() > 0.999  # the tool averages in float64
