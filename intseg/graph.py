@@ -144,8 +144,10 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
             raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
     _require_names("attribute", node.attrs, op.attrs)
     for name, attr in node.attrs.items():
-        if type(attr) not in (int, str) or attr not in op.attrs[name]:
-            raise ModelError(f"attribute {name} is {attr!r}, expected {_allowed(op.attrs[name])}")
+        allowed = op.attrs[name]
+        # The exact type first: looking for anything but an int in a range takes a step per element.
+        if type(attr) is not (int if isinstance(allowed, range) else str) or attr not in allowed:
+            raise ModelError(f"attribute {name} is {attr!r:.80}, expected {_allowed(allowed)}")
     value = op.check(inputs, params, node.attrs)
     if (node.dtype, tuple(node.shape)) != (value.dtype, value.shape):
         raise ModelError(

@@ -73,6 +73,7 @@ class Step:
     outputs  buffers it writes, row by row
     scratch  bytes of scratch for one thread
     bind     arrays by name -> the call
+    op, macs what it is and how many multiply-accumulates it does, for benchmarks
     """
 
     extent: int | None
@@ -81,6 +82,8 @@ class Step:
     outputs: tuple[Buffer, ...]
     bind: Callable[[Arrays], Rows]
     scratch: int = 0
+    op: str = ""
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -326,10 +329,12 @@ class _Builder:
         self._uses = Counter([graph.output, *(name for node in graph.nodes for name in node.inputs)])
         patterns = dict(item for node in graph.nodes for item in self._match(node))
         for node in graph.nodes:
+            known = len(self.steps)
             if node.name in patterns:
                 self.steps += patterns[node.name]
             else:
                 self._single(node)
+            self.steps[known:] = [replace(step, op=step.op or node.op) for step in self.steps[known:]]
 
     def root(self, name: str) -> str:
         """See Root."""
@@ -412,7 +417,8 @@ def _linear_step(graph: Graph, node: Node) -> Step:
     def bind(arrays: Arrays) -> Rows:
         return _linear.bind(packed, arrays[source], arrays[node.name])
 
-    return Step(node.shape[0], (source,), (), (_output(node),), bind, _linear.scratch_bytes(packed.depth))
+    macs, scratch = math.prod(node.shape) * packed.depth, _linear.scratch_bytes(packed.depth)
+    return Step(node.shape[0], (source,), (), (_output(node),), bind, scratch, macs=macs)
 
 
 def _layernorm_step(graph: Graph, node: Node) -> Step:
@@ -557,31 +563,31 @@ def _match_attention(builder: _Builder, node: Node) -> Match | None:
         and (scores.attrs["transpose_b"], scores.dtype) == (1, "int16")
         and (context.attrs["transpose_b"], context.dtype) == (0, "int8")
         and score_scale[0].shape[-1] == 1
-        and _attention.fits(*score_scale)
         and not _linear.raise_shifts(*value_scale)[2]
     )
-    return (found.inside, _attention_steps(found, score_scale, value_scale)) if suitable else None
+    packed = _attention.pack_scores(score_scale[0], score_scale[1], found.heads[0].shape[2]) if suitable else None
+    return (found.inside, _attention_steps(found, packed, value_scale)) if packed is not None else None
 
 
-def _attention_steps(found: _Attention, score_scale: Sequence[Array], value_scale: Sequence[Array]) -> list[Step]:
+def _attention_steps(found: _Attention, packed: _attention.Scores, value_scale: Sequence[Array]) -> list[Step]:
     heads, tokens, dim = found.heads[0].shape
     shape = _attention.Shape(tokens, heads, dim)
     query, key, value = (_integer(head, "part") * heads * dim for head in found.heads)
     name, source = found.merge.name, found.heads[0].inputs[0]
-    packed = (
+    operands = (
         Buffer(f"{name}/keys", (heads, shape.key_bytes), "int8"),
         Buffer(f"{name}/init", (heads, shape.padded), "int32"),
         Buffer(f"{name}/values", (heads, shape.value_bytes), "int8"),
     )
-    names = tuple(buffer.name for buffer in packed)
+    names = tuple(buffer.name for buffer in operands)
     order = lane_order(_isa.select())
-    quants = _attention.pack_scores(*score_scale), _attention.pack_values(value_scale[0], value_scale[1], dim)
+    quants = packed.quant, packed.left, _attention.pack_values(value_scale[0], value_scale[1], dim)
     powers = [_integer(found.softmax, attr) for attr in ("frac_bits", "a1", "a2")]
 
     def bind_pack(arrays: Arrays) -> Rows:
         qkv, targets = arrays[source], [arrays[n] for n in names]
         return lambda start, stop, scratch: _attention.pack_keys_values(
-            qkv, key, value, heads, dim, *targets, order, start, stop
+            qkv, key, value, heads, dim, *targets, packed.left, order, start, stop
         )
 
     def bind(arrays: Arrays) -> Rows:
@@ -591,8 +597,17 @@ def _attention_steps(found: _Attention, score_scale: Sequence[Array], value_scal
         )
 
     return [
-        Step(tokens, (source,), (), packed, bind_pack),
-        Step(tokens, (source,), names, (_output(found.merge),), bind, shape.scratch_bytes),
+        Step(tokens, (source,), (), operands, bind_pack, op="pack keys, values"),
+        Step(
+            tokens,
+            (source,),
+            names,
+            (_output(found.merge),),
+            bind,
+            shape.scratch_bytes,
+            "attention",
+            2 * heads * tokens**2 * dim,
+        ),
     ]
 
 

@@ -196,11 +196,12 @@ def _check_entry(name: str, entry: object, start: int) -> int:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelError(f"tensor {name!r} has a malformed header entry")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        raise ModelError(f"tensor {name!r} is {dtype}, expected integers only ({', '.join(DTYPES)})")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ModelError(f"tensor {name!r} is {dtype!r:.80}, expected integers only ({', '.join(DTYPES)})")
     if not _naturals(shape) or len(shape) > MAX_RANK or not _naturals(offsets) or len(offsets) != 2:
         raise ModelError(
-            f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}, expected at most {MAX_RANK} axes"
+            f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}, expected at most {MAX_RANK} axes "
+            "of sizes below 2^40, and two offsets"
         )
     size = math.prod(shape) * DTYPES[dtype]
     if offsets != [start, start + size]:

@@ -131,9 +131,10 @@ class Emit:
             phi.add_incoming(value, end)
         builder.cbranch(builder.icmp_signed("<", following, stop), inside, after)
         builder.position_at_end(after)
-        return [self._merge((value, before), (result, end)) for value, result in zip(carried, results, strict=True)]
+        return [self.merge((value, before), (result, end)) for value, result in zip(carried, results, strict=True)]
 
-    def _merge(self, *incoming: tuple[Value, Value]) -> Value:
+    def merge(self, *incoming: tuple[Value, Value]) -> Value:
+        """A phi of (value, block) pairs."""
         phi = self.builder.phi(incoming[0][0].type)
         for value, block in incoming:
             phi.add_incoming(value, block)

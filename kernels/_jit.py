@@ -208,7 +208,8 @@ def _candidates() -> list[Path]:
     if base:
         found.append(Path(base) / "intseg")
     with contextlib.suppress(RuntimeError):  # no HOME and no entry in the user database
-        found.append(Path.home() / ".cache" / "intseg")
+        if Path.home().is_dir():
+            found.append(Path.home() / ".cache" / "intseg")
     user = os.getuid() if hasattr(os, "getuid") else "user"
     found.append(Path(tempfile.gettempdir()) / f"intseg-{user}")
     return found

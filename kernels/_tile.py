@@ -22,7 +22,10 @@ from ._ir import I8, I16, I32, I64, Emit, Value
 from ._jit import emitted, helper
 
 INT8, INT16, RAW, BLOCKED = 0, 1, 2, 3
-"""What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order."""
+"""What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order.
+
+Plus 256 n: the accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
+"""
 
 QUANT_BYTES = 24
 """Bytes of requantization parameters per column."""
@@ -175,11 +178,28 @@ def _emit_tile(
                 for j, value in enumerate(values):
                     e.store(e.offset(row_out, j * width), value)
         with scaled:
-            _store_scaled(e, tile_rows, quant, kind, outs)
+            _store_scaled(e, _shifted(e, tile_rows, builder.lshr(kind, e.i64(8))), quant, kind, outs)
+
+
+def _shifted(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value]]:
+    """Accumulators shifted left by a scalar, behind a branch because it is nearly always zero."""
+    builder, lanes = e.builder, e.isa.lanes
+    before, inside, after = builder.block, *(builder.append_basic_block(name) for name in ("shift", "shifted"))
+    builder.cbranch(builder.icmp_signed("==", by, e.i64(0)), after, inside)
+    builder.position_at_end(inside)
+    amount = e.splat(builder.trunc(by, I32), lanes)
+    moved = [[builder.shl(value, amount) for value in row] for row in tile_rows]
+    builder.branch(after)
+    builder.position_at_end(after)
+    return [
+        [e.merge((value, before), (result, inside)) for value, result in zip(*pair, strict=True)]
+        for pair in zip(tile_rows, moved, strict=True)
+    ]
 
 
 def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, outs: list[Value]) -> None:
     builder, width = e.builder, QUANT_BYTES * e.isa.lanes
+    kind = builder.and_(kind, e.i64(255))
     scaled: list[list[Value]] = [[] for _ in tile_rows]
     for j in range(e.isa.vectors):
         for values, row in zip(tile_rows, scaled, strict=True):

@@ -40,9 +40,9 @@ from .softmax2 import divisor, row_max, row_powers, row_scale, row_scale_split
 
 Array = NDArray[Any]
 
-PAD = -(2**30)
-"""Accumulator of a padded key column: requantizes to -32768 (checked by `fits`), so that it never is the maximum
-unless all are, and its power is known."""
+_PAD = -(2**30)
+"""Accumulator of a padded key column, after the shift of `Scores`: requantizes to -32768 (checked by `pack_scores`), so
+that it never is the maximum unless all are, and its power is known."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,38 @@ class Shape:
         return query + isa.rows * self.padded * 4 + (isa.rows + 1) * isa.columns * 4 + 128
 
 
-def fits(mult: Array, shift: Array) -> bool:
-    """Whether QK^T with these scales may run fused: register shifts, and padded keys that saturate."""
-    raised, shifts, wide = raise_shifts(mult, shift)
-    padding = (PAD * raised + (np.int64(1) << (shifts - 1))) >> shifts
-    return not wide and bool((padding <= -(2**15)).all())
+@dataclass(frozen=True)
+class Scores:
+    """Requantization of QK^T, one scale per head.
+
+    quant  int64 [heads, columns * 3]   see `_tile`
+    left   int64 [heads]                shift of the accumulators to the left: a scale of 1/2 or more needs one
+    """
+
+    quant: NDArray[np.int64]
+    left: NDArray[np.int64]
 
 
-def pack_scores(mult: Array, shift: Array) -> NDArray[np.int64]:
-    """Requantization of QK^T, one scale per head: int64 [heads, columns * 3]."""
+def pack_scores(mult: Array, shift: Array, head_dim: int) -> Scores | None:
+    """For this process' instruction path; None where the fused kernel cannot do it: INT32 would overflow, or padded
+    keys would not saturate.
+
+    mult  int32 [heads, 1];  shift  int8 [heads, 1]
+    """
     isa = _isa.select()
-    raised, shifts, _ = raise_shifts(mult.reshape(-1), shift.reshape(-1))
-    columns = np.ones(isa.columns, np.int64)
-    return np.stack([pack_quant(m * columns, s * columns, isa) for m, s in zip(raised, shifts, strict=True)])
+    quants, lefts = [], []
+    for m, s in zip(mult.reshape(-1), shift.reshape(-1), strict=True):
+        (m64,), (s64,), wide = raise_shifts(m[None], s[None])
+        left = 32 - int(s) if wide else 0
+        if wide:
+            m64, s64 = np.int64(m), np.int64(32)
+        fits = (2**14 * head_dim) << left < 2**31
+        if not fits or (_PAD * int(m64) + (1 << (int(s64) - 1))) >> int(s64) > -(2**15):
+            return None
+        ones = np.ones(isa.columns, np.int64)
+        quants.append(pack_quant(m64 * ones, s64 * ones, isa))
+        lefts.append(left)
+    return Scores(np.stack(quants), np.array(lefts, np.int64))
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
@@ -181,7 +200,7 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
 
 @helper
 def _pack_keys(
-    qkv: Array, column: int, dim: int, keys: Array, init: Array, order: Array, start: int, stop: int
+    qkv: Array, column: int, dim: int, keys: Array, init: Array, pad: int, order: Array, start: int, stop: int
 ) -> None:
     """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
     tokens, columns, group = qkv.shape[0], tile_columns(), group_size()
@@ -207,7 +226,7 @@ def _pack_keys(
         panel_init(address(keys) + panel, steps, address(init) + jp * columns * 4)
         for lane in range(columns):
             if jp * columns + order[lane] >= tokens:
-                init[jp * columns + lane] = PAD
+                init[jp * columns + lane] = pad
 
 
 @helper
@@ -237,7 +256,7 @@ def _pack_values(qkv: Array, column: int, dim: int, values: Array, order: Array,
 
 @kernel(
     "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1],"
-    " int64, int64)"
+    " int64[::1], int64, int64)"
 )
 def pack_keys_values(
     qkv: Array,
@@ -248,6 +267,7 @@ def pack_keys_values(
     keys: Array,
     init: Array,
     values: Array,
+    left: Array,
     order: Array,
     start: int,
     stop: int,
@@ -256,9 +276,11 @@ def pack_keys_values(
 
     qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values from value_column on
     keys    int8 [heads, key_bytes];  init int32 [heads, padded];  values int8 [heads, value_bytes]
+    left    int64 [heads]: see Scores
     """
     for h in range(heads):
-        _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], order, start, stop)
+        pad = np.int64(_PAD) >> left[h]
+        _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], pad, order, start, stop)
         _pack_values(qkv, value_column + h * dim, dim, values[h], order, start, stop)
 
 
@@ -365,8 +387,8 @@ def _softmax_rows(
 
 
 @kernel(
-    "void(int8[:, ::1], int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[:, ::1], int64[:, ::1],"
-    " int64, int64, int64, int8[:, ::1], int64, int64, int8[::1])"
+    "void(int8[:, ::1], int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[:, ::1], int64[::1],"
+    " int64[:, ::1], int64, int64, int64, int8[:, ::1], int64, int64, int8[::1])"
 )
 def attention(
     qkv: Array,
@@ -377,6 +399,7 @@ def attention(
     init: Array,
     values: Array,
     score_quant: Array,
+    left: Array,
     value_quant: Array,
     frac_bits: int,
     a1: int,
@@ -388,7 +411,7 @@ def attention(
 ) -> None:
     """Rows start to stop - 1 of merge_heads(softmax2(QK^T) V), all heads.
 
-    qkv   int8 [T, W];  keys, init, values: `pack_keys_values`;  score_quant, value_quant: `pack_scores`, `pack_values`
+    qkv   int8 [T, W];  keys, init, values: `pack_keys_values`;  score_quant, left: Scores;  value_quant: `pack_values`
     out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
     """
     tokens, columns, rows = qkv.shape[0], tile_columns(), tile_rows()
@@ -421,7 +444,7 @@ def attention(
                     query_steps,
                     address(init) + (h * padded + jp * columns) * 4,
                     address(score_quant) + h * columns * 24,
-                    BLOCKED if biased() else INT16,
+                    (BLOCKED if biased() else INT16) + 256 * left[h],
                     scores + jp * columns * 2,
                     padded * 2,
                 )

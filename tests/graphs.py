@@ -37,7 +37,7 @@ def linear_params(name: str) -> dict[str, str]:
 
 
 def tiny() -> Graph:
-    """Four patches and a class token of width 4, one attention of two heads, scores of three classes on a 2 x 2 grid."""
+    """Four patches and a class token of width 4, an attention of two heads, scores of three classes on a 2 x 2 grid."""
     source = np.random.default_rng(7)
     tensors: dict[str, np.ndarray] = {
         "table": np.tile(np.arange(-128, 128), (3, 1)).astype(np.int8),

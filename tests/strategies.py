@@ -1,6 +1,6 @@
 """Named hypothesis strategies, built from each other, up to `cases(op)`: a valid call of one op.
 
-Arrays draw from edge values as often as from the whole range; sizes are small and often odd, because the oracle is slow.
+Arrays draw from edge values as often as from the whole range. Sizes are small and often odd: the oracle is slow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The golden vectors of the ops, replayed on every backend: exact equality, and the files are those of the generator."""
+"""The golden vectors of the ops, replayed on every backend: exact equality; the files are those of the generator."""
 
 from __future__ import annotations
 

@@ -178,7 +178,9 @@ def test_a_read_only_install_without_home_runs(copy: Path, tmp_path: Path) -> No
         path.chmod(0o555 if path.is_dir() else 0o444)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    assert run_copy(copy, TMPDIR=str(temporary), HOME="/nonexistent") == "[[38 51]] 0"
-    assert run_copy(copy, TMPDIR=str(temporary), HOME="/nonexistent") == "[[38 51]] 1"
+    nowhere = {"TMPDIR": str(temporary), "HOME": str(tmp_path / "missing")}
+    assert run_copy(copy, **nowhere) == "[[38 51]] 0"
+    assert run_copy(copy, **nowhere) == "[[38 51]] 1"
+    assert len(list(temporary.rglob("*.bin"))) == 1
     for path in copy.rglob("*"):
         path.chmod(0o755)

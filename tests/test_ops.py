@@ -158,6 +158,7 @@ ROWS_INT16 = {
     "zero": [0] * 6,
     "one value": [-3],
     "0 and -1": [0, -1],
+    "norm one": [0, 1, 0],
     "-1 and 0, odd": [-1, 0, -1],
 }
 ROWS_INT8 = {
@@ -265,7 +266,7 @@ def test_layernorm_of_a_long_row(backend: str):
 
 @backends
 @pytest.mark.parametrize("name", ROWS_INT16)
-@pytest.mark.parametrize(("mult", "shift"), [(127, 30), (2**31 - 1, 62), (0, 1), (2**31 - 1, 1), (1, 23)])
+@pytest.mark.parametrize(("mult", "shift"), [(127, 30), (2**31 - 1, 62), (0, 1), (2**31 - 1, 1), (1, 23), (1, 31)])
 def test_l2norm_extremes(backend: str, name: str, mult: int, shift: int):
     check(Case("l2norm", [row(ROWS_INT16[name], "int16")], {}, {"mult": mult, "shift": shift}), backend)
 

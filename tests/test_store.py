@@ -499,5 +499,5 @@ def test_a_loaded_graph_is_validated():
 
 
 def test_every_dtype_of_the_format_is_read():
-    assert store.DTYPES == {key: np.dtype(name).itemsize for key, name in DTYPES.items()}
+    assert {key: np.dtype(name).itemsize for key, name in DTYPES.items()} == store.DTYPES
     assert {array.dtype.name for array in tiny().tensors.values()} >= {"int8", "int16", "int32", "int64"}

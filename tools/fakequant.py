@@ -116,8 +116,8 @@ def dyadic(real: Tensor) -> tuple[Tensor, Tensor]:
     shift = 31 - exponent.long()
     carried = mult == 2**31
     mult, shift = torch.where(carried, mult >> 1, mult), torch.where(carried, shift - 1, shift)
-    excess = (shift - 62).clamp(0, 62)
-    mult = torch.where(excess > 0, rsr(mult, excess.clamp(min=1)), mult)
+    excess = (shift - 62).clamp(min=0)
+    mult = torch.where(excess > 0, rsr(mult, excess.clamp(1, 62)), mult)
     if bool((shift < 1).any()):
         raise ValueError(f"scale {float(real.max())} is too large for a dyadic multiplier, expected below 2^30")
     return mult, shift - excess
@@ -633,7 +633,7 @@ class QEncoder(nn.Module):
         p = self.patch
         q = q.reshape(b, h // p, p, w // p, p, 3).transpose(2, 3).reshape(b, -1, p * p * 3)
         record("patchify", q)
-        x = self.patch_embed(Quantized(q, self.patch_act.dequantize(q)))
+        x = self.patch_embed(Quantized(q, self.patch_act.dequantize(q).to(self.patch_embed.weight.dtype)))
         record("encoder.patch_embed", x.q)
         x = _join(self.cls_token(), x)
         record("encoder.tokens", x.q)

@@ -173,6 +173,10 @@ def shiftmax(source: Source) -> Iterator[Case]:
                 yield [source.integers(-4 * min(i0, 100), 4 * min(i0, 100), 2, 33, dtype="int16")], {}, attrs
                 yield [source.full("int8", 1, 129)], {}, attrs
             yield [np.array([[5]], np.int8)], {}, attrs
+            power = np.array(
+                [[0, 0, 0, -1, -2, -3, -3, -3, -4, -5, -5, -5, -6, -7, -7, -7, -8, -9, -9, -9, -10, -10]], np.int8
+            )  # exponentials that sum to 2^17, with results that are ties
+            yield [power], {}, {"i0": 1, "k_inter": 15, "int_div_kind": kind, "out": out}
 
 
 def softmax2(source: Source) -> Iterator[Case]:
