@@ -82,7 +82,7 @@ def linear(source: Source) -> Iterator[Case]:
     for out in ("int8", "int16"):
         for tokens, depth, width in ((1, 1, 1), (3, 1, 5), (5, 17, 7), (7, 64, 65), (6, 192, 3)):
             shift = 23 if out == "int16" else 31
-            params = {
+            params: dict[str, np.ndarray] = {
                 "weight": source.full("int8", width, depth),
                 "bias": source.integers(-(2**16), 2**16, width, dtype="int32"),
                 "mult": source.integers(2**18, 2**19, width, dtype="int32") * np.int32(64 // min(depth, 64)),
@@ -154,7 +154,7 @@ def matmul(source: Source) -> Iterator[Case]:
             for transpose in (0, 1):
                 b = source.full("int8", batch, *((width, depth) if transpose else (depth, width)))
                 columns = width if transpose else 1
-                params = {
+                params: dict[str, np.ndarray] = {
                     "mult": source.integers(2**20, 2**21, batch, columns, dtype="int32"),
                     "shift": np.full((batch, columns), 12 + bits, np.int8),
                 }

@@ -1,0 +1,348 @@
+"""Calibration: deterministic, complete, and what it says it computes."""
+
+import copy
+import dataclasses
+import math
+
+import calibrate as cal
+import fakequant as fq
+import pytest
+import torch
+from export import MOVERS, export
+from segmenter import Segmenter, SegmenterConfig, random_segmenter
+from torch import Tensor
+
+from intseg.graph import ModelInfo
+
+torch.set_num_threads(1)
+
+CONFIG = SegmenterConfig(
+    image_size=(32, 48),
+    patch=8,
+    d_model=32,
+    n_layers=2,
+    n_heads=2,
+    mlp_dim=48,
+    n_cls=5,
+    window=(32, 48),
+    stride=(16, 32),
+    d_decoder=48,
+    dec_layers=1,
+    dec_heads=3,
+    dec_mlp_dim=40,
+)
+NO_DECODER = {"d_decoder": 0, "dec_layers": 0, "dec_heads": 0, "dec_mlp_dim": 0}
+CONFIGS = {
+    "mask": CONFIG,
+    "linear": dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER),
+    "distilled": dataclasses.replace(CONFIG, distilled=True, normalization="deit"),
+}
+RECIPES = {
+    **fq.RECIPES,
+    "paper-kept": dataclasses.replace(fq.RECIPES["paper"], l2norm=True),
+    "sigmoid": dataclasses.replace(fq.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
+}
+
+
+def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tensor:
+    """Smooth random uint8 windows [count, H, W, 3]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 5, generator=generator) * 255
+    smooth = torch.nn.functional.interpolate(coarse, size=config.window, mode="bilinear", align_corners=False)
+    return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
+
+
+def calibrated(
+    recipe: str, batches: list[Tensor], config: SegmenterConfig = CONFIG
+) -> tuple[fq.FakeQuantSegmenter, Segmenter]:
+    model = random_segmenter(config, 1)
+    twin = fq.FakeQuantSegmenter(model, config.window, RECIPES[recipe])
+    cal.calibrate(twin, model, batches)
+    return twin.eval(), model
+
+
+def node_ops(twin: fq.FakeQuantSegmenter) -> dict[str, str]:
+    """Op of every node."""
+    config = twin.config
+    info = ModelInfo(
+        name="random",
+        recipe=twin.recipe.name,
+        classes=tuple(str(i) for i in range(config.n_cls)),
+        palette=tuple((i, i, i) for i in range(config.n_cls)),
+        window=config.window,
+        stride=config.stride,
+        patch=config.patch,
+        pad=(0, 0, 0),
+        upsample=twin.recipe.upsample,
+    )
+    return {node.name: node.op for node in export(twin, info).nodes}
+
+
+def float_nodes(model: Segmenter, images: Tensor, l2norm: bool) -> dict[str, Tensor]:
+    """What the float model's taps report."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), cal.tapped(model, found.__setitem__):
+        model.forward_scores(cal.normalise(images, model.config), l2norm)
+    return found
+
+
+def integer_nodes(twin: fq.FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        twin(images, found.__setitem__)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Determinism
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_calibrations_are_the_same_bytes(recipe: str) -> None:
+    batches = [windows(2, 1), windows(1, 2)]
+    first, second = (calibrated(recipe, batches)[0].state_dict() for _ in range(2))
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert value.numpy().tobytes() == second[name].numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_calibrating_again_forgets_the_first_time(recipe: str) -> None:
+    twin, model = calibrated(recipe, [windows(1, 3) // 8])
+    cal.calibrate(twin, model, [windows(2, 1)])
+    fresh, _ = calibrated(recipe, [windows(2, 1)])
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("recipe", ["paper", "intseg"])
+def test_neither_model_nor_images_change(recipe: str) -> None:
+    model, images = random_segmenter(CONFIG, 1), windows(2, 1)
+    state, kept = copy.deepcopy(model.state_dict()), images.clone()
+    cal.calibrate(fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES[recipe]), model, [images])
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert torch.equal(images, kept)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_progress_is_called_once_a_batch() -> None:
+    model, calls = random_segmenter(CONFIG, 1), []
+    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
+    cal.calibrate(twin, model, [windows(1, i) for i in range(3)], lambda: calls.append(1))
+    assert len(calls) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Moving averages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_moving_average_by_hand() -> None:
+    stats = cal.Stats()
+    for low, high in ((-1.0, 2.0), (-3.0, 1.0), (-2.0, 6.0)):
+        stats.update(torch.tensor([[low, 0.0, high]]), rows=0)
+    # 0.95 * (0.95 * -1 + 0.05 * -3) + 0.05 * -2, and the same for the maxima
+    assert stats.low == pytest.approx(-1.145, abs=1e-12)
+    assert stats.high == pytest.approx(0.95 * (0.95 * 2 + 0.05 * 1) + 0.05 * 6, abs=1e-12)
+    assert (stats.seen, stats.largest) == (3, 6.0)
+
+
+def test_one_image_is_its_own_average() -> None:
+    stats = cal.Stats()
+    stats.update(torch.tensor([[-4.0, 1.0]]), rows=0)
+    assert (stats.low, stats.high, stats.largest) == (-4.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("recipe", ["i-vit", "paper"])
+def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
+    """Every node's scale from the taps and the formula alone."""
+    batches = [windows(2, 1), windows(1, 2), windows(3, 3)]
+    twin, model = calibrated(recipe, batches)
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    for images in batches:
+        for node, value in float_nodes(model, images, False).items():
+            bottom, top = float(value.min()), float(value.max())
+            low[node] = 0.95 * low.get(node, bottom) + 0.05 * bottom
+            high[node] = 0.95 * high.get(node, top) + 0.05 * top
+    shared = {"encoder.patch_embed", "encoder.tokens", "decoder.proj_dec", "decoder.tokens"}
+    compared = 0
+    for node, act in twin.acts().items():
+        assert torch.count_nonzero(act.mid) == 0, node
+        if node in low and node not in shared:
+            limit = max(-low[node], high[node])
+            assert act.scale.tolist() == pytest.approx([limit / (2 ** (act.bits - 1) - 1)] * len(act.scale)), node
+            compared += 1
+    assert compared == 35
+    for act, value, node in (
+        (twin.encoder.embed_act, model.encoder.cls_token, "encoder.patch_embed"),
+        (twin.decoder.dec_act, model.decoder.cls_emb, "decoder.proj_dec"),
+    ):
+        limit = max(-low[node], high[node], float(value.detach().abs().max()))
+        assert float(act.scale) == pytest.approx(limit / 32767)
+    position = float(model.encoder.pos_embed.detach().abs().max())
+    assert float(twin.encoder.pos_act.scale) == pytest.approx(position / 32767)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_weight_scales_use_all_127_steps(recipe: str) -> None:
+    twin, _ = calibrated(recipe, [windows(2, 1)])
+    for layer in twin.linears():
+        weight = layer.integers()["weight"]
+        assert torch.equal(weight.abs().amax(dim=1), torch.full((len(weight),), 127))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples and variations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "rows", "kept"), [(10, 3, 3), (10, 10, 10), (10, 100, 10), (1, 5, 1), (7, 2, 2)])
+def test_samples_are_evenly_strided_rows(count: int, rows: int, kept: int) -> None:
+    stats = cal.Stats()
+    value = torch.arange(count * 2.0).reshape(1, count, 2)
+    stats.update(value, rows)
+    sampled = stats.sampled()
+    assert sampled.shape == (kept, 2)
+    assert sampled.dtype == torch.float64
+    steps = sampled[1:, 0] - sampled[:-1, 0]
+    assert torch.equal(sampled[0], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert len(set(steps.tolist())) <= 1
+
+
+def test_augment() -> None:
+    images = windows(2, 1)
+    kept = images.clone()
+    views, again = cal.augment(images), cal.augment(images)
+    assert torch.equal(images, kept)
+    assert len(views) == 7
+    for view, other in zip(views, again, strict=True):
+        assert view.shape == images.shape
+        assert view.dtype == torch.uint8
+        assert torch.equal(view, other)
+    assert torch.equal(views[0], images)
+    assert torch.equal(views[1], images.flip(2))
+    assert len({view.contiguous().numpy().tobytes() for view in views}) == len(views)
+    dark, bright = views[2].double().mean(), views[3].double().mean()
+    assert dark < images.double().mean() < bright
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 40), (33, 17)])
+def test_augment_of_small_windows(size: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (1, *size, 3), generator=torch.Generator().manual_seed(0)).byte()
+    assert {view.shape for view in cal.augment(images)} == {images.shape}
+
+
+@pytest.mark.parametrize(("batches", "expected"), [(1, 7), (8, 56), (9, 9)])
+def test_only_few_images_are_varied(batches: int, expected: int) -> None:
+    model, calls = random_segmenter(CONFIG, 1), []
+    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+    cal.calibrate(twin, model, [windows(1, i) for i in range(batches)], lambda: calls.append(1))
+    assert len(calls) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranges
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_channel_range_covers_its_samples() -> None:
+    x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3 + 5
+    low, high = cal.channel_range(x)
+    assert (low <= x.amin(0)).all()
+    assert (high >= x.amax(0)).all()
+    assert torch.allclose(high - low, (x.amax(0) - x.amin(0)) * cal.WIDEN)
+
+
+def test_fitted_ranges_are_the_best_tried() -> None:
+    """Against the quantization error of Act itself, for every factor."""
+    x = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3
+    largest = x.abs().amax(0)
+    found = cal.fit_max(x)
+    for channel in range(3):
+        errors = {}
+        for factor in (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7):
+            act = fq.Act(1, 8)
+            act.set_max(largest[channel] * factor)
+            column = x[:, channel]
+            errors[float(largest[channel] * factor)] = float(((act.dequantize(act.quantize(column)) - column) ** 2).sum())
+        assert float(found[channel]) in errors
+        assert errors[float(found[channel])] <= 1.05 * min(errors.values())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_ranges_cover_the_calibration_image(config: str) -> None:
+    """`intseg`: no INT16 node saturates on what it was calibrated on, and INT8 nodes only where a fit chose to."""
+    images = windows(2, 4, CONFIGS[config])
+    twin, _ = calibrated("intseg", [images], CONFIGS[config])
+    found, acts = integer_nodes(twin, images), twin.acts()
+    for node, act in acts.items():
+        limit = 2 ** (act.bits - 1)
+        saturated = float(((found[node] == -limit) | (found[node] == limit - 1)).double().mean())
+        if act.bits == 16:
+            assert saturated == 0, node
+        else:
+            assert saturated < 0.05, node
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_calibration_leaves_no_range_at_its_default(recipe: str) -> None:
+    twin, _ = calibrated(recipe, [windows(2, 1)])
+    for node, act in twin.acts().items():
+        assert not torch.equal(act.scale, torch.ones_like(act.scale)), node
+        assert (act.scale > 0).all(), node
+        assert act.scale.isfinite().all(), node
+        assert act.mid.isfinite().all(), node
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_node_with_a_meaning_has_a_tap(recipe: str, config: str) -> None:
+    """Except those that only move integers, and the input, whose range follows from the pixels."""
+    twin, model = calibrated(recipe, [windows(1, 1, CONFIGS[config])], CONFIGS[config])
+    floats = float_nodes(model, windows(1, 1, CONFIGS[config]), RECIPES[recipe].l2norm)
+    integers, ops = integer_nodes(twin, windows(1, 1, CONFIGS[config])), node_ops(twin)
+    moved = {node for node, op in ops.items() if op in (*MOVERS, "quantize_input")}
+    merged = {node for node in moved if node.endswith(".attn.merge")}  # the float model has its context merged only
+    assert set(twin.acts()) - moved <= set(floats)
+    assert merged <= set(floats)
+    for node, value in floats.items():
+        if node in ops:
+            assert value.shape == integers[node].shape, node
+
+
+@pytest.mark.parametrize(("recipe", "floor"), [("intseg", 20.0), ("paper", 3.0)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_integers_follow_the_float_model(config: str, recipe: str, floor: float) -> None:
+    """Signal to quantization noise of every node, in decibels, on an image that calibration did not see."""
+    twin, model = calibrated(recipe, [windows(2, 1, CONFIGS[config])], CONFIGS[config])
+    images = windows(2, 8, CONFIGS[config])
+    floats, integers = float_nodes(model, images, RECIPES[recipe].l2norm), integer_nodes(twin, images)
+    for node, act in twin.acts().items():
+        if node in floats:
+            real = floats[node].double()
+            noise = float(((act.dequantize(integers[node]) - real) ** 2).sum())
+            assert 10 * math.log10(float((real**2).sum()) / noise) > floor, node
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_labels_follow_the_float_model(config: str) -> None:
+    twin, model = calibrated("intseg", [windows(2, 1, CONFIGS[config])], CONFIGS[config])
+    images = windows(2, 8, CONFIGS[config])
+    with torch.no_grad():
+        scores = model.forward_scores(cal.normalise(images, model.config), True)
+        same = (twin(images).q.argmax(-1) == scores.argmax(-1)).double().mean()
+    assert float(same) >= 0.9
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_as_published_means_and_deviations(config: str) -> None:
+    """The input table stands for (pixel / 255 - mean) / std to within half a step."""
+    twin, _ = calibrated("intseg", [windows(1, 1, CONFIGS[config])], CONFIGS[config])
+    act, c = twin.encoder.input_act, CONFIGS[config]
+    pixels = torch.arange(256, dtype=torch.float64)[:, None] / 255
+    real = (pixels - torch.tensor(c.mean, dtype=torch.float64)) / torch.tensor(c.std, dtype=torch.float64)
+    assert ((act.dequantize(twin.encoder.table().T) - real).abs() <= 0.5001 * act.scale).all()
+    for channel in twin.encoder.table():
+        assert channel.tolist() == list(range(-128, 128))
