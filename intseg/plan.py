@@ -36,6 +36,7 @@ from intseg.kernels import shiftmax as _shiftmax
 from intseg.kernels import softmax2 as _softmax2
 from intseg.kernels._tile import lane_order
 from intseg.ops import RUN, Array, Run
+from intseg.ops._arith import shift_exp
 
 Rows = Callable[[int, int, Array], None]
 """Work on rows start to stop - 1, with scratch that no other thread uses."""
@@ -536,10 +537,24 @@ class _Attention:
         return [node.name for node in (*self.heads, self.scores, self.softmax, self.context)]
 
 
+_SOFTMAX: Mapping[str, Callable[[Node], tuple[Array, Array]]] = {
+    "softmax2": lambda node: (np.array([_integer(node, a) for a in ("frac_bits", "a1", "a2")]), np.empty(0, np.uint16)),
+    "shiftmax": lambda node: _shiftmax_arguments(node),
+}
+
+
+def _shiftmax_arguments(node: Node) -> tuple[Array, Array]:
+    """(kind and bits, ShiftExp of minus 0, 1, ... up to where its clamp holds) for the attention kernel."""
+    i0, k_inter = _integer(node, "i0"), _integer(node, "k_inter")
+    powers = shift_exp(-np.arange(k_inter * i0 + 1), i0, k_inter, 1)
+    bits = 8 * np.dtype(str(node.attrs["out"])).itemsize
+    return np.array([node.attrs["int_div_kind"] == "normalized", bits, 0], np.int64), powers.astype(np.uint16)
+
+
 def _find_attention(builder: _Builder, merge: Node) -> _Attention | None:
-    """merge_heads(matmul(softmax2(matmul(q, k^T)), v)) with q, k, v split from one tensor and no other readers."""
+    """merge_heads(matmul(softmax(matmul(q, k^T)), v)) with q, k, v split from one tensor and no other readers."""
     context = builder.inner(merge.inputs[0], "matmul") if merge.op == "merge_heads" else None
-    softmax = builder.inner(context.inputs[0], "softmax2") if context else None
+    softmax = next(filter(None, (builder.inner(context.inputs[0], op) for op in _SOFTMAX)), None) if context else None
     scores = builder.inner(softmax.inputs[0], "matmul") if softmax else None
     if context is None or softmax is None or scores is None:
         return None
@@ -582,7 +597,7 @@ def _attention_steps(found: _Attention, packed: _attention.Scores, value_scale: 
     names = tuple(buffer.name for buffer in operands)
     order = lane_order(_isa.select())
     quants = packed.quant, packed.left, _attention.pack_values(value_scale[0], value_scale[1], dim)
-    powers = [_integer(found.softmax, attr) for attr in ("frac_bits", "a1", "a2")]
+    arguments = _SOFTMAX[found.softmax.op](found.softmax)
 
     def bind_pack(arrays: Arrays) -> Rows:
         qkv, targets = arrays[source], [arrays[n] for n in names]
@@ -593,7 +608,7 @@ def _attention_steps(found: _Attention, packed: _attention.Scores, value_scale: 
     def bind(arrays: Arrays) -> Rows:
         qkv, sources, out = arrays[source], [arrays[n] for n in names], arrays[name]
         return lambda start, stop, scratch: _attention.attention(
-            qkv, query, heads, dim, *sources, *quants, *powers, out, start, stop, scratch
+            qkv, query, heads, dim, *sources, *quants, *arguments, out, start, stop, scratch
         )
 
     return [

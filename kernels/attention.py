@@ -1,4 +1,4 @@
-"""Fused attention: QK^T, requantize, softmax2, P x V, requantize, in strips of a few rows that stay in the L1/L2 cache.
+"""Fused attention: QK^T, requantize, softmax, P x V, requantize, in strips of a few rows that stay in the L1/L2 cache.
 
 On the vnni path a probability is split in two bytes. The low bytes go through one dense product at the full INT8 rate.
 The high byte is non-zero only where p >= 2^8, and a row sums to about 2^15: at most some 130 of its entries. So the
@@ -36,7 +36,7 @@ from ._tile import (
     tile_rows,
 )
 from .linear import pack_quant, raise_shifts, stage
-from .softmax2 import divisor, row_max, row_powers, row_scale, row_scale_split
+from .softmax2 import bit_length, divisor, row_max, row_powers, row_scale, row_scale_split
 
 Array = NDArray[Any]
 
@@ -386,9 +386,59 @@ def _softmax_rows(
             row_scale(row, padded, reciprocal, shift, row)
 
 
+@helper
+def _shiftmax_rows(
+    logits: Array,
+    at: int,
+    padded: int,
+    rows: int,
+    tokens: int,
+    powers: Array,
+    normalized: int,
+    bits: int,
+    planes: Array,
+    plane_at: int,
+) -> None:
+    """Rows of INT16 logits from index `at` on to probabilities: INT16 in place, or byte planes from `plane_at` on.
+
+    powers  uint16: ShiftExp of minus the index; the last entry holds for all beyond
+    """
+    last = np.int64(powers.shape[0] - 1)
+    one = (np.int64(1) << (bits - 1)) - 1
+    for r in range(rows):
+        row = at + r * padded
+        top = np.int64(logits[row])
+        for j in range(1, tokens):
+            top = max(top, np.int64(logits[row + j]))
+        total = np.int64(0)
+        for j in range(tokens):
+            e = powers[min(top - np.int64(logits[row + j]), last)]
+            logits[row + j] = np.int16(e)  # as 16 bits: e may be 2^15
+            total += np.int64(e)
+        if normalized:
+            length = bit_length(total)
+            reciprocal, shift = np.int64(2**46 - 1) // (total << (31 - length)), length + 16 - bits
+            half = np.int64(1) << (shift - 1)
+        else:
+            reciprocal, shift, half = np.int64(2**31 - 1) // total, np.int64(32 - bits), np.int64(0)
+        low, high = plane_at + r * padded, plane_at + (tile_rows() + r) * padded
+        for j in range(tokens):
+            e64 = np.int64(logits[row + j]) & np.int64(0xFFFF)
+            p = min((e64 * reciprocal + half) >> shift, one)
+            if biased():
+                planes[low + j] = np.int8(p)
+                planes[high + j] = np.int8(p >> 8)
+            else:
+                logits[row + j] = np.int16(p)
+        if biased():
+            for j in range(tokens, padded):
+                planes[low + j] = 0
+                planes[high + j] = 0
+
+
 @kernel(
     "void(int8[:, ::1], int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[:, ::1], int64[::1],"
-    " int64[:, ::1], int64, int64, int64, int8[:, ::1], int64, int64, int8[::1])"
+    " int64[:, ::1], int64[::1], uint16[::1], int8[:, ::1], int64, int64, int8[::1])"
 )
 def attention(
     qkv: Array,
@@ -401,17 +451,18 @@ def attention(
     score_quant: Array,
     left: Array,
     value_quant: Array,
-    frac_bits: int,
-    a1: int,
-    a2: int,
+    softmax: Array,
+    powers: Array,
     out: Array,
     start: int,
     stop: int,
     scratch: Array,
 ) -> None:
-    """Rows start to stop - 1 of merge_heads(softmax2(QK^T) V), all heads.
+    """Rows start to stop - 1 of merge_heads(softmax(QK^T) V), all heads.
 
     qkv   int8 [T, W];  keys, init, values: `pack_keys_values`;  score_quant, left: Scores;  value_quant: `pack_values`
+    softmax, powers  int64 [3] and uint16 [n]: frac_bits, a1, a2 with n = 0 is softmax2; normalized (1) or paper (0),
+          bits (8 or 16), 0 with ShiftExp by distance to the maximum is shiftmax
     out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
     """
     tokens, columns, rows = qkv.shape[0], tile_columns(), tile_rows()
@@ -427,6 +478,7 @@ def attention(
     zero_at = tile_at + 4 * rows * columns
     for i in range(zero_at, zero_at + 4 * columns):
         scratch[i] = 0
+    base_two, s0, s1, s2 = powers.shape[0] == 0, softmax[0], softmax[1], softmax[2]
     scores, low, acc = query + score_at, query + plane_at, query + tile_at
     for h in range(heads):
         key_base, value_base = address(keys) + h * keys.shape[1], address(values) + h * values.shape[1]
@@ -444,13 +496,14 @@ def attention(
                     query_steps,
                     address(init) + (h * padded + jp * columns) * 4,
                     address(score_quant) + h * columns * 24,
-                    (BLOCKED if biased() else INT16) + 256 * left[h],
+                    (BLOCKED if biased() and base_two else INT16) + 256 * left[h],
                     scores + jp * columns * 2,
                     padded * 2,
                 )
-            _softmax_rows(
-                scores, padded, count, tokens, frac_bits, a1, a2, low, words, score_at // 2, scratch, plane_at
-            )
+            if base_two:
+                _softmax_rows(scores, padded, count, tokens, s0, s1, s2, low, words, score_at // 2, scratch, plane_at)
+            else:
+                _shiftmax_rows(words, score_at // 2, padded, count, tokens, powers, s0, s1, scratch, plane_at)
             for jv in range(ceil_div(dim, columns)):
                 panel = value_base + jv * value_steps * columns * 4
                 quant = address(value_quant) + h * value_quant.shape[1] * 8 + jv * columns * 24

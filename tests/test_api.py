@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,7 @@ from intseg.errors import InputError, ModelError, UsageError
 from intseg.executor import execute
 from intseg.ops import RUN
 
-HAS_PLAN = importlib.util.find_spec("intseg.plan") is not None and backends.has_numba()
-BACKENDS = ["numpy", pytest.param("numba", marks=pytest.mark.skipif(not HAS_PLAN, reason="no numba backend here"))]
+BACKENDS = backends.names()
 SIZES = [(1, 1), (7, 50), (24, 32), (23, 33), (40, 32), (24, 57), (61, 83)]
 
 

@@ -13,14 +13,15 @@ from compare import assert_equal
 from graphs import image, node, tiny
 
 import intseg.ops
+from intseg import backends
 from intseg.executor import execute
 from intseg.graph import Graph, validate
 
-BACKENDS = {"numpy": intseg.ops.RUN}
-backends = pytest.mark.parametrize("backend", BACKENDS)
+BACKENDS = {name: backends.table(name) for name in backends.names()}
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("seed", range(3))
 def test_the_graph_equals_the_oracle_node_by_node(backend: str, seed: int):
     graph = tiny()

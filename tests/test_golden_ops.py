@@ -14,13 +14,13 @@ import pytest
 import safetensors
 from compare import assert_equal
 
-import intseg.ops
+from intseg import backends
 from intseg.ops import OPS, Value
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "golden" / "ops"
-BACKENDS = {"numpy": intseg.ops.RUN}
-backends = pytest.mark.parametrize("backend", BACKENDS)
+BACKENDS = {name: backends.table(name) for name in backends.names()}
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def read(op: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -43,7 +43,7 @@ def cases(op: str) -> list[tuple[list[np.ndarray], dict[str, np.ndarray], dict[s
     return result
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("op", OPS)
 def test_replay(op: str, backend: str):
     for i, (inputs, params, attrs, expected) in enumerate(cases(op)):

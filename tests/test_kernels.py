@@ -21,7 +21,7 @@ from strategies import CASES, Case
 from intseg import backends
 from intseg.errors import UsageError
 from intseg.executor import execute
-from intseg.graph import Graph, validate
+from intseg.graph import Graph, Node, validate
 from intseg.ops import RUN, Array
 
 pytest.importorskip("numba")
@@ -136,14 +136,16 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     """(fused, definition) of one attention on int8 [T, 3 heads d]."""
     from intseg.kernels import _isa, attention
     from intseg.kernels._tile import lane_order
+    from intseg.plan import _SOFTMAX
 
+    op = "softmax2" if "a1" in attrs else "shiftmax"
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3 // heads
     mult, shift = np.full((heads, 1), 2**30, np.int32), np.full((heads, 1), scale, np.int8)
     value_mult = np.resize(np.array([2**30, 2**31 - 1, 12345], np.int32), (heads, dim))
     value_shift = np.full((heads, dim), value_scale, np.int8)
     q, k, v = (RUN["split_heads"](qkv, heads=heads, part=i, parts=3) for i in range(3))
     scores = RUN["matmul"](q, k, mult=mult, shift=shift, transpose_b=1, out="int16")
-    softmax = RUN["softmax2"](scores, **attrs)
+    softmax = RUN[op](scores, **attrs)
     context = RUN["matmul"](softmax, v, mult=value_mult, shift=value_shift, transpose_b=0, out="int8")
     expected = RUN["merge_heads"](context)
 
@@ -158,13 +160,21 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     width, out, left = heads * dim, np.zeros_like(expected), scores_packed.left
     attention.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, left, order, 0, tokens)
     quants = scores_packed.quant, left, attention.pack_values(value_mult, value_shift, dim)
-    powers = attrs["frac_bits"], attrs["a1"], attrs["a2"]
+    node = Node("softmax", op, (), {}, attrs, "int16", ())
     for start, stop in ((0, tokens // 2), (tokens // 2, tokens)):
-        attention.attention(qkv, 0, heads, dim, keys, init, values, *quants, *powers, out, start, stop, scratch)
+        attention.attention(
+            qkv, 0, heads, dim, keys, init, values, *quants, *_SOFTMAX[op](node), out, start, stop, scratch
+        )
     return out, expected
 
 
 QUADRATIC = {"frac_bits": 10, "a1": 21955, "a2": 5571}
+SHIFTMAX = [
+    {"i0": i0, "k_inter": k, "int_div_kind": kind, "out": out}
+    for i0, k in ((1, 15), (2**15, 0), (2**14, 1), (77, 8), (128, 8))
+    for kind in ("paper", "normalized")
+    for out in ("int8", "int16")
+]
 
 
 @pytest.mark.parametrize(("tokens", "heads", "dim"), [(1, 1, 64), (2, 2, 3), (65, 1, 64), (130, 3, 32), (67, 1, 72)])
@@ -172,6 +182,13 @@ def test_attention_on_adversarial_operands(tokens: int, heads: int, dim: int) ->
     for qkv in rows("int8", tokens, 3 * heads * dim):
         for scale in (25, 31, 32, 36, 44):
             assert_equal(*attention_nodes(qkv, heads, scale, 46, QUADRATIC))
+
+
+@pytest.mark.parametrize("attrs", SHIFTMAX, ids=str)
+def test_attention_with_shiftmax(attrs: dict[str, Any]) -> None:
+    for qkv in rows("int8", 66, 3 * 2 * 16):
+        for scale in (28, 33, 40):
+            assert_equal(*attention_nodes(qkv, 2, scale, 46, attrs))
 
 
 @CLOSE

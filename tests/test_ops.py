@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from strategies import CASES, Case, integers
 
 import intseg.ops
+from intseg import backends
 from intseg.ops import Value, _arith
 
-BACKENDS = {"numpy": intseg.ops.RUN}
+BACKENDS = {name: backends.table(name) for name in backends.names()}
 """Name -> op table; every test below runs on each."""
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-backends = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def check(case: Case, backend: str = "numpy") -> np.ndarray:
@@ -45,7 +46,7 @@ def test_the_tables_have_the_same_keys():
     assert list(naive.NAIVE) == list(CASES) == list(intseg.ops.OPS) == list(intseg.ops.RUN)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("op", CASES)
 def test_random_calls(op: str, backend: str):
     @EXAMPLES
@@ -180,7 +181,7 @@ def row(values: list[int], dtype: str) -> np.ndarray:
     return np.array([values], dtype)
 
 
-@backends
+@every_backend
 @OUT
 @pytest.mark.parametrize("x", [-128, 0, 127])
 @pytest.mark.parametrize("weight", [-128, 127])
@@ -195,7 +196,7 @@ def test_linear_extremes(backend: str, out: str, x: int, weight: int, mult: int,
     check(Case("linear", [np.full((1, 5), x, np.int8)], params, {"out": out}), backend)
 
 
-@backends
+@every_backend
 @OUT
 def test_linear_of_depth_one_over_the_whole_domain(backend: str, out: str):
     """K = 1: all 65,536 products, at a scale with ties."""
@@ -210,7 +211,7 @@ def test_linear_of_depth_one_over_the_whole_domain(backend: str, out: str):
     assert (result.min(), result.max()) == ((-128, 127) if out == "int8" else (-254, 256))
 
 
-@backends
+@every_backend
 @OUT
 def test_linear_at_the_accumulator_bound(backend: str, out: str):
     """128 * sum |w| + |bias| = 2^31 - 1 is the last bias that validation accepts; both signs of the accumulator."""
@@ -225,7 +226,7 @@ def test_linear_at_the_accumulator_bound(backend: str, out: str):
     check(Case("linear", [np.full((1, 3), 127, np.int8)], params, {"out": out}), backend)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("name", ROWS_INT16)
 @pytest.mark.parametrize(
     ("mult", "shift"), [(2**30, 30), (1, 1), (3, 2), (2**31 - 1, 62), (0, 1), (2**15 - 1, 1), (2**31 - 1, 18)]
@@ -237,14 +238,14 @@ def test_add_extremes(backend: str, name: str, mult: int, shift: int):
         check(Case("add", [x, other], {}, attrs), backend)
 
 
-@backends
+@every_backend
 def test_add_identity_is_exact(backend: str):
     x = np.arange(-(2**15), 2**15, dtype=np.int16)[None]
     attrs = {"mult_a": 2**30, "shift_a": 30, "mult_b": 2**30, "shift_b": 30}
     assert_equal(BACKENDS[backend]["add"](x, np.zeros_like(x), **attrs), x)
 
 
-@backends
+@every_backend
 @OUT
 @pytest.mark.parametrize("name", ROWS_INT16)
 @pytest.mark.parametrize("gamma", [0, 1, -1, 2**31 - 1, -(2**31) + 1, 2**24 + 1])
@@ -256,7 +257,7 @@ def test_layernorm_extremes(backend: str, out: str, name: str, gamma: int, shift
         check(Case("layernorm", [x], params, {"shift": shift, "out": out}), backend)
 
 
-@backends
+@every_backend
 def test_layernorm_of_a_long_row(backend: str):
     """1,024 channels of alternating extremes: the variance needs 41 bits."""
     x = np.tile(np.array([-32768, 32767], np.int16), 512)[None]
@@ -264,14 +265,14 @@ def test_layernorm_of_a_long_row(backend: str):
     check(Case("layernorm", [x], params, {"shift": 50, "out": "int16"}), backend)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("name", ROWS_INT16)
 @pytest.mark.parametrize(("mult", "shift"), [(127, 30), (2**31 - 1, 62), (0, 1), (2**31 - 1, 1), (1, 23), (1, 31)])
 def test_l2norm_extremes(backend: str, name: str, mult: int, shift: int):
     check(Case("l2norm", [row(ROWS_INT16[name], "int16")], {}, {"mult": mult, "shift": shift}), backend)
 
 
-@backends
+@every_backend
 @OUT
 @pytest.mark.parametrize("transpose", [0, 1])
 @pytest.mark.parametrize("value", [-32768, 32767])
@@ -283,7 +284,7 @@ def test_matmul_int16_at_the_accumulator_bound(backend: str, out: str, transpose
     check(Case("matmul", [a, b], params, {"transpose_b": transpose, "out": out}), backend)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("per_column", [False, True])
 def test_matmul_without_batch_axes(backend: str, per_column: bool):
     a, b = np.array([[-128]], np.int8), np.array([[127, -128, 1]], np.int8)
@@ -292,7 +293,7 @@ def test_matmul_without_batch_axes(backend: str, per_column: bool):
     check(Case("matmul", [a, b], {"mult": mult, "shift": shift}, {"transpose_b": 0, "out": "int16"}), backend)
 
 
-@backends
+@every_backend
 @OUT
 @KIND
 @pytest.mark.parametrize("name", ROWS_INT16)
@@ -302,7 +303,7 @@ def test_shiftmax_extremes(backend: str, out: str, kind: str, name: str, i0: int
     check(Case("shiftmax", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
 
 
-@backends
+@every_backend
 @OUT
 @KIND
 def test_shiftmax_of_1025_tokens(backend: str, out: str, kind: str):
@@ -310,7 +311,7 @@ def test_shiftmax_of_1025_tokens(backend: str, out: str, kind: str):
     check(Case("shiftmax", [x], {}, {"i0": 16, "k_inter": 11, "int_div_kind": kind, "out": out}), backend)
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("name", ROWS_INT16)
 @pytest.mark.parametrize("frac_bits", [0, 1, 8, 11, 14, 15])
 @pytest.mark.parametrize(("a1", "a2"), [(16384, 0), (21955, 5571), (16384, 16383), (32767, 0), (32767, 16383)])
@@ -319,7 +320,7 @@ def test_softmax2_extremes(backend: str, name: str, frac_bits: int, a1: int, a2:
     check(Case("softmax2", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
 
 
-@backends
+@every_backend
 def test_softmax2_vanishes_from_q_16_on(backend: str):
     x = (-np.arange(0, 20 * 256, 64, dtype=np.int16))[None]
     check(Case("softmax2", [x], {}, {"frac_bits": 8, "a1": 21955, "a2": 5571}), backend)
@@ -328,7 +329,7 @@ def test_softmax2_vanishes_from_q_16_on(backend: str):
 GELU = {"i0": 23, "k_inter": 23, "lam": 6, "int_div_kind": "paper", "k_out": 8, "mult": 1, "shift": 7}
 
 
-@backends
+@every_backend
 @KIND
 @K_OUT
 @pytest.mark.parametrize("op", ["shift_gelu", "sigmoid_gelu"])
@@ -343,7 +344,7 @@ def test_gelu_on_all_256_inputs(backend: str, op: str, kind: str, k_out: int, la
         check(Case(op, [x[:, None]], {}, attrs), backend)
 
 
-@backends
+@every_backend
 @KIND
 @K_OUT
 @pytest.mark.parametrize("op", ["shift_gelu", "sigmoid_gelu"])
@@ -361,7 +362,7 @@ def test_shift_gelu_meets_a_zero_divisor():
     assert naive.shift_exp(naive.times_1_6875(-128) - top, 5, 23, 6) == naive.shift_exp(-top, 5, 23, 6) == 0
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("dtype", ["int16", "int32", "int64"])
 @pytest.mark.parametrize(("classes", "label"), [(1, "uint8"), (256, "uint8"), (257, "uint16")])
 def test_argmax_ties_and_label_width(backend: str, dtype: str, classes: int, label: str):
@@ -374,7 +375,7 @@ def test_argmax_ties_and_label_width(backend: str, dtype: str, classes: int, lab
     assert result.tolist() == [0, classes - 1, classes // 2, 0]
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize("dtype", ["int16", "int32"])
 @pytest.mark.parametrize("factor", [1, 2, 3, 16, 64])
 def test_upsample_bilinear_extremes(backend: str, dtype: str, factor: int):
@@ -385,7 +386,7 @@ def test_upsample_bilinear_extremes(backend: str, dtype: str, factor: int):
         check(Case("upsample_bilinear", [x], {}, attrs), backend)
 
 
-@backends
+@every_backend
 def test_upsample_bilinear_in_strips_equals_the_whole(backend: str):
     run = BACKENDS[backend]["upsample_bilinear"]
     x = np.random.default_rng(0).integers(-(2**20), 2**20, (3, 4, 2), dtype=np.int32)
@@ -394,7 +395,7 @@ def test_upsample_bilinear_in_strips_equals_the_whole(backend: str):
     assert_equal(np.concatenate(strips), whole)
 
 
-@backends
+@every_backend
 def test_gelu_table_and_quantize_input_index_correctly(backend: str):
     identity = np.arange(-128, 128, dtype=np.int8)
     assert_equal(BACKENDS[backend]["gelu_table"](identity, table=identity), identity)
@@ -403,7 +404,7 @@ def test_gelu_table_and_quantize_input_index_correctly(backend: str):
     check(Case("quantize_input", [pixels], {"table": table}), backend)
 
 
-@backends
+@every_backend
 def test_merge_heads_undoes_split_heads(backend: str):
     ops = BACKENDS[backend]
     x = np.random.default_rng(0).integers(-128, 128, (5, 3 * 2 * 7), dtype=np.int8)

@@ -9,7 +9,7 @@ engine that they judge computes none of them.
 
 The same bytes on every machine: parameters are integers times powers of two, drawn by Python's generator. Ranges are
 calibrated in float64 and then rounded to few significant bits, and every value that lies so close to a rounding
-boundary that the last bits of a float could decide is refused (`Margin`). All further float64 arithmetic is exact, or
+boundary that the last bits of a float could decide is refused (`nearest`). All further float64 arithmetic is exact, or
 one correctly rounded operation at a time.
 """
 

