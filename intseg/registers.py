@@ -9,7 +9,7 @@ that mistake gives, which is how `intseg diff` finds causes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Variant:
     """One way of computing an op. The defaults are the definition.
 
     rounding         of every rounding shift: half_up, half_even, half_away, half_down, toward_zero, floor, ceil
-    first_shift      bits that a first rounding shift removes, a second one the rest; 0 for one shift, negative from the end
+    first_shift      bits that a first rounding shift removes, a second one the rest; 0: one shift; -n: all but n
     overflow         of the result: saturate, wrap, symmetric (lowest value never used), none
     shift            floor shifts of negative numbers: arithmetic, truncate, logical16, logical32, logical64
     rounding_shift   the same for rounding shifts: arithmetic, logical32, logical64
@@ -114,7 +114,7 @@ def transform(x: Array, how: str) -> Array:
 
     how   "write:1,0"   stored with its axes in that order, read in C order
           "read:1,0"    stored in C order, read with its axes in that order
-          "flip:a"      axis a reversed           "roll:a:n"  axis a rotated by n    "shift:n"  all elements rotated by n
+          "flip:a"      axis a reversed           "roll:a:n"  axis a rotated by n    "shift:n"  all rotated by n
           "byteswap"    bytes of every element reversed       "words:n"  every n elements in reverse order
           "unsigned"    the same bits without sign            "zero"  "negate"  "double"
           "plus:n"      n added                               "drop:n"  low n bits cleared
@@ -322,7 +322,7 @@ def _divide(v: Variant, n: Int, d: Int, k_out: int, kind: str) -> Steps:
 
 
 def _with_rounding(v: Variant, rounding: str) -> Variant:
-    return v if rounding == v.rounding else Variant(rounding=rounding)
+    return v if rounding == v.rounding else replace(v, rounding=rounding)
 
 
 def _shift_exp(v: Variant, x: Int, i0: int, k: int, lam: int) -> Steps:
@@ -445,8 +445,8 @@ def _softmax2(v: Variant, inputs: Sequence[Array], params: Mapping[str, Array], 
     f = (t & (2**bits - 1)) << (15 - bits)
     one = 32768 if v.quirk == "one_32768" else 32767
     power = one - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    rounded = _with_rounding(v, "floor") if v.quirk == "exponential_floor" else v
-    e = np.where(q == 0, power, _rsr(rounded, power, np.clip(q, 1, 17)))
+    rounding = "floor" if v.quirk == "exponential_floor" else v.rounding
+    e = np.where(q == 0, power, _rsr(_with_rounding(v, rounding), power, np.clip(q, 1, 17)))
     row_sum = _acc(v, e.sum(axis=-1, keepdims=True))
     quotient = _divide(v, e, row_sum, 16, "normalized")
     exp = {"row_max": top, "t": t, "q": q, "f": f, "i_b": power, "exponential": e, "row_sum": row_sum}
@@ -506,9 +506,7 @@ _STEPS: dict[str, Function] = {
 # -------------------------------------------------------------------------------------------------- ops that move
 
 
-def _move(
-    op: str, v: Variant, inputs: Sequence[Array], params: Mapping[str, Array], attrs: Mapping[str, Any]
-) -> Array:
+def _move(op: str, v: Variant, inputs: Sequence[Array], params: Mapping[str, Array], attrs: Mapping[str, Any]) -> Array:
     """Ops without arithmetic of their own: the definition, or the quirk."""
     if v.quirk in _QUIRKS:
         return _QUIRKS[v.quirk](inputs, params, attrs)
@@ -584,8 +582,8 @@ _NORMALIZE = {"variance": "int64", "isqrt": "int32", "reciprocal": "int32", "nor
 _GELU_END = {**_DIVIDE, "sigma": "int32", "x_sigma": "int32", **_REQUANTIZE}
 
 REGISTERS: dict[str, dict[str, str]] = {
-    "linear": {"dot": "int64", "acc": "int64", **_REQUANTIZE},
-    "matmul": {"acc": "int64", **_REQUANTIZE},
+    "linear": {"dot": "int32", "acc": "int32", **_REQUANTIZE},
+    "matmul": {"acc": "int32", **_REQUANTIZE},
     "add": dict.fromkeys(("product_a", "product_b", "branch_a", "branch_b", "sum"), "int64"),
     "layernorm": {
         "row_sum": "int32",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +63,13 @@ def test_every_node_of_every_window(trace: str, backend: str) -> None:
     model, _, expected = parts(trace)
     table, seen = backends.table(backend), {"corners", "merged", "labels"}
 
-    def check(node: Node, value: Array) -> None:
+    def check(i: int, node: Node, value: Array) -> None:
         key = f"window{i}.{node.name}"
         assert_equal(value, expected[key], f"{backend}, {trace}, {key} ({node.op})")
         seen.add(key)
 
     for i, window in windows(trace):
-        execute(model.graph, window, table, check)
+        execute(model.graph, window, table, partial(check, i))
     assert seen == set(expected)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write golden/: small models, small images, and full traces of the PyTorch twin that every backend has to repeat.
 
-    python tools/make_golden.py             rewrite golden/ (but not golden/images/street*.png, which make_scenes.py draws)
+    python tools/make_golden.py             rewrite golden/; make_scenes.py draws images/street*.png
     python tools/make_golden.py --check     write it to a temporary folder instead and compare; status 1 on a difference
 
 Expected values come from the twin (tools/fakequant.py) and from the sums and labels written here with PyTorch; the
@@ -396,7 +396,7 @@ def write(folder: Path) -> dict[str, dict[str, str | int]]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Files of a golden folder that a manifest lists; what `intseg infer` writes beside the example is not part of it."""
+    """Files that a manifest lists; what `intseg infer` writes beside the example is not part of golden/."""
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     return [name for name in names if name not in UNLISTED and not name.endswith(("_labels.png", "_overlay.png"))]
 

@@ -1,9 +1,10 @@
-"""The twin and the engine agree on every intermediate of every model: what the exporter writes is what the twin computes."""
+"""The twin and the engine agree on every intermediate: what the exporter writes is what the twin computes."""
 
 import dataclasses
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import fakequant as fq
@@ -123,7 +124,7 @@ def assert_agree(twin: fq.FakeQuantSegmenter, graph: Graph, images: Tensor) -> i
     assert set(found) == {node.name for node in graph.nodes}
     compared = 0
 
-    def check(node: Node, value: np.ndarray) -> None:
+    def check(i: int, node: Node, value: np.ndarray) -> None:
         nonlocal compared
         wide = found[node.name][i].numpy()
         expected = wide.astype(value.dtype)
@@ -132,7 +133,7 @@ def assert_agree(twin: fq.FakeQuantSegmenter, graph: Graph, images: Tensor) -> i
         compared += 1
 
     for i, image in enumerate(images.numpy()):
-        execute(graph, image, RUN, check)
+        execute(graph, image, RUN, partial(check, i))
     assert compared == len(images) * len(graph.nodes)
     return compared
 
@@ -359,3 +360,17 @@ def test_golden_manifest_is_compared(golden: tuple[Path, Path]) -> None:
     (ours / "MANIFEST.json").write_text("{")
     (complaint,) = make_golden.differences(ours, fresh)
     assert complaint.startswith("MANIFEST.json")
+
+
+def test_golden_check_names_the_first_difference(
+    golden: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, fresh = golden
+    monkeypatch.setattr(make_golden, "GOLDEN", ours)
+    monkeypatch.setattr(make_golden, "write", lambda folder: shutil.copytree(fresh, folder, dirs_exist_ok=True))
+    assert make_golden.main(["--check"]) == 0
+    assert capsys.readouterr() == ("", "")
+    for name in ("traces/intseg.odd.safetensors", "ops/add.safetensors"):
+        (fresh / name).write_bytes((fresh / name).read_bytes()[:-1] + b"?")
+    assert make_golden.main(["--check"]) == 1
+    assert capsys.readouterr().err == "make_golden.py: ops/add.safetensors: differs from what this script makes\n"

@@ -1,4 +1,4 @@
-"""The fake-quant twin by itself: its integer primitives, its gradients, its state. Against the engine: test_export.py."""
+"""The fake-quant twin by itself: its integer primitives, its gradients, its state (test_export.py: the engine)."""
 
 import dataclasses
 import math
