@@ -189,7 +189,7 @@ def calibrate(
         else:
             _fit(twin, stats, WIDEN_FEW if few else WIDEN_MANY)
         for layer in twin.linears():
-            layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=1e-12) / 127)
+            layer.fit_weight_scale()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: M
     """
     tiling, patch = pictures.tile(info, *size), info.patch
     with torch.no_grad():
-        scores = model.forward_scores(normalise(batch, model.config)).double()
+        scores = model.forward_scores(normalise(batch, model.config)).double().cpu()
     total = torch.zeros(tiling.height // patch, tiling.width // patch, scores.shape[-1], dtype=torch.float64)
     count = torch.zeros_like(total[..., :1])
     for score, (top, left) in zip(scores, tiling.corners(), strict=True):
@@ -98,7 +98,7 @@ def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: M
 def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo) -> Labels:
     """Labels [H, W] of the fake-quant twin: its integers, merged and upsampled by SPEC section 7."""
     with torch.no_grad():
-        scores = twin(batch).q.numpy().astype(np.int16)
+        scores = twin(batch).q.cpu().numpy().astype(np.int16)
     merged = pictures.merge_scores(list(scores), pictures.tile(info, *size), info)
     labels: Labels = backends.class_map(merged, info.upsample, info.patch, *size, "numpy", None)
     return labels

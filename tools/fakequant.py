@@ -147,6 +147,7 @@ class Act(nn.Module):
     def __init__(self, channels: int, bits: int) -> None:
         super().__init__()
         self.bits = bits
+        self.momentum = 0.0
         self.register_buffer("scale", torch.ones(channels, dtype=torch.float64))
         self.register_buffer("mid", torch.zeros(channels, dtype=torch.float64))
 
@@ -166,6 +167,11 @@ class Act(nn.Module):
         largest = torch.as_tensor(largest, dtype=torch.float64).clamp(min=1e-9)
         self.set(largest / (2.0 ** (self.bits - 1) - 1))
 
+    def follow(self, real: Tensor) -> None:
+        """Move a symmetric range towards the largest value of `real` by `momentum` (paper eq. 2-4)."""
+        seen = self.scale.max() * (2.0 ** (self.bits - 1) - 1)
+        self.set_max(seen + self.momentum * (real.detach().abs().max().double() - seen))
+
     def quantize(self, real: Tensor) -> Tensor:
         """Reals to integers, rounding half up."""
         return clamp_bits(torch.floor((real.double() - self.mid) / self.scale + 0.5).long(), self.bits)
@@ -184,7 +190,11 @@ class Act(nn.Module):
         """Exact integers with the gradient of a float surrogate; the surrogate runs only where gradients are wanted."""
         if not torch.is_grad_enabled():
             return Quantized(q, self.dequantize(q))
-        return Quantized(q, through(self.clip(surrogate()), self.dequantize(q)))
+        real = surrogate()
+        out = Quantized(q, through(self.clip(real), self.dequantize(q)))
+        if self.momentum:
+            self.follow(real)
+        return out
 
 
 class Layer(nn.Module):
@@ -214,6 +224,10 @@ class QLinear(Layer):
         self.x, self.y = x, y
         self.register_buffer("weight_scale", torch.ones(len(weight), dtype=torch.float64))
 
+    def fit_weight_scale(self) -> None:
+        """The largest folded weight of a row becomes 127."""
+        self.weight_scale.copy_(self.folded().detach().abs().amax(dim=1).clamp(min=1e-12) / 127)
+
     def folded(self) -> Tensor:
         """The weights that meet the input's integers, float64 [N, K]."""
         return self.weight.double() * self.x.scale
@@ -232,6 +246,8 @@ class QLinear(Layer):
 
     def forward(self, x: Quantized) -> Quantized:
         with torch.no_grad():
+            if self.training:
+                self.fit_weight_scale()
             p = self.integers()
             acc = product(x.q, p["weight"].T) + p["bias"]
             q = clamp_bits(rsr(acc * p["mult"], p["shift"]), self.y.bits)
@@ -741,6 +757,23 @@ class FakeQuantSegmenter(nn.Module):
         out = Quantized(scores.q.reshape(shape), scores.real.reshape(shape))
         record("scores", out.q)
         return out
+
+    def train(self, mode: bool = True) -> FakeQuantSegmenter:
+        """In training mode scales follow the weights; evaluation mode starts with the scales of the last ones."""
+        super().train(mode)
+        if not mode:
+            for layer in self.linears():
+                layer.fit_weight_scale()
+        return self
+
+    def follow_ranges(self, momentum: float) -> None:
+        """Let the ranges of a twin with symmetric ranges follow what training sees; 0 freezes them."""
+        if self.recipe.ranges != "ema":
+            raise ValueError(f"recipe {self.recipe.name} has fitted ranges, which stay as calibrated")
+        fixed = (self.encoder.input_act, self.encoder.patch_act)
+        for act in self.modules():
+            if isinstance(act, Act) and act not in fixed:
+                act.momentum = momentum
 
     def acts(self) -> dict[str, Act]:
         """What the integers of a node stand for, for every node with a meaning of its own."""

@@ -1,0 +1,119 @@
+"""Quantization-aware training: train the fake-quant twin of a checkpoint, then write the engine's weights.
+
+    python tools/qat.py checkpoint.pth --root CamVid -o runs/qat --calibrate CamVid/train --samples 32 --device cuda
+
+The twin computes the engine's integers in every forward; gradients pass straight through. Ranges come from
+calibration. With the symmetric ranges of `paper` and `i-vit` they follow what training sees (momentum 0.01) for
+the first --freeze steps; fitted ranges stay. The folder receives state.pth, log.jsonl, curves.png and, at every
+report, model.safetensors with the moving average of the parameters: the same bits as the twin in eval mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import training
+from calibrate import calibrate
+from classes import for_model
+from convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
+from evaluate import twin_labels
+from export import export
+from fakequant import RECIPES, FakeQuantSegmenter
+from segmenter import CheckpointError, load_checkpoint
+from torch import Tensor, nn
+from train import add_common, fail, settings_from, val_pairs
+
+from intseg import evaluate, store
+from intseg import image as pictures
+from intseg.errors import IntsegError
+from intseg.graph import ModelInfo
+
+MOMENTUM = 0.01
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        _train(args)
+    except CheckpointError as error:
+        return fail("qat.py", error, 3)
+    except IntsegError as error:
+        return fail("qat.py", error, error.exit_code)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="qat.py", description="Quantization-aware training of a Segmenter checkpoint.")
+    p.add_argument("checkpoint", type=Path, help="float checkpoint.pth, or the folder it is in")
+    p.add_argument("--recipe", choices=sorted(RECIPES), default="intseg")
+    p.add_argument("--calibrate", type=Path, required=True, nargs="+", help="images or folders of images")
+    p.add_argument("--samples", type=int, help="use this many of them, evenly spaced")
+    p.add_argument("--freeze", type=int, default=200, help="steps after which symmetric ranges stay")
+    add_common(p, steps=1000, lr=1e-4)
+    return p
+
+
+def twin_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """How the twin is trained: the reals that its integers stand for."""
+    real: Tensor = model(images).real
+    return real
+
+
+def twin_miou(
+    twin: nn.Module, info: ModelInfo, pairs: Sequence[evaluate.Pair], layout: evaluate.Layout, device: str
+) -> float:
+    """mIoU in percent of the twin's integers, through the windows of the engine."""
+    assert isinstance(twin, FakeQuantSegmenter)
+    count = twin.config.n_cls
+    total = np.zeros((count, count), np.int64)
+    ignore = None if layout.ignore is None else layout.ignore - layout.offset
+    for pair in pairs:
+        rgb = pictures.decode(pair.image, info.pad).rgb
+        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)])).to(device)
+        truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
+        labels = twin_labels(twin, batch, (rgb.shape[0], rgb.shape[1]), info)
+        total += evaluate.confusion(truth, labels, count, ignore)
+    return evaluate.metrics(total).miou
+
+
+def _train(args: argparse.Namespace) -> None:
+    layout = evaluate.LAYOUTS[args.layout]
+    model = load_checkpoint(args.checkpoint)
+    data = training.examples(args.root, args.split, args.layout, model.config.n_cls)
+    pairs = val_pairs(args)
+    recipe = recipe_for(args.recipe)
+    named = for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
+    info = model_info(model.config, recipe, args.output.name, named, source="QAT by intseg")
+    files = find_images(args.calibrate, args.samples)
+    twin = FakeQuantSegmenter(model, info.window, recipe)
+    calibrate(twin, model, [windows(file, info) for file in files])
+    settings = settings_from(args, info.window, drop_path=0.0)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    def on_step(module: nn.Module, step: int) -> None:
+        if recipe.ranges == "ema":
+            twin.follow_ranges(MOMENTUM if step < args.freeze else 0.0)
+
+    trainer = training.Trainer(twin, twin_scores, data, settings, args.output, args.device, recipe.upsample, on_step)
+    if args.resume:
+        trainer.resume()
+
+    def measure(averaged: nn.Module) -> float:
+        assert isinstance(averaged, FakeQuantSegmenter)
+        store.save(export(averaged, info), args.output / "model.safetensors")
+        save_twin(averaged, args.output / "twin.pth")
+        return twin_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+
+    trainer.run(args.every, measure)
+    print(f"{args.output / 'model.safetensors'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

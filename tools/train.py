@@ -1,0 +1,173 @@
+"""Train a float Segmenter on a labelled data set, from scratch or from a checkpoint.
+
+    python tools/train.py --root CamVid -o runs/tiny --steps 20000 --device cuda
+    python tools/train.py --root CamVid -o runs/tiny --steps 20000 --device cuda --resume
+
+The output folder receives state.pth (to resume), log.jsonl, curves.png and, at every report, checkpoint.pth with
+variant.yml in the published layout, ready for tools/convert.py: the moving average of the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import segmenter
+import torch
+import training
+from calibrate import normalise
+from classes import for_model
+from convert import model_info, recipe_for
+from evaluate import float_labels
+from torch import Tensor, nn
+
+from intseg import evaluate
+from intseg import image as pictures
+from intseg.errors import IntsegError
+from intseg.graph import ModelInfo
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        _train(args)
+    except segmenter.CheckpointError as error:
+        return fail("train.py", error, 3)
+    except IntsegError as error:
+        return fail("train.py", error, error.exit_code)
+    return 0
+
+
+def fail(program: str, error: Exception, code: int) -> int:
+    """One line on standard error."""
+    print(f"{program}: {error}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="train.py", description="Train a float Segmenter.")
+    p.add_argument("--model", choices=sorted(segmenter.SIZES), default="tiny", help="size of a new model")
+    p.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from these parameters")
+    p.add_argument("--patch", type=int, default=16)
+    p.add_argument(
+        "--window", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="pixels, crop and window"
+    )
+    p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="between windows (default: 7/8 of it)")
+    add_common(p, steps=5000, lr=1e-3)
+    p.add_argument("--drop-path", type=float, default=0.1)
+    return p
+
+
+def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
+    """Arguments of training and of QAT."""
+    p.add_argument("--root", type=Path, required=True, help="data set folder")
+    p.add_argument("--layout", choices=sorted(set(evaluate.LAYOUTS) - {"pairs"}), default="camvid")
+    p.add_argument("--split", default="train")
+    p.add_argument("--val", default="val", help="split to measure, or '' for none")
+    p.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    p.add_argument("--steps", type=int, default=steps)
+    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--lr", type=float, default=lr)
+    p.add_argument("--warmup", type=int, default=min(200, steps // 10))
+    p.add_argument("--schedule", choices=("cosine", "poly"), default="cosine")
+    p.add_argument("--scale", type=float, nargs=2, default=(0.5, 1.6), metavar=("LOW", "HIGH"))
+    p.add_argument("--ema", type=float, default=0.999)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    p.add_argument("--limit", type=int, help="measure the first images only")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
+
+
+def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: float) -> training.Settings:
+    """The settings that the common arguments describe."""
+    return training.Settings(
+        steps=args.steps,
+        batch=args.batch,
+        lr=args.lr,
+        warmup=args.warmup,
+        schedule=args.schedule,
+        crop=crop,
+        scale=tuple(args.scale),
+        ema=args.ema,
+        drop_path=drop_path,
+        seed=args.seed,
+    )
+
+
+def float_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """How the float model is trained: normalised pixels in, scores on the patch grid out."""
+    assert isinstance(model, segmenter.Segmenter)
+    return model.forward_scores(normalise(images, model.config))
+
+
+def float_miou(
+    model: nn.Module, info: ModelInfo, pairs: Sequence[evaluate.Pair], layout: evaluate.Layout, device: str
+) -> float:
+    """mIoU in percent, through the windows of the engine."""
+    assert isinstance(model, segmenter.Segmenter)
+    count = model.config.n_cls
+    total = np.zeros((count, count), np.int64)
+    ignore = None if layout.ignore is None else layout.ignore - layout.offset
+    for pair in pairs:
+        rgb = pictures.decode(pair.image, info.pad).rgb
+        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)])).to(device)
+        labels = float_labels(model, batch, (rgb.shape[0], rgb.shape[1]), info, "bilinear")
+        truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
+        total += evaluate.confusion(truth, labels, count, ignore)
+    return evaluate.metrics(total).miou
+
+
+def val_pairs(args: argparse.Namespace) -> tuple[evaluate.Pair, ...]:
+    """The pairs to measure on; none when --val is empty."""
+    layout = evaluate.LAYOUTS[args.layout]
+    return evaluate.find_pairs(*layout.folders(args.root, args.val), layout.key)[: args.limit] if args.val else ()
+
+
+def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
+    window = (args.window[0], args.window[1])
+    stride = tuple(args.stride) if args.stride else tuple(side // args.patch * 7 // 8 * args.patch for side in window)
+    config = segmenter.config_for(
+        args.model, n_cls=n_cls, patch=args.patch, image_size=window, window=window, stride=(stride[0], stride[1])
+    )
+    if args.start is None:
+        return segmenter.random_segmenter(config, args.seed)
+    start = segmenter.load_checkpoint(args.start)
+    found, expected = ((c.d_model, c.n_layers, c.n_cls) for c in (start.config, config))
+    if found != expected:
+        raise segmenter.CheckpointError(
+            f"{args.start}: (width, blocks, classes) are {found}, expected {expected}: choose --model and --root to fit"
+        )
+    return start
+
+
+def _train(args: argparse.Namespace) -> None:
+    layout = evaluate.LAYOUTS[args.layout]
+    n_cls = layout.n_cls or 0
+    data = training.examples(args.root, args.split, args.layout, n_cls)
+    pairs = val_pairs(args)
+    model = _new_model(args, n_cls)
+    settings = settings_from(args, model.config.window, args.drop_path)
+    args.output.mkdir(parents=True, exist_ok=True)
+    trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
+    if args.resume:
+        trainer.resume()
+    info = model_info(replace(model.config), recipe_for("intseg"), "float", for_model(n_cls, args.layout, None))
+
+    def measure(averaged: nn.Module) -> float:
+        assert isinstance(averaged, segmenter.Segmenter)
+        segmenter.save_checkpoint(averaged, args.output)
+        return float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+
+    trainer.run(args.every, measure)
+    print(f"{args.output / 'checkpoint.pth'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
