@@ -658,8 +658,8 @@ def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads:
     bands, count = scores.shape[0] + 1, thread_count(threads)
 
     def work(start: int, stop: int) -> None:
-        found, ends = np.empty(classes + 1, np.int64), np.empty((2, classes), np.int64)
-        _class_map.bilinear_argmax(scores, patch, labels, found, ends, start, stop)
+        found, best, winner = (np.empty(n, np.int64) for n in (classes + 1, patch, patch))
+        _class_map.bilinear_argmax(scores, patch, labels, found, best, winner, start, stop)
 
     run_parallel([functools.partial(work, *r) for r in _ranges(bands, count, 1)], count)
     return labels.astype(np.uint8) if classes <= 256 else labels

@@ -436,6 +436,47 @@ def _shiftmax_rows(
                 planes[high + j] = 0
 
 
+@helper
+def _score_strip(
+    query: int, steps: int, count: int, keys: int, init: int, quant: int, kind: int, scores: int, padded: int
+) -> None:
+    """INT16 logits of `count` staged queries against all keys of one head; all but counts are addresses."""
+    columns = tile_columns()
+    for jp in range(padded // columns):
+        panel = keys + jp * steps * columns * 4
+        to = scores + jp * columns * 2
+        tile(query, steps * 4, count - 1, panel, steps, init + jp * columns * 4, quant, kind, to, padded * 2)
+
+
+@helper
+def _context_panel(
+    words: int,
+    low: int,
+    padded: int,
+    count: int,
+    panel: int,
+    steps: int,
+    quant: int,
+    zero: int,
+    acc: int,
+    out: int,
+    out_stride: int,
+) -> None:
+    """P x V of `count` rows for one panel of columns, to int8 at `out`, or to the tile `acc` where `out` is 0.
+
+    words  address of INT16 probabilities (no byte planes);  low  address of the planes, that of high bytes behind
+    """
+    stride = out_stride if out else tile_columns() * 4
+    to = out if out else acc
+    if not biased():
+        tile16(words, padded * 2, count - 1, panel, steps, zero, quant, INT8, to, stride)
+        return
+    tile(low, padded, count - 1, panel, steps, zero, quant, RAW, acc, tile_columns() * 4)
+    for r in range(count):
+        high = low + (tile_rows() + r) * padded
+        finish_row(high, steps, panel, acc + r * tile_columns() * 4, quant, to + r * stride)
+
+
 @kernel(
     "void(int8[:, ::1], int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[:, ::1], int64[::1],"
     " int64[:, ::1], int64[::1], uint16[::1], int8[:, ::1], int64, int64, int8[::1])"
@@ -479,27 +520,17 @@ def attention(
     for i in range(zero_at, zero_at + 4 * columns):
         scratch[i] = 0
     base_two, s0, s1, s2 = powers.shape[0] == 0, softmax[0], softmax[1], softmax[2]
-    scores, low, acc = query + score_at, query + plane_at, query + tile_at
+    scores, low, acc, zero = query + score_at, query + plane_at, query + tile_at, query + zero_at
     for h in range(heads):
         key_base, value_base = address(keys) + h * keys.shape[1], address(values) + h * values.shape[1]
+        init_base, score_base = address(init) + h * padded * 4, address(score_quant) + h * columns * 24
+        kind = (BLOCKED if biased() and base_two else INT16) + 256 * left[h]
         for i in range(start, stop, rows):
             count = min(rows, stop - i)
             for r in range(count):
                 at = r * query_steps * 4
                 stage(qkv, i + r, query_column + h * dim, dim, query_steps, scratch, words, at)
-            for jp in range(padded // columns):
-                tile(
-                    query,
-                    query_steps * 4,
-                    count - 1,
-                    key_base + jp * query_steps * columns * 4,
-                    query_steps,
-                    address(init) + (h * padded + jp * columns) * 4,
-                    address(score_quant) + h * columns * 24,
-                    (BLOCKED if biased() and base_two else INT16) + 256 * left[h],
-                    scores + jp * columns * 2,
-                    padded * 2,
-                )
+            _score_strip(query, query_steps, count, key_base, init_base, score_base, kind, scores, padded)
             if base_two:
                 _softmax_rows(scores, padded, count, tokens, s0, s1, s2, low, words, score_at // 2, scratch, plane_at)
             else:
@@ -507,18 +538,11 @@ def attention(
             for jv in range(ceil_div(dim, columns)):
                 panel = value_base + jv * value_steps * columns * 4
                 quant = address(value_quant) + h * value_quant.shape[1] * 8 + jv * columns * 24
-                zero = query + zero_at
-                valid = min(columns, dim - jv * columns)
                 first = h * dim + jv * columns
-                if biased():
-                    tile(low, padded, count - 1, panel, value_steps, zero, quant, RAW, acc, columns * 4)
-                    for r in range(count):
-                        high, row_acc = low + (rows + r) * padded, acc + r * columns * 4
-                        to = address(out) + (i + r) * out.shape[1] + first if valid == columns else row_acc
-                        finish_row(high, value_steps, panel, row_acc, quant, to)
-                else:
-                    tile16(scores, padded * 2, count - 1, panel, value_steps, zero, quant, INT8, acc, columns * 4)
-                if not biased() or valid < columns:
+                valid = min(columns, dim - jv * columns)
+                whole = address(out) + i * out.shape[1] + first if valid == columns else np.int64(0)
+                _context_panel(scores, low, padded, count, panel, value_steps, quant, zero, acc, whole, out.shape[1])
+                if valid < columns:
                     for r in range(count):
                         for c in range(valid):
                             out[i + r, first + c] = scratch[tile_at + r * columns * 4 + c]

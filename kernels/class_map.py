@@ -31,14 +31,28 @@ def _candidates(a: Array, b: Array, c: Array, d: Array, found: Array) -> Int:
     return count
 
 
-@kernel("void(int32[:, :, ::1], int64, uint16[:, ::1], int64[::1], int64[:, ::1], int64, int64)")
+@helper
+def _raise_to(best: Array, winner: Array, count: int, value: Int, step: Int, label: int, first: bool) -> None:
+    """best = max(best, value + i step) for i < count, `winner` the label that has it; LLVM makes vectors of it."""
+    if first:
+        for i in range(count):
+            best[i], winner[i] = value + i * step, label
+        return
+    for i in range(count):
+        here = value + i * step
+        better = here > best[i]
+        best[i] = here if better else best[i]
+        winner[i] = label if better else winner[i]
+
+
+@kernel("void(int32[:, :, ::1], int64, uint16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64)")
 def bilinear_argmax(
-    scores: Array, factor: int, labels: Array, found: Array, ends: Array, start: int, stop: int
+    scores: Array, factor: int, labels: Array, found: Array, best: Array, winner: Array, start: int, stop: int
 ) -> None:
     """Pixels in bands start to stop - 1; band r lies between the centres of cell rows r - 1 and r.
 
     scores  int32 [h, w, C];  labels uint16 [height, width], at most h * factor x w * factor
-    found   int64 [C + 1], scratch;  ends int64 [2, C], scratch
+    found   int64 [C + 1], scratch;  best, winner int64 [factor], scratch
     """
     height, width = scores.shape[0], scores.shape[1]
     high, wide = labels.shape
@@ -60,18 +74,15 @@ def bilinear_argmax(
                 continue
             for y in range(y0, y1):
                 v = (2 * y + 1 - factor) - 2 * factor * (r - 1) if 0 < r < height else 0
+                u = (2 * x0 + 1 - factor) - 2 * factor * (s - 1) if 0 < s < width else 0
                 for k in range(count):
                     n = found[k]
-                    ends[0, k] = corners[0][n] * (2 * factor - v) + corners[2][n] * np.int64(v)
-                    ends[1, k] = corners[1][n] * (2 * factor - v) + corners[3][n] * np.int64(v)
+                    near = corners[0][n] * (2 * factor - v) + corners[2][n] * np.int64(v)
+                    far = corners[1][n] * (2 * factor - v) + corners[3][n] * np.int64(v)
+                    step = 2 * (far - near) if 0 < s < width else np.int64(0)
+                    _raise_to(best, winner, x1 - x0, 2 * factor * near + (far - near) * u, step, n, k == 0)
                 for x in range(x0, x1):
-                    u = (2 * x + 1 - factor) - 2 * factor * (s - 1) if 0 < s < width else 0
-                    best, label = ends[0, 0] * (2 * factor - u) + ends[1, 0] * u, found[0]
-                    for k in range(1, count):
-                        value = ends[0, k] * (2 * factor - u) + ends[1, k] * u
-                        if value > best:
-                            best, label = value, found[k]
-                    labels[y, x] = label
+                    labels[y, x] = winner[x - x0]
 
 
 @helper

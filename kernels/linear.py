@@ -19,7 +19,7 @@ from ._tile import INT8, INT16, RAW, address, biased, ceil_div, group_size, lane
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
 
-ROW_BLOCK = 192
+ROW_BLOCK = 96
 """Rows staged at once, a multiple of the rows of a tile: the block and one panel stay in the L2 cache."""
 
 _MIN_SHIFT = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -378,3 +379,25 @@ def test_unknown_and_missing_backends_are_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.warns(UserWarning, match="slow"):
         assert backends.resolve("auto") == "numpy"
     assert backends.resolve("auto") == "numpy"  # a second warning would be an error
+
+
+# The benchmark
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_measures_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = load_bench()
+    monkeypatch.setitem(bench.SHAPES, "tiny", bench.Shape(**SMALL))
+    report, drawing = tmp_path / "out.json", tmp_path / "cost.svg"
+    arguments = ["--models", "tiny", "--threads", "1,2", "--rounds", "1", "--peers", "", "--sweep", "tiny"]
+    assert bench.main([*arguments, "--sides", "32,64", "--json", str(report), "--plot", str(drawing)]) == 0
+    results = json.loads(report.read_text())["results"]["tiny"]
+    assert results["1"]["intseg_ms"] > 0
+    assert results["1"]["peak_gmacs"] > 1
+    assert {"attention", "linear 64 x 192 int8"} <= {row["op"] for row in results["1"]["ops"]}
+    assert abs(sum(row["share"] for row in results["1"]["ops"]) - 1) < 1e-6
+    assert 20 < results["peak_memory_mb"] < 1000
+    assert "of peak" in capsys.readouterr().out
+    assert drawing.read_text().count("<polyline") == 1

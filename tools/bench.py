@@ -382,7 +382,7 @@ def medians(runners: Mapping[str, Runner], rounds: int, threads: int) -> dict[st
     now, times = clock(threads), {name: list[float]() for name in runners}
     for i in range(rounds + 1):
         for name, run in runners.items():
-            time.sleep(0.02)  # let the threads of the one before go to sleep
+            time.sleep(0.02 if threads == 1 else 0.3)  # pools of the one before spin for a while
             start = now()
             run()
             if i:
@@ -562,13 +562,13 @@ def bench_model(name: str, options: argparse.Namespace, folder: Path) -> dict[st
     result: dict[str, Any] = {}
     for threads in options.threads:
         runners = {"intseg": labels_of(graph, image, "numba", threads)}
-        if threads == 1 and options.numpy:
-            runners["intseg numpy"] = labels_of(graph, image, "numpy", 1)
         runners |= {peer: make(threads) for peer, make in peers.items()}
         peak = peak_gmacs(threads)
         found = medians(runners, options.rounds, threads)
         ours = found.pop("intseg")
-        numpy_ms = found.pop("intseg numpy", None)
+        numpy_ms = (
+            medians({"": labels_of(graph, image, "numpy", 1)}, 1, 1)[""] if options.numpy and threads == 1 else None
+        )
         entry = {
             "intseg_ms": ours,
             "peers_ms": found,
