@@ -208,7 +208,8 @@ def round_shift(x: Int, c: Int | int, mode: str) -> Int:
         "floor": rest < 0,
         "ceil": rest != 0,
     }[mode]
-    return (floor + up) << np.maximum(-c, 0)
+    result: Int = (floor + up) << np.maximum(-c, 0)
+    return result
 
 
 def _logical(x: Int, c: Int | int, bits: int) -> Int:
@@ -233,7 +234,8 @@ def _rsr(v: Variant, x: Int, c: Int | int) -> Int:
 def _shr(v: Variant, x: Int, n: int) -> Int:
     """A floor shift of the definition, or the variant's."""
     if v.shift == "truncate":
-        return np.sign(x) * (np.abs(x) >> n)
+        truncated: Int = np.sign(x) * (np.abs(x) >> n)
+        return truncated
     if v.shift.startswith("logical"):
         return _logical(np.ascontiguousarray(x, dtype=np.int64), n, int(v.shift.removeprefix("logical")))
     return x >> n
@@ -298,7 +300,7 @@ def _newton(x: Int) -> Int:
 
 
 def _numerator(v: Variant, bits: int) -> int:
-    return 2**bits if v.reciprocal_power else 2**bits - 1
+    return (1 << bits) - (0 if v.reciprocal_power else 1)
 
 
 def _divide(v: Variant, n: Int, d: Int, k_out: int, kind: str) -> Steps:
@@ -376,15 +378,13 @@ def _add(v: Variant, inputs: Sequence[Array], params: Mapping[str, Array], attrs
 def _mean(v: Variant, total: Int, count: int) -> Int:
     """total / count rounded as the variant says."""
     floor, rest = total // count, total % count
-    if v.quirk == "no_mean":
-        return np.zeros_like(total)
-    if v.mean == "floor":
-        return floor
-    if v.mean == "toward_zero":
-        return floor + ((rest != 0) & (total < 0))
-    if v.mean == "half_even":
-        return floor + ((2 * rest > count) | ((2 * rest == count) & (floor & 1 == 1)))
-    return (2 * total + count) // (2 * count)
+    up = {
+        "half_up": 2 * rest >= count,
+        "floor": rest < 0,
+        "toward_zero": (rest != 0) & (total < 0),
+        "half_even": (2 * rest > count) | ((2 * rest == count) & (floor & 1 == 1)),
+    }[v.mean]
+    return np.zeros_like(total) if v.quirk == "no_mean" else floor + up
 
 
 def _normalize(v: Variant, y: Int) -> Steps:
@@ -393,7 +393,8 @@ def _normalize(v: Variant, y: Int) -> Steps:
     root = _root(v, np.maximum(variance, 0))
     bits = v.reciprocal_bits or 31
     reciprocal = _numerator(v, bits) // root
-    normalized = _shr(v, y * reciprocal, bits - 30)
+    scaled = y * reciprocal << max(30 - bits, 0)
+    normalized = _shr(v, scaled, max(bits - 30, 0))
     return {"variance": variance, "isqrt": root, "reciprocal": reciprocal, "normalized": normalized}
 
 
@@ -552,14 +553,16 @@ def _swapped(inputs: Sequence[Array], params: Mapping[str, Array], attrs: Mappin
 
 def _unsigned_index(inputs: Sequence[Array], params: Mapping[str, Array], attrs: Mapping[str, Any]) -> Array:
     """gelu_table indexed by the bits of x instead of x + 128."""
-    return params["table"][inputs[0].view(np.uint8)]
+    result: Array = params["table"][inputs[0].view(np.uint8)]
+    return result
 
 
 def _last_tie(inputs: Sequence[Array], params: Mapping[str, Array], attrs: Mapping[str, Any]) -> Array:
     """argmax that gives the highest index among equal scores."""
     x = inputs[0]
     last = x.shape[-1] - 1 - x[..., ::-1].argmax(axis=-1)
-    return last.astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)
+    result: Array = last.astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)
+    return result
 
 
 _QUIRKS: dict[str, Callable[[Sequence[Array], Mapping[str, Array], Mapping[str, Any]], Array]] = {

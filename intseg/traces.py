@@ -420,6 +420,12 @@ class Trace:
         key = f"window{window}.{name}"
         return self.file.read(key) if key in self.file else None
 
+    def registers(self, name: str) -> list[str]:
+        """Names of a node's registers in the order of computation; the trace need not hold all."""
+        listed = (self.file.metadata or {}).get("registers")
+        names = listed.get(name) if isinstance(listed, dict) else None
+        return [str(register) for register in names] if isinstance(names, list) else []
+
     def scale(self, name: str) -> Array | None:
         """The scale tensor of a node."""
         if name in self._scales:
