@@ -144,10 +144,10 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
             raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
     _require_names("attribute", node.attrs, op.attrs)
     for name, attr in node.attrs.items():
-        allowed = op.attrs[name]
+        choice = op.attrs[name]
         # The exact type first: looking for anything but an int in a range takes a step per element.
-        if type(attr) is not (int if isinstance(allowed, range) else str) or attr not in allowed:
-            raise ModelError(f"attribute {name} is {attr!r:.80}, expected {_allowed(allowed)}")
+        if type(attr) is not (int if isinstance(choice, range) else str) or attr not in choice:
+            raise ModelError(f"attribute {name} is {attr!r:.80}, expected {_allowed(choice)}")
     value = op.check(inputs, params, node.attrs)
     if (node.dtype, tuple(node.shape)) != (value.dtype, value.shape):
         raise ModelError(

@@ -33,6 +33,7 @@ from numba.extending import intrinsic as _numba_intrinsic
 from . import _isa
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+_HELPER_OPTIONS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True}
 _MAGIC = b"intseg-kernel-1\n"
 _DIGEST = 32
 
@@ -42,7 +43,7 @@ REGISTRY: dict[str, Kernel] = {}
 
 def helper(function: Callable[..., Any]) -> Any:
     """Mark a function that kernels call: compiled into each of them, never called from Python."""
-    return numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+    return numba.njit(**_HELPER_OPTIONS)(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:
