@@ -7,32 +7,38 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import os
+import re
 import sys
+import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 try:
     import resource
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-from intseg import api, backends, evaluate, models
+from intseg import insight, models
 from intseg._version import __version__
-from intseg.errors import InputError, IntsegError, ModelError, UsageError
-from intseg.image import percent
+from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
+
+if TYPE_CHECKING:  # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
+    from intseg import api, batch, evaluate
 
 INTERNAL = 5
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+_BACKENDS = ("auto", "numpy", "numba")
+_LAYOUTS = ("camvid", "ade20k", "cityscapes", "pairs")
 
 _DESCRIPTION = "Integer-only semantic segmentation, the same bits on every machine."
 _EPILOG = """\
@@ -46,57 +52,206 @@ exit codes: 0 ok, 1 mismatch, 2 usage, 3 bad model, 4 bad input or IO, 5 interna
 # ---------------------------------------------------------------------------------------------------------- infer
 
 _INFER = """\
-Segment one image. With no options, next to IMAGE, an existing file is replaced:
-  <name>_labels.png    class index of every pixel, with the palette
-  <name>_overlay.png   the image under its class colours, with a legend
-and the classes found are printed with their share of the pixels.
+Segment images. One image gives, next to it, replacing what is there, <name>_labels.png (class index of
+every pixel, with the palette) and <name>_overlay.png (colours over the image, with a legend). Several
+(a folder, a pattern, a list, files) go into -o DIR; errors.jsonl there names the bad ones, exit code 4.
 
 examples:
   intseg infer street.png
-  intseg infer street.png -o results/                  both pictures into that folder
-  intseg infer street.png -o out.png --no-overlay
-  intseg infer street.png -w mymodel.safetensors --json
+  intseg infer street.png -o out.png --no-overlay -w mymodel.safetensors --json
+  intseg infer photos -r -o results --overlay --jsonl results/all.jsonl --jobs 4
+  intseg infer - < street.png > labels.png
 """
 
 
 def _infer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, BMP, WEBP, TIFF, PPM or GIF, any size")
+    parser.add_argument("sources", nargs="+", metavar="SRC", help="image, folder, 'pattern*', @list.txt; - is stdin")
     _add_model_arguments(parser)
-    parser.add_argument("--threads", type=_positive, metavar="N", help="of the numba backend; default: every core")
-    parser.add_argument("-o", "--output", metavar="OUT", help="label image (.png), or an existing folder for both")
+    add = parser.add_argument
+    add("--threads", type=_positive, metavar="N", help="of the numba backend; default: every core")
+    add("-o", "--output", metavar="OUT", help="label image (.png), or a folder")
     overlay = parser.add_mutually_exclusive_group()
-    overlay.add_argument("--overlay", metavar="FILE", help="overlay (.png, .jpg); default: in the folder of the labels")
+    overlay.add_argument(
+        "--overlay", nargs="?", const="", metavar="OUT", action=_Overlay, help="write overlays (there)"
+    )
     overlay.add_argument("--no-overlay", action="store_true", help="write the labels only")
-    parser.add_argument("--opacity", type=_fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--time", action="store_true", help="say on standard error what took how long, and peak memory")
+    add("--opacity", type=_fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
+    add("--legend", action=argparse.BooleanOptionalAction, help="below overlays; default: for one image")
+    add("--palette", metavar="P", default="model", help="model, voc, distinct, gray, or a file of colours")
+    values = parser.add_mutually_exclusive_group()
+    values.add_argument("--label-offset", type=_natural, metavar="N", default=0, help="added to every stored label")
+    values.add_argument("--label-map", metavar="M", help="stored instead: JSON file, or 'road=7,*=0'")
+    add("--json", action="store_true", help="print one JSON object an image instead of the table")
+    add("--jsonl", metavar="FILE", help="write these objects to a file (- is stdout)")
+    add("--time", action="store_true", help="say what took how long, and the peak memory")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add("-r", "--recursive", action="store_true", help="look into the folders of a folder")
+    add("--jobs", type=_positive, metavar="N", default=1, help="processes (1)")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="continue an interrupted run: keep what is done")
+    earlier.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
+    add("--fail-fast", action="store_true", help="stop at the first bad image")
+
+
+class _Overlay(argparse.Action):
+    """Keeps the value and whether it came before the images: `--overlay a.png b.png` may mean two images."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if values and not namespace.sources and os.path.isfile(str(values)):
+            parser.error(f"--overlay {values}: a file that exists, before the images; put --overlay after the images")
+        namespace.overlay = values
 
 
 def _infer(args: argparse.Namespace) -> int:
-    labels_path, overlay_path = _outputs(args)
+    from intseg import batch
+
+    if args.sources == ["-"]:
+        return _infer_stdin(args)
+    if batch.is_one_image(args.sources) and not (args.jsonl or args.resume):
+        return _infer_one(args, args.sources[0])
+    return _infer_batch(args)
+
+
+def _infer_one(args: argparse.Namespace, file: str) -> int:
+    from intseg import api
+
+    labels_path, overlay_path = _outputs(args, Path(file))
     clock = _Clock()
     model = api.load(args.weights)
     clock.lap("load weights")
-    if os.path.lexists(args.image):  # otherwise the image is the thing to complain about
+    palette, values = _colours(args, model)
+    if os.path.lexists(file):  # otherwise the image is the thing to complain about
         for path in filter(None, (labels_path, overlay_path)):
             _require_writable(path)
     model.compiled(args.backend, args.threads)
     clock.lap("prepare backend")
-    result = api.run(args.image, model, args.backend, args.threads)
+    result = api.run(file, model, args.backend, args.threads)
     clock.lap("segment")
-    for note in result.notes:
-        _say(f"note: {args.image}: {note}")
-    result.save(labels_path)
+    if not args.quiet:
+        _say_notes(file, result)
+    result.save(labels_path, palette, values)
     if overlay_path:
-        result.save_overlay(overlay_path, args.opacity)
+        result.save_overlay(overlay_path, args.opacity, args.legend is not False, palette)
     clock.lap("write")
     if args.time:
         clock.report()
     if args.json:
-        _print_json(_infer_json(args.image, result, labels_path, overlay_path))
-    else:
-        _print_infer(args.image, result, labels_path, overlay_path)
+        _print_json(_infer_json(file, result, labels_path, overlay_path))
+    elif not args.quiet:
+        _print_infer(file, result, labels_path, overlay_path)
     return 0
+
+
+def _say_notes(file: str, result: api.Result) -> None:
+    for note in result.notes:
+        _say(f"note: {file}: {note}")
+
+
+def _colours(args: argparse.Namespace, model: api.Model) -> tuple[tuple[tuple[int, int, int], ...], Any]:
+    """The palette, and what is stored per class: uint16 [C], None for the index."""
+    from intseg import image
+
+    info = model.info
+    palette = image.palette(args.palette, info.classes, info.palette)
+    if not (args.label_offset or args.label_map):
+        return palette, None
+    return palette, image.stored_values(info.classes, args.label_offset, args.label_map)
+
+
+def _infer_stdin(args: argparse.Namespace) -> int:
+    """The image on standard input; the label PNG on standard output, or in -o FILE."""
+    from intseg import api, image, store
+
+    if args.output is None and (sys.stdout.isatty() or args.json or args.jsonl):
+        raise UsageError("the label PNG goes to standard output, expected a file or a pipe there; redirect, or give -o")
+    if args.jsonl or args.resume or (args.output and api.image_format(args.output) != "PNG"):
+        raise UsageError(
+            "- takes -o FILE.png and --overlay FILE, and neither --jsonl nor --resume; give a file instead"
+        )
+    model = api.load(args.weights)
+    palette, values = _colours(args, model)
+    picture = image.decode(sys.stdin.buffer.read(), model.info.pad, "standard input")
+    result = api.run_picture(picture, model, args.backend, args.threads)
+    if not args.quiet:
+        _say_notes("standard input", result)
+    overlay = Path(args.overlay) if args.overlay else None
+    if overlay:
+        result.save_overlay(overlay, args.opacity, args.legend is not False, palette)
+    if args.output is None:
+        sys.stdout.buffer.write(result.png(palette, values))
+        return 0
+    store.write_atomically(Path(args.output), result.png(palette, values))
+    if args.json:
+        _print_json(_infer_json("-", result, Path(args.output), overlay))
+    elif not args.quiet:
+        _print_infer("standard input", result, Path(args.output), overlay)
+    return 0
+
+
+def _infer_batch(args: argparse.Namespace) -> int:
+    from intseg import api, batch
+
+    output = Path(args.output) if args.output else None
+    overlay = None if args.overlay is None else Path(args.overlay) if args.overlay else output
+    if not (output or overlay or args.jsonl or args.json):
+        raise UsageError("several images need -o DIR for the label images, or --jsonl FILE; see intseg infer --help")
+    for folder in filter(None, (output, overlay)):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is a file, expected a folder for several images; choose another name")
+    clock = _Clock()
+    sources = batch.find_sources(args.sources, args.recursive, output)
+    model = api.load(args.weights)
+    clock.lap("load weights")
+    palette, values = _colours(args, model)
+    threads = args.threads or batch.threads_for(min(args.jobs, len(sources)))
+    kept = None if values is None else tuple(values.tolist())
+    options = batch.Options(output, overlay, args.opacity, bool(args.legend), palette, kept, args.backend, threads)
+    lines = _print_json if args.json or args.jsonl == "-" else _ignore
+    earlier = "resume" if args.resume else "force" if args.force else "refuse"
+    how = batch.Run(args.jobs, args.jsonl, earlier, args.fail_fast, lines, _say_failure, _bar(args.quiet))
+    done = batch.run(sources, model, options, how)
+    clock.lap("whole batch")
+    if args.time:
+        clock.laps += [(f"  {stage}", seconds) for stage, seconds in zip(batch.STAGES, done.seconds, strict=True)]
+        clock.report()
+    if not args.quiet:
+        _say_summary(done, clock.laps[1][1], output or overlay)
+    return InputError.exit_code if done.failed else 0
+
+
+def _say_summary(done: batch.Summary, seconds: float, folder: Path | None) -> None:
+    new = done.images - done.before
+    rate = f"{new} images in {seconds:.1f} s, {new / seconds:.1f} a second"
+    before = f", {done.before} done before" if done.before else ""
+    failed = f", {done.failed} failed" + (f" ({done.errors})" if done.errors else "") if done.failed else ""
+    _say(rate + before + failed + (f"; wrote {folder}" if folder else ""))
+
+
+def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch.Outcome]]:
+    """A progress bar with rate and time left on standard error, where that is a terminal."""
+
+    def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
+        from tqdm import tqdm
+
+        return tqdm(found, total=total, unit="image", disable=True if quiet else None)
+
+    return wrap
+
+
+def _say_failure(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"intseg: {line}", file=sys.stderr)  # above the bar
+
+
+def _ignore(value: object) -> None:
+    pass
 
 
 class _Clock:
@@ -121,9 +276,10 @@ class _Clock:
             _say(f"peak memory:      {peak / 2**20:9.1f} MiB")
 
 
-def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
+def _outputs(args: argparse.Namespace, image: Path) -> tuple[Path, Path | None]:
     """Where the labels and the overlay go. Raises UsageError for names that cannot be meant."""
-    image = Path(args.image)
+    from intseg import api
+
     if args.output is None:
         labels = image.parent / f"{image.stem}_labels.png"
     elif args.output.endswith(("/", os.sep)) or os.path.isdir(args.output):
@@ -152,16 +308,17 @@ def _require_writable(path: Path) -> None:
 
 
 def _infer_json(image: str, result: api.Result, labels: Path, overlay: Path | None) -> dict[str, Any]:
+    from intseg.batch import labels_sha256
+
     height, width = result.labels.shape
     counts = result.counts()
-    little_endian = result.labels.astype(result.labels.dtype.newbyteorder("<"), copy=False)
     return {
         "file": image,
         "width": width,
         "height": height,
         "model": {"name": result.model.info.name, "sha256": result.model.sha256},
         "backend": result.backend,
-        "labels_sha256": hashlib.sha256(little_endian.tobytes()).hexdigest(),
+        "labels_sha256": labels_sha256(result.labels),
         "classes": [
             {"index": result.classes.index(name), "name": name, "pixels": pixels, "share": pixels / result.labels.size}
             for name, pixels in counts.items()
@@ -172,6 +329,8 @@ def _infer_json(image: str, result: api.Result, labels: Path, overlay: Path | No
 
 
 def _print_infer(image: str, result: api.Result, labels: Path, overlay: Path | None) -> None:
+    from intseg.image import percent
+
     height, width = result.labels.shape
     print(f"{image}: {width} x {height}, {result.model.info.name}, backend {result.backend}")
     _print_table([(name, percent(share)) for name, share in result.shares().items()])
@@ -200,7 +359,7 @@ examples:
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
-    parser.add_argument("--layout", choices=evaluate.LAYOUTS, help="default: camvid, or pairs where --images is given")
+    parser.add_argument("--layout", choices=_LAYOUTS, help="default: camvid, or pairs where --images is given")
     parser.add_argument("--images", metavar="DIR", help="layout pairs: folder of the images")
     parser.add_argument("--labels", metavar="DIR", help="layout pairs: folder of the label images")
     _add_model_arguments(parser)
@@ -211,6 +370,8 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from intseg import api, evaluate
+
     name = args.layout or ("pairs" if args.images or args.labels else "camvid")
     layout = evaluate.LAYOUTS[name]
     pairs = evaluate.find_pairs(*_eval_folders(args, name), layout.key)[: args.limit]
@@ -232,6 +393,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
+    from intseg import evaluate
+
     if layout == "pairs":
         if not (args.images and args.labels):
             raise UsageError("layout pairs needs --images DIR and --labels DIR; see intseg eval --help")
@@ -263,6 +426,8 @@ def _models_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from intseg import api
+
     if not models.names():
         raise ModelError("no bundled model is installed, expected at least one; install intseg again")
     loaded = {name: api.load(name) for name in models.names()}
@@ -298,11 +463,342 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _warmup(args: argparse.Namespace) -> int:
+    from intseg import backends
+
     if not backends.has_numba():
         raise UsageError("the numba backend needs the package numba: pip install numba, or nothing to warm up")
     _say("compiling the kernels, about a minute the first time ...")
     backends.warmup()
     print("the numba backend is ready")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------- trace
+
+_TRACE = """\
+Write every intermediate of an image into one safetensors file of integers (docs/WORKBENCH.md).
+
+examples:
+  intseg trace street.png -o trace.safetensors
+  intseg trace street.png --registers -o trace.safetensors            the inside of the ops too
+  intseg trace street.png --nodes '*.blocks.0.*' -o trace.safetensors
+"""
+
+
+def _trace_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, BMP, WEBP, TIFF, PPM or GIF, any size")
+    _add_model_arguments(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="trace file (.safetensors)")
+    parser.add_argument("--nodes", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
+    parser.add_argument("--registers", action="store_true", help="accumulators, products, q, r, sums, roots, ...")
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from intseg import api, traces
+
+    _require_writable(Path(args.output))
+    model = api.load(args.weights)
+    found = traces.write(args.output, args.image, model, args.nodes, args.registers, args.backend)
+    for note in found.notes:
+        _say(f"note: {args.image}: {note}")
+    print(f"wrote {args.output}: {found.windows} windows, {found.tensors} tensors, {found.size / 1e6:.1f} MB")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ dump
+
+_DUMP = """\
+Write the tensors of a trace or a model for other tools, and read them back (docs/WORKBENCH.md).
+
+formats:
+  npy, npz, json   whole elements
+  bin              raw words
+  hex, mem         text for $readmemh (hexadecimal) and $readmemb (binary), one word a line
+  coe, c           memory initialization of FPGAs, C headers
+
+examples:
+  intseg dump trace.safetensors --format hex -o rtl/
+  intseg dump model.safetensors --format mem --tensors '*.qkv.*' --per-word 8 --tile 8x8 -o rtl/
+  intseg dump --read rtl/ -o trace.safetensors
+"""
+
+
+def _dump_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", metavar="TRACE_OR_MODEL", help="safetensors file, or a bundled model")
+    parser.add_argument("--format", default="npy", metavar="F", help="npy, npz, bin, hex, mem, coe, c or json (npy)")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new folder; with --read, the file")
+    parser.add_argument("--tensors", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
+    parser.add_argument("--width", type=_positive, default=0, metavar="BITS", help="of an element (that of its dtype)")
+    parser.add_argument("--per-word", type=_positive, default=1, metavar="N", help="elements per word (1)")
+    parser.add_argument("--endian", default="little", metavar="E", help="little or big, of elements and bytes (little)")
+    parser.add_argument("--order", default="C", metavar="O", help="C, F, or axes such as 2,0,1, the last the fastest")
+    parser.add_argument("--tile", type=_tile, metavar="RxC", help="cut the last two axes into tiles, filled with zeros")
+    parser.add_argument("--read", metavar="DIR", help="read a dumped folder instead, into the file -o")
+
+
+def _tile(text: str) -> tuple[int, int]:
+    rows, x, columns = text.partition("x")
+    if not (x and rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 16x16")
+    return int(rows), int(columns)
+
+
+def _dump(args: argparse.Namespace) -> int:
+    from intseg import dump
+
+    if (args.source is None) == (args.read is None):
+        raise UsageError("give one of TRACE_OR_MODEL and --read DIR; see intseg dump --help")
+    if args.read is not None:
+        count = dump.read_folder(args.read, args.output)
+    else:
+        source = models.path(args.source) if args.source in models.names() else args.source
+        options = dump.Options(args.width, args.per_word, args.endian, args.order, args.tile)
+        count = dump.write_folder(source, args.output, args.format, options, args.tensors)
+    print(f"wrote {args.output}: {count} tensors")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- diff and minimize
+
+_DIFF = """\
+Find the first wrong bit and say why: nodes are compared in execution order, and the first one that differs is
+recomputed from the golden inputs under the usual mistakes (docs/WORKBENCH.md). Exit code 1 when something differs.
+
+GOLDEN is a trace, or an image to trace now. OTHER is a trace, a folder of intseg dump or of npy files, an npz,
+or one npy, hex, mem or bin file named like its node.
+
+examples:
+  intseg diff golden.safetensors mine.safetensors
+  intseg diff street.png rtl_out/ -w model.safetensors --html report.html
+  intseg diff golden.safetensors scores.npy --node encoder.blocks.0.attn.scores
+"""
+
+
+def _diff_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("golden", metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", metavar="OTHER", help="what another implementation gave")
+    parser.add_argument("-w", "--weights", metavar="W", help="weights file or bundled model; default: that of GOLDEN")
+    parser.add_argument("--lsb", type=_natural, default=0, metavar="N", help="tolerate differences up to N (0)")
+    parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
+    parser.add_argument("--node", metavar="NAME", help="OTHER is one tensor: the output of this node")
+    parser.add_argument("--window", type=_natural, default=0, metavar="I", help="of --node (0)")
+    parser.add_argument("--seconds", type=_positive, default=20, metavar="S", help="time to search the cause (20)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    parser.add_argument("--html", metavar="FILE", help="write a report that opens offline")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from intseg import diff, diff_report, store
+
+    if args.html:
+        _require_writable(Path(args.html))
+    golden = diff.open_golden(args.golden, args.weights)
+    other = diff.open_other(args.other, golden, args.node, args.window)
+    report = diff.compare(golden, other, diff.Settings(args.lsb, args.seconds, args.partial))
+    if args.html:
+        page = diff_report.page(report, args.golden, args.other)
+        store.write_atomically(Path(args.html), page.encode())
+    if args.json:
+        _print_json(diff.as_json(report))
+    else:
+        print("\n".join(diff.lines(report)))
+    return 0 if report.equal else MismatchError.exit_code
+
+
+_MINIMIZE = """\
+Compare as intseg diff does, and cut the first node that differs down to the smallest call of its op that still does.
+It is written as a golden op case (golden/ops). Exit code 1 when something differs, 0 and no file otherwise.
+
+examples:
+  intseg minimize golden.safetensors mine.safetensors -o case.safetensors
+  intseg minimize street.png mine.safetensors -w model.safetensors -o case.safetensors
+"""
+
+
+def _minimize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("golden", metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", metavar="OTHER", help="what another implementation gave")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the case (.safetensors)")
+    parser.add_argument("-w", "--weights", metavar="W", help="weights file or bundled model; default: that of GOLDEN")
+    parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
+    parser.add_argument("--seconds", type=_positive, default=20, metavar="S", help="time to search the cause (20)")
+
+
+def _minimize(args: argparse.Namespace) -> int:
+    from intseg import diff, minimize
+
+    _require_writable(Path(args.output))
+    golden = diff.open_golden(args.golden, args.weights)
+    other = diff.open_other(args.other, golden)
+    settings = diff.Settings(seconds=args.seconds, partial=args.partial)
+    report, minimal = minimize.minimize(golden, other, settings)
+    if minimal is None:
+        print("\n".join(diff.lines(report)))
+        return 0
+    minimize.save(minimal, args.output)
+    print("\n".join(minimize.lines(minimal)))
+    print(f"wrote {args.output}")
+    return MismatchError.exit_code
+
+
+# ------------------------------------------------------------------------------- truth-table, vectors and verify
+
+_UNITS = ("shift_exp", "gelu_table", "shift_gelu", "sigmoid_gelu", "isqrt", "requantize", "exp2")
+_UNIT_OPTIONS = (
+    *("i0", "k_inter", "lam", "low", "high", "mult", "shift", "out", "limit"),
+    *("int_div_kind", "k_out", "frac_bits", "a1", "a2"),
+)
+
+_TRUTH_TABLE = """\
+Every row of a unit with a small domain, by the definition: to verify hardware on all inputs.
+
+  shift_exp      --i0 --k-inter --lam --low   x = low .. 0
+  gelu_table     -w W --node NAME             256 values of the first or a named node
+  shift_gelu     attributes of SPEC.md 4.9    every pair of a row maximum and a value
+  sigmoid_gelu   the same                     256 values
+  isqrt          --low --high                 around the square of every root low .. high
+  requantize     --mult --shift --out --limit both sides of every step of the result, and ties
+  exp2           --frac-bits --a1 --a2        the power of two of softmax2
+
+examples:
+  intseg truth-table shift_exp --i0 16 --k-inter 11 --lam 1 -o exp.csv
+"""
+
+
+def _truth_table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("unit", metavar="UNIT", choices=_UNITS, help=", ".join(_UNITS))
+    for name in _UNIT_OPTIONS:
+        words = {"out": ("int8", "int16"), "int_div_kind": ("paper", "normalized")}.get(name)
+        flag = f"--{name.replace('_', '-')}"
+        if words:
+            parser.add_argument(flag, dest=name, choices=words)
+        else:
+            parser.add_argument(flag, dest=name, type=int, metavar="N")
+    parser.add_argument("-w", "--weights", metavar="W", help=f"gelu_table: weights file or model ({models.DEFAULT})")
+    parser.add_argument("--node", metavar="NAME", help="gelu_table: a node of the model")
+    parser.add_argument("-o", "--output", metavar="OUT", help="NAME.npz, .csv or .hex (for $readmemh, a file a column)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the summary")
+
+
+def _truth_table(args: argparse.Namespace) -> int:
+    from intseg import api, truth_table
+
+    kind = Path(args.output).suffix[1:] if args.output else None
+    if kind is not None and kind not in truth_table.FORMATS:
+        raise UsageError(f"{args.output}: ends in none of .{', .'.join(truth_table.FORMATS)}; rename it")
+    options = {name: getattr(args, name) for name in _UNIT_OPTIONS if getattr(args, name) is not None}
+    if args.unit != "gelu_table" and (args.node or args.weights):
+        raise UsageError(f"unit {args.unit} takes neither -w nor --node, only gelu_table does")
+    if args.unit == "gelu_table" and not options:
+        table = truth_table.model_gelu_table(api.load(args.weights).graph, args.node)
+    else:
+        table = truth_table.make(args.unit, options)
+    written = truth_table.write(table, args.output, kind) if kind else []
+    if args.json:
+        _print_json(table.as_json() | {"written": [str(path) for path in written]})
+        return 0
+    params = ", ".join(f"{name} {value}" for name, value in table.params.items())
+    print(f"{table.unit}{f' ({params})' if params else ''}: {table.rows} rows of {', '.join(table.columns)}")
+    print(f"sha256 {table.sha256}")
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+_VECTORS = """\
+Write a conformance pack for a model: op cases that reach every branch of SPEC.md, corner-case
+images, the expected results, a coverage report and runner.json, which says how to use it. The same
+model gives the same bytes everywhere.
+
+examples:
+  intseg vectors -o pack
+  intseg vectors -o pack -w mymodel.safetensors
+  intseg verify pack
+"""
+
+
+def _vectors_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a new or empty folder")
+    _add_model_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the summary")
+
+
+def _vectors(args: argparse.Namespace) -> int:
+    from intseg import api, backends, vectors
+
+    vectors.require_new(Path(args.output))
+    model = api.load(args.weights)
+    backend = "numpy" if args.backend == "auto" else backends.resolve(args.backend)
+    pack = vectors.make_pack(model, backend, _say)
+    vectors.write_pack(pack, args.output)
+    found = vectors.summary(pack)
+    if args.json:
+        _print_json({"written": args.output, **found})
+        return 0
+    print(f"{args.output}: {found['cases']} op cases, {found['images']} images, {found['bytes'] / 1e6:.1f} MB")
+    print(f"{found['reached']} of {found['branches']} branches of SPEC.md reached, {found['by_model']} by the model")
+    print(f"digest {found['digest']}")
+    return 0
+
+
+_VERIFY = """\
+Replay golden vectors on this machine, on every backend that is installed, and print one digest,
+which is the same on every machine. DIR is a folder that intseg vectors wrote, or the golden folder
+of a checkout. Without DIR: the golden folder of the checkout around the working folder, or else a
+self-test of the installed package.
+"""
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="conformance pack or golden folder")
+    parser.add_argument("--backend", choices=_BACKENDS[1:], help="only this one; default: all that are installed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the summary")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from intseg import backends, verify
+
+    names = (backends.resolve(args.backend),) if args.backend else ()
+    folder = Path(args.folder) if args.folder is not None else verify.find_golden(Path.cwd())
+    report = verify.verify(folder, names, _say)
+    for note in report.notes:
+        _say(f"note: {note}")
+    if args.json:
+        _print_json({**report.__dict__, "backends": list(report.backends), "ok": report.ok})
+        return 0 if report.ok else MismatchError.exit_code
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "nothing"
+    print(f"{report.source}: compared {counts} on {', '.join(report.backends)}")
+    print(f"digest {report.digest}")
+    if report.ok:
+        print("ok: all equal")
+        return 0
+    raise MismatchError(f"{report.failed} results differ, the first is {report.mismatch or 'missing'}")
+
+
+_COMPLETION = """\
+Print a script that completes commands, options and file names in a shell.
+
+examples:
+  source <(intseg completion bash)                                   in ~/.bashrc
+  source <(intseg completion zsh)                                    in ~/.zshrc, after compinit
+  intseg completion fish > ~/.config/fish/completions/intseg.fish
+"""
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from intseg import completion
+
+    print(completion.script(_parser(), args.shell), end="")
     return 0
 
 
@@ -320,38 +816,100 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+def _printing(entry: insight.Entry) -> Callable[[argparse.Namespace], int]:
+    """A command whose work is done elsewhere: what it gives is printed here."""
+
+    def run(args: argparse.Namespace) -> int:
+        for name in entry.writes:
+            if getattr(args, name):
+                _require_writable(Path(getattr(args, name)))
+        for line in entry.lines(args):
+            print(line)
+        return 0
+
+    return run
+
+
 COMMANDS = (
     Command("infer", "segment an image", _INFER, _infer_arguments, _infer),
     Command("eval", "measure a model on labelled images", _EVAL, _eval_arguments, _eval),
     Command("models", "list the bundled models", "List the bundled models.", _models_arguments, _models),
+    Command("completion", "completion for your shell", _COMPLETION, _completion_arguments, _completion),
     Command("warmup", "compile the numba backend now", "Compile the numba backend now.", _no_arguments, _warmup),
+    Command("truth-table", "every row of a small unit", _TRUTH_TABLE, _truth_table_arguments, _truth_table),
+    Command("vectors", "write a conformance pack for a model", _VECTORS, _vectors_arguments, _vectors),
+    Command("verify", "replay golden vectors on this machine", _VERIFY, _verify_arguments, _verify),
+    Command("trace", "write every intermediate of an image", _TRACE, _trace_arguments, _trace),
+    Command("dump", "write tensors for RTL, C and other tools", _DUMP, _dump_arguments, _dump),
+    Command("diff", "find the first wrong bit and its cause", _DIFF, _diff_arguments, _diff),
+    Command("minimize", "cut a difference down to one op call", _MINIMIZE, _minimize_arguments, _minimize),
+    *(Command(e.name, e.summary, e.description, e.arguments, _printing(e)) for e in insight.ENTRIES),
 )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Prose of a description is filled to the width of the terminal; paragraphs with indented lines stay."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(p if "\n " in p else textwrap.fill(p, width) for p in paragraphs) + "\n"
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """argparse, but a mistake is one line, with a suggestion."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        found = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
+        hint = suggest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        raise UsageError(f"{message}{hint}; see {self.prog} --help")
 
 
 def _parser() -> _Parser:
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = _Parser("intseg", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=plain)
+    parser = _Parser("intseg", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"intseg {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         sub = subparsers.add_parser(
-            command.name, help=command.summary, description=command.description, formatter_class=plain
+            command.name, help=command.summary, description=command.description, formatter_class=_Help
         )
         command.arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.usage = _usage(sub)
+        sub.set_defaults(run=command.run, parser=sub)
     return parser
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What must be given; the options are listed below it anyway."""
+    words = [parser.prog]
+    for action in parser._actions:
+        name = str(action.metavar or action.dest)
+        if not action.option_strings:
+            several = {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]"}
+            words.append(several.get(str(action.nargs), name))
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join([*words, "[options]"])
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; images may stand between options. Raises UsageError, with a suggestion for an unknown option."""
+    args, extra = _parser().parse_known_args(argv)
+    options = [word for word in extra if word.startswith("-") and word != "-"]
+    if options or (extra and not hasattr(args, "sources")):
+        known = [option for action in args.parser._actions for option in action.option_strings]
+        hint = suggest(options[0].partition("=")[0], known) if options else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
+    if extra:
+        args.sources += extra
+    return args
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--weights", metavar="W", help=f"weights file or bundled model ({models.DEFAULT})")
-    parser.add_argument("--backend", choices=("auto", *backends.names()), default="auto", help="same bits (auto)")
+    parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="same bits (auto)")
 
 
 def _positive(text: str) -> int:
@@ -411,7 +969,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
-            args = _parser().parse_args(argv)
+            args = _parse(argv)
             code: int = args.run(args)
             sys.stdout.flush()
             return code

@@ -3,6 +3,9 @@
 0 ok, 1 mismatch, 2 usage, 3 bad model, 4 bad input or IO, 5 internal.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class IntsegError(Exception):
     """Base of every error intseg raises on purpose: one line naming the found, the expected and the next step."""
@@ -32,3 +35,9 @@ class InputError(IntsegError):
     """An image, a folder or a file that cannot be read or written."""
 
     exit_code = 4
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' where a known word is close to the one given, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,74 @@
+"""docs/ARITHMETIC.md tells the truth: its examples run, its pictures are what the ops draw, its links exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+TEXT = (DOCS / "ARITHMETIC.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def make_docs() -> ModuleType:
+    """tools/make_docs.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_examples_give_what_they_say() -> None:
+    example = doctest.DocTestParser().get_doctest(TEXT, {}, "ARITHMETIC.md", None, 0)
+    assert len(example.examples) > 10
+    found = doctest.DocTestRunner(verbose=False).run(example)
+    assert found.failed == 0
+
+
+def test_the_pictures_are_what_the_ops_draw(make_docs: ModuleType) -> None:
+    assert make_docs.main(["--check", "pictures"]) == 0
+    for name in make_docs.PICTURES:
+        ElementTree.parse(DOCS / name)
+        assert f"({name})" in TEXT
+    assert {f"pictures/{file.name}" for file in (DOCS / "pictures").iterdir()} == set(make_docs.PICTURES)
+
+
+def test_a_changed_picture_is_noticed(
+    make_docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_docs, "DOCS", tmp_path)
+    assert make_docs.main(["--check", "pictures"]) == 1
+    assert make_docs.main(["pictures"]) == 0
+    assert make_docs.main(["--check", "pictures"]) == 0
+    (tmp_path / "pictures" / "gelu.svg").write_text("other", encoding="utf-8")
+    capsys.readouterr()
+    assert make_docs.main(["--check", "pictures"]) == 1
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_the_references_name_every_command_and_function(make_docs: ModuleType) -> None:
+    import intseg
+    from intseg import cli
+
+    pages = make_docs.cli_page(), make_docs.api_page()
+    assert all(f"## intseg {command.name}\n" in pages[0] for command in cli.COMMANDS)
+    assert all(f"### intseg.{name}\n" in pages[1] for name in intseg.__all__ if not name.startswith("_"))
+    assert not re.search(r"/(home|root|tmp)/", "".join(pages))
+
+
+def test_links_lead_somewhere() -> None:
+    prose = re.sub(r"^    .*$", "", TEXT, flags=re.MULTILINE)
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (DOCS / target).exists()] == []

@@ -1,0 +1,345 @@
+"""The report page: what it says, that it loads nothing, how it behaves in a browser, with keys, in both themes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import tiny_graph
+
+import intseg
+from intseg import api, cli, report, store
+
+HOSTILE = (
+    '<script>document.title="x"</script>',
+    '"><img src=x onerror=alert(1)>',
+    "a & b\x00\x1f\u202e",
+    "'--><b>",
+    "ok",
+)
+ROOT = Path(__file__).resolve().parents[1]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> api.Model:
+    """A small model whose names are markup."""
+    graph = tiny_graph(3)
+    info = dataclasses.replace(graph.info, name="</title><script>alert(2)</script>", classes=HOSTILE)
+    path = tmp_path_factory.mktemp("model") / "w.safetensors"
+    store.save(dataclasses.replace(graph, info=info), path)
+    return intseg.load(path)
+
+
+@pytest.fixture(scope="module")
+def looks(model: api.Model, tmp_path_factory: pytest.TempPathFactory) -> list[report.Look]:
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / name for name in ('<b onmouseover="x">&.png', "plain.png")]
+    for seed, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 57, 3), np.uint8)).save(path)
+    return [report.look(path, model, "numpy") for path in paths]
+
+
+@pytest.fixture(scope="module")
+def page(model: api.Model, looks: list[report.Look]) -> str:
+    return report.page(model, looks).decode()
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and that they are closed in order."""
+
+    VOID = frozenset({"meta", "img", "input", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+# ------------------------------------------------------------------------------------------------------- the facts
+
+
+def test_margins_are_best_minus_second_best() -> None:
+    scores = np.array([[[5, -3, 4], [7, 7, 1]]], np.int32)
+    assert report.margins(scores).tolist() == [[1, 0]]
+    assert report.margins(scores[..., :1]).tolist() == [[0, 0]]
+
+
+def test_layers_are_the_ranges_of_the_trace(looks: list[report.Look], model: api.Model) -> None:
+    windows = [outputs for _, outputs in api.trace(looks[0].result.image, model)]
+    assert len(windows) > 1
+    assert {layer.name for layer in looks[0].layers} <= set(windows[0])
+    for layer in looks[0].layers:
+        values = np.concatenate([outputs[layer.name].ravel() for outputs in windows])
+        limits = np.iinfo(values.dtype)
+        assert (layer.low, layer.high, layer.dtype) == (values.min(), values.max(), values.dtype.name)
+        assert layer.share_low == (values == limits.min).mean()
+        assert layer.share_high == (values == limits.max).mean()
+    assert any(layer.share_high > 0 for layer in looks[0].layers)
+
+
+def test_the_page_says_what_was_found(page: str, looks: list[report.Look]) -> None:
+    result = looks[0].result
+    for array in (result.image, result.scores, result.labels):
+        assert hashlib.sha256(array.tobytes()).hexdigest() in page
+    for count in result.counts().values():
+        assert f">{count:,}<" in page
+    assert result.model.sha256 in page
+    assert all(layer.name in page for layer in looks[0].layers)
+
+
+# -------------------------------------------------------------------------------------------------------- the page
+
+
+def test_names_are_text_wherever_they_appear(page: str) -> None:
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.found].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f]", page)
+    assert "&lt;b onmouseover=&quot;x&quot;&gt;&amp;.png" in page
+
+
+def test_a_file_name_that_is_no_text_is_written(looks: list[report.Look], model: api.Model) -> None:
+    odd = dataclasses.replace(looks[0], name="caf\udce9.png")
+    assert "caf\ufffd.png" in report.page(model, [odd]).decode("utf-8")
+
+
+def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+    for tag, attributes in Elements(page).found:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, value)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page: str) -> None:
+    attributes = [found for _, found in Elements(page).found]
+    names = [found["id"] for found in attributes if "id" in found]
+    assert len(set(names)) == len(names)
+    for found in attributes:
+        for key in ("aria-labelledby", "for", "data-for"):
+            assert found.get(key) is None or found[key] in names
+        assert not (found.get("href") or "#main").startswith("#") or (found.get("href") or "#main")[1:] in names
+
+
+def test_every_picture_has_a_text(page: str) -> None:
+    for tag, attributes in Elements(page).found:
+        if tag == "img":
+            assert attributes.get("alt")
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_the_command_writes_one_page(tmp_path: Path, model: api.Model, capsys: Capture) -> None:
+    Image.new("L", (9, 5)).save(tmp_path / "a.png")
+    out = tmp_path / "r.html"
+    arguments = ["report", str(tmp_path / "a.png"), "-w", str(model.path), "--backend", "numpy", "-o", str(out)]
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"wrote {out}: 1 image, ")
+    assert "three channels are equal" in out.read_text(encoding="utf-8")
+    full = len(out.read_bytes())
+    assert cli.main([*arguments, "--no-layers"]) == 0
+    assert len(out.read_bytes()) < full
+
+
+def test_a_bad_image_leaves_no_page(tmp_path: Path, model: api.Model, capsys: Capture) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    out = tmp_path / "r.html"
+    assert cli.main(["report", str(tmp_path / "bad.png"), "-w", str(model.path), "-o", str(out)]) == 4
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, capsys: Capture) -> None:
+    assert cli.main(["report", "none.png", "-o", str(tmp_path / "no" / "r.html")]) == 4
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_a_page_never_replaces_an_image(tmp_path: Path, capsys: Capture) -> None:
+    Image.new("L", (9, 5)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert cli.main(["report", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.png")]) == 2
+    assert "written as .html or .htm" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------------ in a browser
+
+in_browser = pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[browser.Browser]:
+    with browser.Browser() as found:
+        yield found
+
+
+@pytest.fixture
+def shown(chromium: browser.Browser, page: str, tmp_path: Path) -> browser.Browser:
+    """The page, opened."""
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    chromium.theme("light")
+    chromium.width(1100)
+    chromium.open(path)
+    return chromium
+
+
+@in_browser
+def test_it_opens_without_complaint_or_request(shown: browser.Browser) -> None:
+    assert shown.complaints() == []
+    assert [url.rpartition("/")[2] for url in shown.requests()] == ["report.html"]
+    assert shown.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert shown.evaluate("document.title").startswith("</title><script>alert(2)</script>: 2 images")
+    assert shown.evaluate("document.querySelector('.number + td, tbody th').textContent") in (
+        *HOSTILE,
+        "a & b\ufffd\ufffd\u202e",
+    )
+
+
+@in_browser
+def test_the_browser_would_refuse_to_load_something(shown: browser.Browser) -> None:
+    """The canary of the test before: its checks see a request and the policy's refusal."""
+    shown.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://localhost:9/x.png'}))")
+    shown.evaluate("new Promise(done => setTimeout(done, 300))")
+    assert any("Content Security Policy" in text for text in shown.complaints())
+
+
+@in_browser
+def test_the_keyboard_reaches_everything_in_order(shown: browser.Browser) -> None:
+    order = []
+    for _ in range(30):
+        shown.press("Tab", 9)
+        order.append(shown.evaluate("(e => e.id || e.className || e.hash || e.tagName)(document.activeElement)"))
+        if order[-1] == "BODY":
+            break
+    assert order[:4] == ["skip", "#image-1", "#image-2", "opacity-1"]
+    assert order.index("opacity-2") > order.index("SUMMARY") > order.index("opacity-1")
+    visible = "(e => e.getBoundingClientRect())(document.querySelector('.skip')).left < 0"
+    assert shown.evaluate(visible)
+
+
+@in_browser
+def test_the_slider_moves_with_the_arrow_keys(shown: browser.Browser) -> None:
+    shown.evaluate("document.getElementById('opacity-1').focus()")
+    shown.press("ArrowRight", 39)
+    opacity = "getComputedStyle(document.getElementById('classes-{}')).opacity"
+    assert shown.evaluate(opacity.format(1)) == "0.55"
+    assert shown.evaluate(opacity.format(2)) == "0.5"
+    assert shown.evaluate("document.getElementById('opacity-value-1').textContent") == "55 %"
+    shown.press("End", 35)
+    assert shown.evaluate(opacity.format(1)) == "1"
+
+
+@in_browser
+def test_a_screen_reader_finds_landmarks_names_and_headings(shown: browser.Browser) -> None:
+    nodes = [node for node in shown.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    roles = [node["role"]["value"] for node in nodes]
+    assert {"banner", "navigation", "main", "contentinfo"} <= set(roles)
+    for node in nodes:
+        if node["role"]["value"] in ("slider", "image", "link", "region", "table", "navigation", "DisclosureTriangle"):
+            assert node["name"]["value"].strip(), node
+    sliders = [node for node in nodes if node["role"]["value"] == "slider"]
+    assert [node["name"]["value"] for node in sliders] == ["Opacity of the classes"] * 2
+    levels = [p["value"]["value"] for n in nodes for p in n.get("properties", ()) if p["name"] == "level"]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+_CONTRASTS = """
+(() => {
+  const light = c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const found = numbers(getComputedStyle(e).backgroundColor);
+      if (found.length === 3 || found[3] > 0) return found;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll("body *:not(script)")) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || e.closest("title")) continue;
+    const style = getComputedStyle(e);
+    const ink = numbers(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [luminance(ink), luminance(ground(e))].sort((x, y) => y - x);
+    found.push([e.tagName, (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+})()
+"""
+
+
+@in_browser
+def test_text_has_contrast_in_both_themes(shown: browser.Browser) -> None:
+    grounds = []
+    for theme in ("light", "dark"):
+        shown.theme(theme)
+        found: list[tuple[str, float]] = shown.evaluate(_CONTRASTS)
+        assert {"text", "TD", "DD", "A", "H1", "P"} <= {tag for tag, _ in found}
+        assert [entry for entry in found if entry[1] < 4.5] == []
+        grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 24, 29)"]
+
+
+@in_browser
+@pytest.mark.parametrize("width", [320, 700, 1600])
+def test_the_page_never_scrolls_sideways(shown: browser.Browser, width: int) -> None:
+    shown.width(width)
+    shown.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert shown.evaluate("document.scrollingElement.scrollWidth") <= width
+
+
+@in_browser
+def test_the_numbers_open_with_a_key(shown: browser.Browser) -> None:
+    shown.evaluate("document.querySelector('summary').focus()")
+    shown.press("Enter", 13)
+    assert shown.evaluate("document.querySelector('details').open")
+    assert shown.evaluate("document.querySelectorAll('details[open] tbody tr').length") > 5
+
+
+@in_browser
+def test_the_drawing_of_a_graph_opens(chromium: browser.Browser, tmp_path: Path) -> None:
+    from intseg import inspect_model
+
+    path = tmp_path / "graph.svg"
+    path.write_text(inspect_model.svg(intseg.load()), encoding="utf-8")
+    chromium.open(path)
+    assert chromium.complaints() == []
+    overlaps: Any = chromium.evaluate(
+        """[...document.querySelectorAll('g[class]')].filter(g => {
+             const box = g.querySelector('rect').getBBox();
+             return [...g.querySelectorAll('text')].some(t => t.getBBox().width > box.width); }).length"""
+    )
+    assert overlaps == 0
