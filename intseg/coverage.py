@@ -62,7 +62,10 @@ def reached(call: Call) -> list[str]:
 
 
 def report(found: Iterable[tuple[str, Iterable[str]]], most: int = 5) -> list[dict[str, Any]]:
-    """One entry a branch: the first `most` vectors that reach it, from pairs (vector, names of branches)."""
+    """One entry a branch: how many vectors reach it, and the first `most` of every kind.
+
+    found  pairs (vector, names of branches); a vector's name begins with its kind and "/"
+    """
     by_branch: dict[str, list[str]] = {branch.name: [] for branch in BRANCHES}
     for vector, names in found:
         for name in names:
@@ -73,7 +76,10 @@ def report(found: Iterable[tuple[str, Iterable[str]]], most: int = 5) -> list[di
             "section": branch.section,
             "text": branch.text,
             "count": len(by_branch[branch.name]),
-            "vectors": by_branch[branch.name][:most],
+            **{
+                kind: [vector for vector in by_branch[branch.name] if vector.startswith(f"{kind}/")][:most]
+                for kind in ("ops", "images")
+            },
         }
         for branch in BRANCHES
     ]
@@ -118,8 +124,8 @@ def _matmul(call: Call) -> Facts:
     (a, b), p = call.inputs, call.params
     b = np.swapaxes(b, -1, -2) if call.attrs["transpose_b"] else b
     acc = a.astype(np.int32) @ b.astype(np.int32)
-    scales = (_wide(p[role])[..., None, :] for role in ("mult", "shift"))
-    return _requantized(_wide(acc), *scales, str(call.attrs["out"])) | {
+    mult, shift = (_wide(p[role])[..., None, :] for role in ("mult", "shift"))
+    return _requantized(_wide(acc), mult, shift, str(call.attrs["out"])) | {
         "transpose": call.attrs["transpose_b"],
         "dtype": a.dtype.name,
         "columns": p["mult"].shape[-1],
@@ -209,7 +215,8 @@ def _rows(x: Array) -> dict[str, Any]:
 
 def _shiftmax(call: Call) -> Facts:
     x, attrs = _wide(call.inputs[0]), call.attrs
-    facts = _rows(x) | _exponential(x - x.max(axis=-1, keepdims=True), *_ints(attrs, "i0", "k_inter"), 1)
+    i0, k = _ints(attrs, "i0", "k_inter")
+    facts = _rows(x) | _exponential(x - x.max(axis=-1, keepdims=True), i0, k, 1)
     bits = 8 if attrs["out"] == "int8" else 16
     e = facts["exp"]
     facts |= _division(e, e.sum(axis=-1, keepdims=True), bits, str(attrs["int_div_kind"]))
@@ -228,7 +235,7 @@ def _softmax2(call: Call) -> Facts:
     q, f = t >> bits, (t & (2**bits - 1)) << (15 - bits)
     power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
     e = np.where(q == 0, power, _arith.rsr(power, np.clip(q, 1, 17)))
-    facts |= _rounding("exp.", power, np.clip(q, 1, 17))
+    facts |= _rounding("exp.", power[q >= 1], np.clip(q, 1, 17)[q >= 1])
     facts |= _division(e, e.sum(axis=-1, keepdims=True), 16, "normalized")
     return facts | {"q": q, "f": f, "bits": bits, "a2": a2, "slope": a2 * f, "area": f * (a1 - ((a2 * f) >> 15))}
 
@@ -280,7 +287,7 @@ def _bilinear(call: Call) -> Facts:
     return facts | {"short": stop - start < height * factor}
 
 
-def _argmax(call: Call) -> Facts:
+def _argmax(call: Call) -> dict[str, Any]:
     x = call.inputs[0]
     ties = (x == x.max(axis=-1, keepdims=True)).sum(axis=-1)
     return {"x": x, "ties": ties, "best": x.argmax(axis=-1), "classes": x.shape[-1], "dtype": x.dtype.name}
@@ -350,6 +357,21 @@ FACTS: dict[str, Callable[[Call], Facts]] = {
 # ------------------------------------------------------------------------------------------------------- branches
 
 
+def _equals(fact: str, value: Any) -> Reached:
+    """The fact has the value."""
+    return lambda f: f[fact] == value
+
+
+def _both(first: Reached, second: Reached) -> Reached:
+    """The second test, of calls that pass the first."""
+    return lambda f: first(f) and second(f)
+
+
+def _at_once(first: Reached, second: Reached) -> Reached:
+    """Both tests by the same element."""
+    return lambda f: first(f) & second(f)
+
+
 def _inside(f: Facts) -> Any:
     return (f["rounded"] >= f["low"]) & (f["rounded"] <= f["high"])
 
@@ -377,9 +399,7 @@ def _negative_roundings(op: str, prefix: str, keep: Reached) -> Iterator[Branch]
         ("up-negative", "a negative value rounded up", lambda f: f[rest] > f[half]),
     )
     for name, text, test in cases:
-        yield Branch(
-            f"{op}.{dotted}{name}", "2.1", text, lambda f, test=test: keep(f) and np.any(test(f) & (f[value] < 0))
-        )
+        yield Branch(f"{op}.{dotted}{name}", "2.1", text, _both(keep, _at_once(test, lambda f: f[value] < 0)))
 
 
 def _saturations(op: str, out: str) -> Iterator[Branch]:
@@ -391,7 +411,7 @@ def _saturations(op: str, out: str) -> Iterator[Branch]:
         ("lowest", "the lowest value, not saturated", lambda f: f["rounded"] == f["low"]),
     )
     for name, text, test in cases:
-        yield Branch(f"{op}.{out}-{name}", "2.2", f"{out}: {text}", lambda f, test=test: f["out"] == out and test(f))
+        yield Branch(f"{op}.{out}-{name}", "2.2", f"{out}: {text}", _both(_equals("out", out), test))
 
 
 def _requantizations(op: str, *outs: str) -> Iterator[Branch]:
@@ -399,8 +419,8 @@ def _requantizations(op: str, *outs: str) -> Iterator[Branch]:
     for out in outs:
         yield from _saturations(op, out)
         for branch in (
-            *_roundings(op, "", lambda f, out=out: f["out"] == out),
-            *_negative_roundings(op, "", lambda f, out=out: f["out"] == out),
+            *_roundings(op, "", _equals("out", out)),
+            *_negative_roundings(op, "", _equals("out", out)),
         ):
             name = branch.name.replace(f"{op}.", f"{op}.{out}-")
             yield Branch(name, "2.3", f"{out}: {branch.text}, inside the range", _unsaturated(branch.reached))
@@ -440,31 +460,15 @@ def _exponentials(op: str, negative: bool) -> Iterator[Branch]:
             ("exp-right-beyond-62", "k - q < -62 acts as -62", lambda f: f["exp.count"] < -62),
             ("exp-vanishes", "the result is 0", lambda f: f["exp"] == 0),
         ]
-    yield from (Branch(f"{op}.{name}", "2.8", text, test) for name, text, test in cases)
+    shifts = ("exp-left", "exp-still", "exp-right", "exp-right-beyond-62")
+    yield from (Branch(f"{op}.{name}", "2.4" if name in shifts else "2.8", text, test) for name, text, test in cases)
 
 
 def _divisions(op: str, kinds: tuple[str, ...], outs: tuple[int, ...]) -> Iterator[Branch]:
     """The cases of int_div that every divisor has."""
     for kind in kinds:
         for out in outs:
-
-            def this(f: Facts, kind: str = kind, out: int = out) -> bool:
-                return f["div.kind"] == kind and f["div.out"] == out
-
-            cases: tuple[tuple[str, str, Reached], ...] = (
-                ("full", "the quotient is 2^(k_out-1)", lambda f, out=out: f["div"] == 2 ** (out - 1)),
-                ("zero", "n > 0, the quotient is 0", lambda f: (f["div.n"] > 0) & (f["div"] == 0)),
-                ("between", "a quotient between", lambda f, out=out: (f["div"] > 0) & (f["div"] < 2 ** (out - 1))),
-            )
-            if kind == "paper" and op == "shiftmax":  # floor((2^31-1) / d) d < 2^31: never full scale
-                cases = cases[1:]
-            for name, text, test in cases:
-                yield Branch(
-                    f"{op}.{kind}-{out}-{name}",
-                    "2.7",
-                    f"{kind}, k_out {out}: {text}",
-                    lambda f, test=test, this=this: this(f) and test(f),
-                )
+            yield from _quotients(op, kind, out)
     if "normalized" in kinds:
         yield from _roundings(op, "div.", lambda f: f["div.kind"] == "normalized", "2.7")
         yield Branch(
@@ -475,6 +479,25 @@ def _divisions(op: str, kinds: tuple[str, ...], outs: tuple[int, ...]) -> Iterat
         )
 
 
+def _divisor_of_one(op: str) -> Branch:
+    """The shortest divisor that there is after max(d, 1)."""
+    is_one = _both(_equals("div.kind", "normalized"), _equals("div.length", 1))
+    return Branch(f"{op}.div-one", "2.6", "normalized: a divisor of one bit", is_one)
+
+
+def _quotients(op: str, kind: str, out: int) -> Iterator[Branch]:
+    """Quotients of one kind of division at one width."""
+    this = _both(_equals("div.kind", kind), _equals("div.out", out))
+    cases: tuple[tuple[str, str, Reached], ...] = (
+        ("zero", "n > 0, the quotient is 0", lambda f: (f["div.n"] > 0) & (f["div"] == 0)),
+        ("between", "a quotient between", lambda f: (f["div"] > 0) & (f["div"] < 2 ** (out - 1))),
+        ("full", "the quotient is 2^(k_out-1)", lambda f: f["div"] == 2 ** (out - 1)),
+    )
+    for name, text, test in cases:
+        if (kind, name) != ("paper", "full"):  # floor((2^31 - 1) / d) d < 2^31: never full scale
+            yield Branch(f"{op}.{kind}-{out}-{name}", "2.7", f"{kind}, k_out {out}: {text}", _both(this, test))
+
+
 def _wide_divisions(op: str) -> Iterator[Branch]:
     """Divisors of the GELUs reach beyond 31 bits."""
     for kind, text in (("paper", "the reciprocal is 0"), ("normalized", "d shifted right")):
@@ -482,7 +505,7 @@ def _wide_divisions(op: str) -> Iterator[Branch]:
             f"{op}.{kind}-divisor-32-bits",
             "2.7",
             f"{kind}, d >= 2^31: {text}",
-            lambda f, kind=kind: f["div.kind"] == kind and f["div.length"] > 31,
+            _both(_equals("div.kind", kind), lambda f: f["div.length"] > 31),
         )
     yield Branch(
         f"{op}.normalized-divisor-31-bits",
@@ -511,7 +534,12 @@ def _full_range(f: Facts) -> Any:
 def _roots(op: str, section: str) -> Iterator[Branch]:
     yield Branch(f"{op}.root-zero", section, "a sum of squares of 0: the root counts as 1", lambda f: f["v"] == 0)
     yield Branch(f"{op}.root-exact", "2.5", "a perfect square", lambda f: (f["v"] > 0) & (f["root"] ** 2 == f["v"]))
-    yield Branch(f"{op}.root-below", "2.5", "one below a perfect square", lambda f: (f["root"] + 1) ** 2 == f["v"] + 1)
+    yield Branch(
+        f"{op}.root-below",
+        "2.5",
+        "one below a perfect square",
+        lambda f: (f["v"] > 0) & ((f["root"] + 1) ** 2 == f["v"] + 1),
+    )
     yield Branch(
         f"{op}.root-between",
         "2.5",
@@ -528,15 +556,7 @@ def _roots(op: str, section: str) -> Iterator[Branch]:
 
 def _choices(op: str, section: str, fact: str, *values: Any) -> Iterator[Branch]:
     for value in values:
-        yield Branch(f"{op}.{fact}-{value}", section, f"{fact} = {value}", lambda f, value=value: _is(f[fact], value))
-
-
-def _is(found: Any, value: Any) -> Any:
-    return found == value
-
-
-def _branch(name: str, section: str, text: str, test: Reached) -> Branch:
-    return Branch(name, section, text, test)
+        yield Branch(f"{op}.{fact}-{value}", section, f"{fact} = {value}", _equals(fact, value))
 
 
 def _layernorm_branches() -> Iterator[Branch]:
@@ -580,14 +600,14 @@ def _add_branches() -> Iterator[Branch]:
     for branch in "ab":
         yield from _roundings("add", f"{branch}.", lambda f: True)
         yield from _negative_roundings("add", f"{branch}.", lambda f: True)
-        yield _branch(f"add.{branch}-mult-zero", "4.4", "mult = 0", lambda f, b=branch: f[f"{b}.mult"] == 0)
-        yield _branch(f"add.{branch}-shift-one", "4.4", "shift = 1", lambda f, b=branch: f[f"{b}.shift"] == 1)
-        yield _branch(f"add.{branch}-shift-62", "4.4", "shift = 62", lambda f, b=branch: f[f"{b}.shift"] == 62)
-    yield _branch("add.saturates-high", "4.4", "the sum is above INT16", lambda f: f["sum"] > f["high"])
-    yield _branch("add.saturates-low", "4.4", "the sum is below INT16", lambda f: f["sum"] < f["low"])
-    yield _branch("add.highest", "4.4", "the sum is the highest INT16", lambda f: f["sum"] == f["high"])
-    yield _branch("add.lowest", "4.4", "the sum is the lowest INT16", lambda f: f["sum"] == f["low"])
-    yield _branch(
+        yield Branch(f"add.{branch}-mult-zero", "4.4", "mult = 0", _equals(f"{branch}.mult", 0))
+        yield Branch(f"add.{branch}-shift-one", "4.4", "shift = 1", _equals(f"{branch}.shift", 1))
+        yield Branch(f"add.{branch}-shift-62", "4.4", "shift = 62", _equals(f"{branch}.shift", 62))
+    yield Branch("add.saturates-high", "4.4", "the sum is above INT16", lambda f: f["sum"] > f["high"])
+    yield Branch("add.saturates-low", "4.4", "the sum is below INT16", lambda f: f["sum"] < f["low"])
+    yield Branch("add.highest", "4.4", "the sum is the highest INT16", lambda f: f["sum"] == f["high"])
+    yield Branch("add.lowest", "4.4", "the sum is the lowest INT16", lambda f: f["sum"] == f["low"])
+    yield Branch(
         "add.wide-branch",
         "4.4",
         "a branch beyond INT16, the sum inside: no clamp between",
@@ -599,10 +619,10 @@ def _matmul_branches() -> Iterator[Branch]:
     yield from _requantizations("matmul", "int8", "int16")
     yield from _choices("matmul", "4.6", "transpose", 0, 1)
     yield from _choices("matmul", "4.6", "dtype", "int8", "int16")
-    yield _branch("matmul.scale-per-batch", "4.6", "one scale for all columns", lambda f: f["columns"] < f["width"])
-    yield _branch("matmul.scale-per-column", "4.6", "a scale per column", lambda f: f["columns"] == f["width"] > 1)
-    yield _branch("matmul.batch", "4.6", "more than one batch entry", lambda f: f["batch"] > 1)
-    yield _branch("matmul.acc-wide", "4.6", "an accumulator beyond 24 bits", lambda f: np.abs(f["acc"]) >= 2**24)
+    yield Branch("matmul.scale-per-batch", "4.6", "one scale for all columns", lambda f: f["columns"] < f["width"])
+    yield Branch("matmul.scale-per-column", "4.6", "a scale per column", lambda f: f["columns"] == f["width"] > 1)
+    yield Branch("matmul.batch", "4.6", "more than one batch entry", lambda f: f["batch"] > 1)
+    yield Branch("matmul.acc-wide", "4.6", "an accumulator beyond 24 bits", lambda f: np.abs(f["acc"]) >= 2**24)
 
 
 def _softmax2_branches() -> Iterator[Branch]:
@@ -630,8 +650,8 @@ def _gelu_branches(op: str, section: str) -> Iterator[Branch]:
     yield from _divisions(op, ("paper", "normalized"), (8, 16))
     yield from _wide_divisions(op)
     yield from _requantizations(op, "int8")
-    yield _branch(f"{op}.lam-one", section, "lam = 1", lambda f: f["lam"] == 1)
-    yield _branch(f"{op}.lam-above", section, "lam > 1", lambda f: f["lam"] > 1)
+    yield Branch(f"{op}.lam-one", section, "lam = 1", lambda f: f["lam"] == 1)
+    yield Branch(f"{op}.lam-above", section, "lam > 1", lambda f: f["lam"] > 1)
     for name, text, test in (
         ("negative", "x < 0", lambda f: f["x"] < 0),
         ("zero", "x = 0", lambda f: f["x"] == 0),
@@ -656,119 +676,117 @@ def _shift_gelu_branches() -> Iterator[Branch]:
 
 def _moving_branches() -> Iterator[Branch]:
     """Ops without arithmetic."""
-    yield _branch("quantize_input.pixel-0", "4.1", "pixel 0", lambda f: f["x"] == 0)
-    yield _branch("quantize_input.pixel-255", "4.1", "pixel 255", lambda f: f["x"] == 255)
-    yield _branch("quantize_input.channels", "4.1", "three different tables", lambda f: f["table"][0] != f["table"][2])
-    yield _branch("patchify.one-pixel", "4.2", "patch = 1", lambda f: f["patch"] == 1)
-    yield _branch("patchify.patch", "4.2", "patch > 1", lambda f: f["patch"] > 1)
-    yield _branch(
+    yield Branch("quantize_input.pixel-0", "4.1", "pixel 0", lambda f: f["x"] == 0)
+    yield Branch("quantize_input.pixel-255", "4.1", "pixel 255", lambda f: f["x"] == 255)
+    yield Branch("quantize_input.channels", "4.1", "three different tables", lambda f: f["table"][0] != f["table"][2])
+    yield Branch("patchify.one-pixel", "4.2", "patch = 1", lambda f: f["patch"] == 1)
+    yield Branch("patchify.patch", "4.2", "patch > 1", lambda f: f["patch"] > 1)
+    yield Branch(
         "patchify.grid",
         "4.2",
         "several rows and columns of patches, not square",
         lambda f: f["patch"] < f["shape0"][0] != f["shape0"][1] > f["patch"],
     )
     for value, name in ((-128, "lowest"), (0, "zero"), (127, "highest")):
-        yield _branch(f"gelu_table.{name}", "4.11", f"x = {value}", lambda f, value=value: f["x"] == value)
+        yield Branch(f"gelu_table.{name}", "4.11", f"x = {value}", _equals("x", value))
     for op, section in (("concat", "4.13"), ("slice", "4.14"), ("split_heads", "4.15"), ("merge_heads", "4.16")):
         yield from _choices(op, section, "dtype", "int8", "int16")
     yield from _choices("to_grid", "4.17", "dtype", "int8", "int16")
-    yield _branch("concat.unequal", "4.13", "different lengths", lambda f: f["shape0"][0] != f["shape1"][0])
-    yield _branch("slice.from-start", "4.14", "start = 0", lambda f: f["start"] == 0)
-    yield _branch("slice.later", "4.14", "start > 0", lambda f: f["start"] > 0)
-    yield _branch("slice.to-end", "4.14", "stop = M", lambda f: f["stop"] == f["shape0"][0])
-    yield _branch("slice.earlier", "4.14", "stop < M", lambda f: f["stop"] < f["shape0"][0])
+    yield Branch("concat.unequal", "4.13", "different lengths", lambda f: f["shape0"][0] != f["shape1"][0])
+    yield Branch("slice.from-start", "4.14", "start = 0", lambda f: f["start"] == 0)
+    yield Branch("slice.later", "4.14", "start > 0", lambda f: f["start"] > 0)
+    yield Branch("slice.to-end", "4.14", "stop = M", lambda f: f["stop"] == f["shape0"][0])
+    yield Branch("slice.earlier", "4.14", "stop < M", lambda f: f["stop"] < f["shape0"][0])
     yield from _choices("split_heads", "4.15", "parts", 1, 2, 3)
     yield from _choices("split_heads", "4.15", "part", 0, 1, 2)
-    yield _branch("split_heads.heads", "4.15", "several heads", lambda f: f["heads"] > 1)
-    yield _branch("merge_heads.heads", "4.16", "several heads", lambda f: f["shape0"][0] > 1)
-    yield _branch("to_grid.oblong", "4.17", "height and width differ", lambda f: 1 < f["height"] != f["width"] > 1)
+    yield Branch("split_heads.heads", "4.15", "several heads", lambda f: f["heads"] > 1)
+    yield Branch("merge_heads.heads", "4.16", "several heads", lambda f: f["shape0"][0] > 1)
+    yield Branch("to_grid.oblong", "4.17", "height and width differ", lambda f: 1 < f["height"] != f["width"] > 1)
     yield from _choices("upsample_nearest", "4.18", "dtype", "uint8", "uint16", "int16", "int32")
-    yield _branch("upsample_nearest.same", "4.18", "factor = 1", lambda f: f["factor"] == 1)
-    yield _branch("upsample_nearest.larger", "4.18", "factor > 1", lambda f: f["factor"] > 1)
-    yield _branch("upsample_nearest.channels", "4.18", "more than two axes", lambda f: len(f["shape0"]) > 2)
+    yield Branch("upsample_nearest.same", "4.18", "factor = 1", lambda f: f["factor"] == 1)
+    yield Branch("upsample_nearest.larger", "4.18", "factor > 1", lambda f: f["factor"] > 1)
+    yield Branch("upsample_nearest.channels", "4.18", "more than two axes", lambda f: len(f["shape0"]) > 2)
 
 
 def _bilinear_branches() -> Iterator[Branch]:
     op, section = "upsample_bilinear", "4.19"
     yield from _choices(op, section, "dtype", "int16", "int32")
-    yield _branch(f"{op}.same", section, "factor = 1", lambda f: f["factor"] == 1)
-    yield _branch(f"{op}.largest", section, "factor = 64", lambda f: f["factor"] == 64)
-    yield _branch(f"{op}.odd-factor", section, "an odd factor above 1", lambda f: f["factor"] > 1 == f["factor"] % 2)
-    yield _branch(f"{op}.even-factor", section, "an even factor", lambda f: f["factor"] % 2 == 0)
-    yield _branch(f"{op}.later-rows", section, "row_start > 0", lambda f: f["start"] > 0)
-    yield _branch(f"{op}.part", section, "not all rows", lambda f: f["short"])
+    yield Branch(f"{op}.same", section, "factor = 1", lambda f: f["factor"] == 1)
+    yield Branch(f"{op}.largest", section, "factor = 64", lambda f: f["factor"] == 64)
+    yield Branch(f"{op}.odd-factor", section, "an odd factor above 1", lambda f: f["factor"] > 1 == f["factor"] % 2)
+    yield Branch(f"{op}.even-factor", section, "an even factor", lambda f: f["factor"] % 2 == 0)
+    yield Branch(f"{op}.later-rows", section, "row_start > 0", lambda f: f["start"] > 0)
+    yield Branch(f"{op}.part", section, "not all rows", lambda f: f["short"])
     for axis in ("row", "column"):
-        free, last = f"{axis}.free", f"{axis}.last"
-        for name, text, test in (
-            ("before", "before the first centre", lambda f, free=free: f[free] < 0),
-            ("after", "beyond the last centre", lambda f, free=free, last=last: (f[free] > f[last]) & (f[last] > 0)),
-            ("between", "between two centres", lambda f, a=free, b=last: (f[a] > 0) & (f[a] < f[b])),
-            ("single", "one cell", lambda f, axis=axis: f[f"{axis}.size"] == 1),
-        ):
-            yield Branch(f"{op}.{axis}-{name}", section, f"{axis}: {text}", test)
+        yield from _bilinear_axis(op, section, axis)
+
+
+def _bilinear_axis(op: str, section: str, axis: str) -> Iterator[Branch]:
+    free, last = f"{axis}.free", f"{axis}.last"
+    cases: tuple[tuple[str, str, Reached], ...] = (
+        ("before", "before the first centre", lambda f: f[free] < 0),
+        ("after", "beyond the last centre", lambda f: (f[free] > f[last]) & (f[last] > 0)),
+        ("between", "between two centres", lambda f: (f[free] > 0) & (f[free] < f[last])),
+        ("single", "one cell", lambda f: f[f"{axis}.size"] == 1),
+    )
+    for name, text, test in cases:
+        yield Branch(f"{op}.{axis}-{name}", section, f"{axis}: {text}", test)
 
 
 def _argmax_branches(op: str, section: str) -> Iterator[Branch]:
-    yield _branch(f"{op}.tie", section, "a tie: the lowest class", lambda f: f["ties"] > 1)
-    yield _branch(f"{op}.clear", section, "no tie", lambda f: f["ties"] == 1)
-    yield _branch(f"{op}.first", section, "class 0", lambda f: f["best"] == 0)
-    yield _branch(
+    yield Branch(f"{op}.tie", section, "a tie: the lowest class", lambda f: f["ties"] > 1)
+    yield Branch(f"{op}.clear", section, "no tie", lambda f: f["ties"] == 1)
+    yield Branch(f"{op}.first", section, "class 0", lambda f: f["best"] == 0)
+    yield Branch(
         f"{op}.last", section, "the last class", lambda f: (f["best"] == f["classes"] - 1) & (f["classes"] > 1)
     )
-    yield _branch(f"{op}.negative", section, "all scores negative", lambda f: (f["x"] < 0).all(axis=-1))
-    yield _branch(f"{op}.classes-256", section, "256 classes: uint8", lambda f: f["classes"] == 256)
-    yield _branch(f"{op}.classes-above", section, "more than 256 classes: uint16", lambda f: f["classes"] > 256)
+    yield Branch(f"{op}.negative", section, "all scores negative", lambda f: (f["x"] < 0).all(axis=-1))
+    yield Branch(f"{op}.classes-256", section, "256 classes: uint8", lambda f: f["classes"] == 256)
+    yield Branch(f"{op}.classes-above", section, "more than 256 classes: uint16", lambda f: f["classes"] > 256)
+
+
+def _window_axis(axis: str) -> Iterator[Branch]:
+    """Padding and windows along an axis."""
+    size, padded, window, starts, flush = (f"{axis}.{name}" for name in ("size", "padded", "window", "starts", "flush"))
+    cases: tuple[tuple[str, str, Reached], ...] = (
+        ("fits", "nothing to pad", lambda f: f[size] == f[padded]),
+        ("to-patch", "padded to a whole patch", lambda f: f[window] < f[size] < f[padded]),
+        ("to-window", "padded to a window", lambda f: f[size] < f[window]),
+        ("one", "one window", lambda f: len(f[starts]) == 1),
+        ("many", "more than two windows", lambda f: len(f[starts]) > 2),
+        ("flush", "the last window flush with the edge", lambda f: f[flush]),
+        ("even", "the last window at a multiple of the stride", lambda f: len(f[starts]) > 1 and not f[flush]),
+    )
+    for name, text, test in cases:
+        yield Branch(f"cut_windows.{axis}-{name}", "7", f"{axis}s: {text}", test)
+    for count in (1, 2, 3):
+        yield Branch(f"merge_scores.{axis}-{count}", "7", f"{axis}s: a cell in {count} windows", _equals(axis, count))
+    mixed = f"{axis}s: different counts, weights above 1"
+    yield Branch(f"merge_scores.{axis}-mixed", "7", mixed, lambda f: len(np.unique(f[axis])) > 1)
 
 
 def _image_branches() -> Iterator[Branch]:
     """Section 7."""
-    for axis in ("row", "column"):
-        size, padded, window = (f"{axis}.{name}" for name in ("size", "padded", "window"))
-        for name, text, test in (
-            ("fits", "nothing to pad", lambda f, a=size, b=padded: f[a] == f[b]),
-            ("to-patch", "padded to a whole patch", lambda f, a=size, b=padded, c=window: f[c] < f[a] < f[b]),
-            ("to-window", "padded to a window", lambda f, a=size, c=window: f[a] < f[c]),
-            ("one", "one window", lambda f, axis=axis: len(f[f"{axis}.starts"]) == 1),
-            ("many", "more than two windows", lambda f, axis=axis: len(f[f"{axis}.starts"]) > 2),
-            ("flush", "the last window flush with the edge", lambda f, axis=axis: f[f"{axis}.flush"]),
-            (
-                "even",
-                "the last window at a multiple of the stride",
-                lambda f, axis=axis: len(f[f"{axis}.starts"]) > 1 and not f[f"{axis}.flush"],
-            ),
-        ):
-            yield Branch(f"cut_windows.{axis}-{name}", "7", f"{axis}s: {text}", test)
-        for count in (1, 2, 3):
-            yield Branch(
-                f"merge_scores.{axis}-{count}",
-                "7",
-                f"{axis}s: a cell in {count} windows",
-                lambda f, axis=axis, count=count: f[axis] == count,
-            )
-        yield Branch(
-            f"merge_scores.{axis}-mixed",
-            "7",
-            f"{axis}s: different counts, weights above 1",
-            lambda f, axis=axis: len(np.unique(f[axis])) > 1,
-        )
+    yield from _window_axis("row")
+    yield from _window_axis("column")
     yield from _choices("merge_scores", "7", "dtype", "int8", "int16")
     yield from _choices("class_map", "7", "upsample", "nearest", "bilinear")
     yield from _argmax_branches("class_map", "7")
-    yield _branch("class_map.cropped", "7", "padding cut off", lambda f: f["cropped"])
-    yield _branch("class_map.whole", "7", "nothing to cut off", lambda f: f["whole"])
+    yield Branch("class_map.cropped", "7", "padding cut off", lambda f: f["cropped"])
+    yield Branch("class_map.whole", "7", "nothing to cut off", lambda f: f["whole"])
 
 
 def _all_branches() -> Iterator[Branch]:
     yield from _requantizations("linear", "int8", "int16")
-    yield _branch(
-        "linear.bias-only", "4.3", "the products sum to 0", lambda f: f["acc"] == f["bias"]
-    )
-    yield _branch("linear.acc-wide", "4.3", "an accumulator beyond 24 bits", lambda f: np.abs(f["acc"]) >= 2**24)
+    yield Branch("linear.bias-only", "4.3", "the products sum to 0", lambda f: f["acc"] == f["bias"])
+    yield Branch("linear.acc-wide", "4.3", "an accumulator beyond 24 bits", lambda f: np.abs(f["acc"]) >= 2**24)
     yield from _add_branches()
     yield from _layernorm_branches()
     yield from _matmul_branches()
     yield from _exponentials("shiftmax", negative=False)
     yield from _divisions("shiftmax", ("paper", "normalized"), (8, 16))
+    yield _divisor_of_one("shiftmax")
+    yield _divisor_of_one("shift_gelu")
     yield from _softmax_rows("shiftmax", "4.7")
     yield from _choices("shiftmax", "4.7", "dtype", "int8", "int16")
     yield from _softmax2_branches()

@@ -67,6 +67,17 @@ def edge_rows(dtype: str, width: int) -> np.ndarray:
     return rows
 
 
+def between(a: int) -> tuple[int, int]:
+    """(mult, shift) by which a and a + 1 are rounded to different integers: the last bit of an operand shows."""
+    small = a if a >= 1 else -a - 1  # the one nearer to zero of the two, which must not be zero
+    shift = small.bit_length() + 31
+    half = 2 ** (shift - 1)
+    mult = -(-half // (small + 1)) if a >= 1 else half // small
+    if not (0 < mult < 2**31 and naive.rsr(a * mult, shift) != naive.rsr((a + 1) * mult, shift)):
+        raise ValueError(f"no scale tells {a} from {a + 1}")
+    return mult, shift
+
+
 def quantize_input(source: Source) -> Iterator[Case]:
     ramp = np.stack([np.arange(256)] * 3, axis=-1).astype(np.uint8)[None]
     yield [ramp], {"table": source.full("int8", 3, 256)}, {}
@@ -138,6 +149,23 @@ def layernorm(source: Source) -> Iterator[Case]:
                 "bias": np.array([2**61 - 1, 0, -(2**61) + 1, 2**40, -(2**40), 2 ** min(shift - 1, 60), 0], np.int64),
             }
             yield [edge_rows("int16", 7)], params, {"shift": shift, "out": out}
+        params = {
+            "mult": source.integers(-(2**21), 2**21, 5, dtype="int32"),
+            "bias": source.integers(-(2**40), 2**40, 5, dtype="int64"),
+        }
+        yield [source.integers(-300, 300, 2, 3, 5, dtype="int16")], params, {"shift": 44, "out": out}
+    yield from sharp_layernorm()
+
+
+def sharp_layernorm() -> Iterator[Case]:
+    """Results that are the last bits of z: mult = 2 and bias = -2 z + 2 j at shift 1 give j."""
+    for row in ([0, 1], [-1, 0, 0], [3, -5, 7, 100, -2], [-9], [1000, -999, 998, -32768, 32767]):
+        mean = (2 * sum(row) + len(row)) // (2 * len(row))
+        centred = [value - mean for value in row]
+        reciprocal = (2**31 - 1) // max(naive.isqrt(sum(value * value for value in centred)), 1)
+        bias = [2 * (j - value * reciprocal // 2) for j, value in enumerate(centred)]
+        params = {"mult": np.full(len(row), 2, np.int32), "bias": np.array(bias, np.int64)}
+        yield [np.array([row], np.int16)], params, {"shift": 1, "out": "int16"}
 
 
 def matmul(source: Source) -> Iterator[Case]:
@@ -207,6 +235,23 @@ def gelu(source: Source) -> Iterator[Case]:
             for mult, shift in ((0, 1), (2**31 - 1, 1), (2**31 - 1, 62), (3, k_out)):
                 scale = {"i0": 16, "k_inter": 23, "lam": 6, "mult": mult, "shift": shift}
                 yield [source.integers(-60, 30, 3, 9, dtype="int8")], {}, attrs | scale
+    scale = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8, "mult": 1, "shift": 7}
+    yield [source.integers(-60, 30, 2, 3, 5, dtype="int8")], {}, scale
+    yield from sharp_gelu()
+
+
+def sharp_gelu() -> Iterator[Case]:
+    """The last bit of sigma where it shows whether the divisor, of 21 to 33 bits, is normalized by its exact length."""
+    i0 = 97
+    for k_inter in (14, 18, 22, 25, 26):
+        for value in (-90, 83):
+            p = naive.times_1_6875(value)
+            one, e = i0 << k_inter, naive.shift_exp(-abs(p), i0, k_inter, 6)
+            product = value * naive.int_div(one if p >= 0 else e, one + e, 16, "normalized")
+            for below in (product - 1, product):
+                mult, shift = between(below)
+                attrs = {"i0": i0, "k_inter": k_inter, "lam": 6, "int_div_kind": "normalized", "k_out": 16}
+                yield [np.array([[value]], np.int8)], {}, attrs | {"mult": mult, "shift": shift}
 
 
 def gelu_table(source: Source) -> Iterator[Case]:
@@ -219,6 +264,16 @@ def l2norm(source: Source) -> Iterator[Case]:
         yield [edge_rows("int16", 7)], {}, {"mult": mult, "shift": shift}
         yield [source.full("int16", 2, 64)], {}, {"mult": mult, "shift": shift}
         yield [source.integers(-3, 3, 4, 5, dtype="int16")], {}, {"mult": mult, "shift": shift}
+        short = np.array([[[-1, 0, 0], [1, 1, -1]], [[0, 0, 1], [2, 0, 0]]], np.int16)
+        yield [short], {}, {"mult": mult, "shift": shift}
+    yield [source.full("int16", 2, 3, 4)], {}, {"mult": 127, "shift": 30}
+    for row in ([-1, 0, 0], [3, -4, 7], [1000, -30000, 32767]):  # the last bit of z
+        reciprocal = (2**31 - 1) // naive.isqrt(sum(value * value for value in row))
+        for value in filter(None, row):
+            z = value * reciprocal // 2
+            for below in (max(z - 1, -(2**30)), z):
+                mult, shift = between(below)
+                yield [np.array([row], np.int16)], {}, {"mult": mult, "shift": shift}
 
 
 def concat(source: Source) -> Iterator[Case]:
@@ -274,6 +329,14 @@ def argmax(source: Source) -> Iterator[Case]:
         yield [source.integers(-1, 1, 9, 5, dtype=dtype)], {}, {}
         yield [source.full(dtype, 4, 1)], {}, {}
         yield [source.integers(0, 1, 2, 256, dtype=dtype)], {}, {}
+    yield (
+        [np.concatenate([source.integers(-9, 9, 3, 256, dtype="int16"), np.array([[10], [0], [-10]], np.int16)], 1)],
+        {},
+        {},
+    )
+    yield [source.integers(-9, 9, 1, 300, dtype="int16")], {}, {}
+    yield [source.integers(-9, 9, 257, 2, dtype="int16")], {}, {}
+    yield [source.integers(-9, 9, 1, 257, 2, dtype="int16")], {}, {}
 
 
 MAKERS: dict[str, Callable[[Source], Iterator[Case]]] = {

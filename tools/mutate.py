@@ -4,13 +4,14 @@
     python tools/mutate.py                    all mutants; survivors and the score
     python tools/mutate.py --file isqrt       only mutants whose file or function contains a word
     python tools/mutate.py --list             name the mutants, run nothing
+    python tools/mutate.py --ops pack/ops     judge the op cases of a conformance pack instead of golden/
 
 A mutant is intseg/ops with one change: a constant one up or down, one operator, comparison, rounding, dtype or word
 exchanged. It is compiled in memory, beside the real package, which stays as it is. The suite that has to kill it is
 golden/ops (every case) and, for what survives that, golden/traces (every node of every window). An exception kills.
 
-Mutated are the functions that a graph runs, and the tables of ranges. Not mutated is what only decides whether a graph is
-accepted (`check`, `require`, the declarations of ops): no replay of accepted graphs can judge that; tests/test_graph.py does.
+Mutated are the functions that a graph runs, and the tables of ranges. Not mutated is what only decides whether a graph
+is accepted (`check`, `require`, the declarations of ops): no replay of accepted graphs can judge that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib.machinery
 import importlib.util
 import json
 import signal
@@ -36,6 +38,7 @@ from intseg import image as pictures
 from intseg import store
 from intseg.executor import execute
 from intseg.graph import Graph
+from intseg.ops import RUN
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "intseg" / "ops"
@@ -44,8 +47,11 @@ PACKAGE = "mutant_of_intseg_ops"
 SECONDS = 60
 """A mutant that takes longer is killed."""
 
-TABLES = ("INT_RANGE", "_BITS")
-"""Assignments outside functions that the arithmetic reads."""
+CONTEXT = 18
+"""Characters on either side of a change in the name of a mutant."""
+
+TABLES = {"INT_RANGE": ("int8", "int16"), "_BITS": ("int8", "int16")}
+"""Dictionaries outside functions that the arithmetic reads, and which of their entries: no op saturates to others."""
 
 VALIDATION = ("check", "require", "same_shape", "int_attr", "probability_row_sum")
 """Functions whose names begin so take no part in running a graph."""
@@ -69,11 +75,18 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """What `EQUIVALENT` names: independent of line numbers."""
-        return f"{self.file}:{self.function}: {self.before} -> {self.after}"
+        """What `EQUIVALENT` names: the change with a little context, independent of line numbers."""
+        old, new = self.before, self.after
+        start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        end = 0
+        while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
+            end += 1
+        tail = old[len(old) - end :]
+        change = f"[{old[start : len(old) - end]} -> {new[start : len(new) - end]}]"
+        return f"{self.file}:{self.function}: {old[max(start - CONTEXT, 0) : start]}{change}{tail[:CONTEXT]}"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}: {self.before}  ->  {self.after}"
+        return f"line {self.line}, {self.key}"
 
 
 BINARY: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
@@ -169,6 +182,8 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
     for function, root in _parts(tree):
         for path in _expressions(root):
             original = _at(root, path)
+            if function in TABLES and not _is_read(root, path, TABLES[function]):
+                continue
             for changed in changes(original):
                 mutated = copy.deepcopy(tree)
                 twin = next(part for name, part in _parts(mutated) if name == function)
@@ -177,23 +192,25 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
                 parent = _context(root, path)
                 shown = copy.deepcopy(root)
                 _replace(shown, path, changed)
-                yield Mutant(
-                    file, function, original.lineno, _text(parent), _text(_context(shown, path)), mutated
-                )  # type: ignore[attr-defined]
+                yield Mutant(file, function, original.lineno, _text(parent), _text(_context(shown, path)), mutated)  # type: ignore[attr-defined]
 
 
 Path_ = tuple[tuple[str, int | None], ...]
 """How to walk from a node to one below it: field names, with an index where the field is a list."""
 
 
-def _parts(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+def _parts(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     """What is mutated in a module: functions that run, tables that they read."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef) and not statement.name.startswith(VALIDATION):
             yield statement.name, statement
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            if statement.targets[0].id in TABLES:
-                yield statement.targets[0].id, statement
+        elif isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in TABLES:
+            yield ast.unparse(statement.targets[0]), statement
+
+
+def _is_read(table: Any, path: Path_, keys: Sequence[str]) -> bool:
+    """Whether a path leads into one of these entries of a dictionary."""
+    return len(path) > 1 and path[1][0] == "values" and table.value.keys[path[1][1]].value in keys
 
 
 def _expressions(root: ast.AST, path: Path_ = ()) -> Iterator[Path_]:
@@ -247,11 +264,13 @@ Ops = dict[str, Callable[..., Any]]
 
 
 def load_ops(mutant: Mutant | None) -> Ops:
-    """The op table of a copy of intseg/ops in which the mutant's module is replaced. Raises whatever the code raises."""
+    """The op table of a copy of intseg/ops in which the mutant's module is replaced. Raises what the code raises."""
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
         del sys.modules[name]
     package = types.ModuleType(PACKAGE)
     package.__path__ = []
+    package.__package__ = PACKAGE
+    package.__spec__ = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
     sys.modules[PACKAGE] = package
     finder = _Finder(mutant)
     sys.meta_path.insert(0, finder)
@@ -280,10 +299,7 @@ class _Finder:
 
     def exec_module(self, module: types.ModuleType) -> None:
         file = module.__name__.split(".")[1] + ".py"
-        if self.mutant is not None and self.mutant.file == file:
-            tree = self.mutant.tree
-        else:
-            tree = _parsed(file)
+        tree = self.mutant.tree if self.mutant is not None and self.mutant.file == file else _parsed(file)
         exec(compile(tree, file, "exec"), module.__dict__)  # our own source
 
 
@@ -337,9 +353,7 @@ class _Different(Exception):
     pass
 
 
-def _first_node(
-    ops: Ops, graph: Graph, window: np.ndarray, number: int, expected: dict[str, np.ndarray]
-) -> str | None:
+def _first_node(ops: Ops, graph: Graph, window: np.ndarray, number: int, expected: dict[str, np.ndarray]) -> str | None:
     def compare(node: Any, value: Any) -> None:
         if not _equal(value, expected[f"window{number}.{node.name}"]):
             raise _Different(node.name)
@@ -351,9 +365,14 @@ def _first_node(
     return None
 
 
+def read_ops(folder: Path) -> Suite:
+    """Files of op cases; those of the steps around the graph are left out."""
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem in RUN]
+    return Suite([case for file in files for case in _cases(file)], [])
+
+
 def read_suite(golden: Path = GOLDEN) -> Suite:
     """golden/ops and golden/traces."""
-    cases = [case for file in sorted((golden / "ops").glob("*.safetensors")) for case in _cases(file)]
     traces = []
     for file in sorted((golden / "traces").glob("*.safetensors")):
         model, picture, _ = file.name.split(".")
@@ -361,7 +380,7 @@ def read_suite(golden: Path = GOLDEN) -> Suite:
         rgb = pictures.decode(golden / "images" / f"{picture}.png", graph.info.pad).rgb
         windows = [window for _, window in pictures.cut_windows(rgb, graph.info)]
         traces.append((file.stem, graph, windows, safetensors.numpy.load(file.read_bytes())))
-    return Suite(cases, traces)
+    return Suite(read_ops(golden / "ops").cases, traces)
 
 
 def _cases(file: Path) -> Iterator[Case]:
@@ -388,8 +407,8 @@ def killer(mutant: Mutant | None, suite: Suite) -> str | None:
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(SECONDS)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), np.errstate(all="raise"):
+            warnings.simplefilter("error", RuntimeWarning)  # as pytest runs the suite
             return suite.first_difference(load_ops(mutant), _users(mutant))
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:120]
@@ -414,7 +433,84 @@ def _users(mutant: Mutant | None) -> tuple[str, ...]:
 # Equivalent mutants
 # ---------------------------------------------------------------------------------------------------------------------
 
-EQUIVALENT: dict[str, str] = {}
+_REASONS: dict[str, tuple[str, ...]] = {
+    "a shift count fits any width, and INT64 operands widen it": (
+        "_arith.py:rsr: ay(c, dtype=np.int[64 -> 32])",
+        "_arith.py:rsr: .left_shift(np.int[64 -> 32](1), c - 1)",
+    ),
+    "0 <= mult < 2^31 fits INT32, and the INT64 operand widens the product": (
+        "_arith.py:requantize: mult, dtype=np.int[64 -> 32]), shift), dtype)",
+    ),
+    "at n = 0 both branches give x": (
+        "_arith.py:shift_left: eturn np.where(n >[= -> ] 0, np.left_shift(",
+        "_arith.py:shift_left: urn np.where(n >= [0 -> 1], np.left_shift(x,",
+    ),
+    "changes only the branch that is not selected": (
+        "_arith.py:shift_left: (x, np.maximum(n, [0 -> -1])), np.right_shift",
+        "_arith.py:shift_left: um(np.maximum(-n, [0 -> 1]), 62)))",
+        "_arith.py:shift_left: um(np.maximum(-n, [0 -> -1]), 62)))",
+    ),
+    "operands are below 2^46 and never negative: 0 after a shift by 61, 62 or 63": (
+        "_arith.py:shift_left: .maximum(-n, 0), 6[2 -> 3])))",
+        "_arith.py:shift_left: .maximum(-n, 0), 6[2 -> 1])))",
+    ),
+    "differs at v = 0 only, where every caller takes max(root, 1)": (
+        "_arith.py:isqrt: root = np.[zero -> one]s_like(v)",
+    ),
+    "2^62 is above every v": ("_arith.py:isqrt: for bit in range(3[0 -> 1], -1, -1):",),
+    "the ops' v is below 2^48, so that its root has at most 24 bits": (
+        "_arith.py:isqrt: for bit in range([30 -> 29], -1, -1):",
+    ),
+    "31 + 16 + 8 + 4 + 2 + 1 + 1 bits are enough for every INT64": (
+        "_arith.py:bit_length: for step in (3[2 -> 1], 16, 8, 4, 2, 1):",
+    ),
+    "2^31 - 1 is prime: differs at d = 1, hidden by the shift, and at d = 2^31 - 1, reached by no op": (
+        "_arith.py:int_div:  Int = (2 ** 31 - [1 -> 2]) // d * n >> 32 -",
+    ),
+    "no divisor of 2^46 - 1 lies in [2^30, 2^31)": ("_arith.py:int_div: ocal = (2 ** 46 - [1 -> 2]) // shift_left(d,",),
+    "positions are below 2^31": ("class_map.py:_taps: stop, dtype=np.int[64 -> 32])",),
+    "beyond the last centre both cells are the last one, and their weights always sum to 2 factor": (
+        "class_map.py:_taps: + 1 - factor, 0), [2 -> 3] * factor * (size ",
+        "class_map.py:_taps:  * factor * (size [- -> +] 1))",
+        "class_map.py:_taps:  factor * (size - [1 -> 0]))",
+    ),
+    "the weights are INT64 and widen the product": ("class_map.py:upsample_bilinear:  = x.astype(np.int[64 -> 32])",),
+    "p is never between -3 and -1, and p = 0 only at x = 0, where x sigma is 0": (
+        "gelu.py:sigmoid_gelu: t_div(np.where(p >[= -> ] 0, one, e), one +",
+        "gelu.py:sigmoid_gelu: div(np.where(p >= [0 -> 1], one, e), one + e",
+        "gelu.py:sigmoid_gelu: div(np.where(p >= [0 -> -1], one, e), one + e",
+    ),
+    "a negative index counts from the end: x - 128 and x + 128 are the same entry of 256": (
+        "gelu.py:gelu_table: .astype(np.int16) [+ -> -] 128]",
+    ),
+    "the operand fits INT16 and the other one, INT32, widens the product": (
+        "linear.py:linear:  = x.astype(np.int[32 -> 16]) @ weight.T.astyp",
+        "linear.py:linear: ht.T.astype(np.int[32 -> 16]) + bias",
+        "matmul.py:matmul:  = a.astype(np.int[32 -> 16]) @ b.astype(np.in",
+        "matmul.py:matmul:  @ b.astype(np.int[32 -> 16])",
+    ),
+    "height and width are multiples of patch": (
+        "patchify.py:patchify: grid = x.reshape([height // patch -> -(-height // patch)], patch, width // ",
+        "patchify.py:patchify:  // patch, patch, [width // patch -> -(-width // patch)], patch, channels)",
+    ),
+    "NumPy takes every negative extent for the one to be inferred": (
+        "patchify.py:patchify: 1, 3, 4).reshape(-[1 -> 2], patch * patch * ",
+    ),
+    "NumPy gives 0 beyond 63 bits, and the element at q = 0 is not selected": (
+        "softmax2.py:softmax2: power, rsr(power, [np.clip(q, 1, 17) -> q]))",
+        "softmax2.py:softmax2: power, np.clip(q, [1 -> 0], 17)))",
+    ),
+    "RSR(power, q) is 0 for every q >= 16": (
+        "softmax2.py:softmax2: r, np.clip(q, 1, 1[7 -> 8])))",
+        "softmax2.py:softmax2: r, np.clip(q, 1, 1[7 -> 6])))",
+    ),
+    "parts heads divides the width": (
+        "tokens.py:split_heads: ns, parts, heads, [width // (parts * heads -> -(-width // (parts * heads)]))[:, part].transp",  # noqa: E501
+    ),
+    "the input has two axes": ("tokens.py:to_grid: t, width, x.shape[[- -> ]1])",),
+}
+
+EQUIVALENT = {key: reason for reason, keys in _REASONS.items() for key in keys}
 """Mutants that compute the same for every operand that SPEC.md admits, and why. Everything else counts."""
 
 
@@ -431,16 +527,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", default="", metavar="WORD", help="only mutants whose file or function contains it")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     parser.add_argument("--verbose", action="store_true", help="say what killed every mutant")
+    parser.add_argument("--ops", type=Path, metavar="DIR", help="op files of this folder instead of golden/")
     args = parser.parse_args(argv)
-    found = all_mutants(args.file)
     if args.list:
-        print("\n".join(map(str, found)))
+        print("\n".join(map(str, all_mutants(args.file))))
         return 0
-    suite = read_suite()
+    suite = read_ops(args.ops) if args.ops else read_suite()
+    if not suite.cases:
+        print(f"mutate.py: {args.ops}: holds no op files; write a pack with intseg vectors", file=sys.stderr)
+        return 2
     if problem := killer(None, suite):
         print(f"mutate.py: the unmutated copy fails: {problem}; run tools/make_golden.py --check", file=sys.stderr)
         return 1
-    return _report(found, suite, args.verbose, complete=not args.file)
+    return _report(all_mutants(args.file), suite, args.verbose, complete=not args.file)
 
 
 def _report(found: list[Mutant], suite: Suite, verbose: bool, complete: bool) -> int:
