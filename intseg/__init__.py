@@ -4,10 +4,29 @@
 >>> result = intseg.run("street.png")                                           # doctest: +SKIP
 >>> result.labels.shape, result.save("street_labels.png")                       # doctest: +SKIP
 
-Importing this package loads NumPy and safetensors only; Pillow, Numba and the bundled model are loaded on first use.
+Importing this package loads nothing; NumPy, Pillow, Numba and the bundled model are loaded on first use.
 """
 
+from typing import TYPE_CHECKING
+
 from intseg._version import __version__
-from intseg.api import Model, Result, load, run, trace
+
+if TYPE_CHECKING:
+    from intseg.api import Model, Result, load, run, trace
 
 __all__ = ["Model", "Result", "__version__", "load", "run", "trace"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, from `intseg.api` when one is first asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'intseg' has no attribute {name!r}")
+    from intseg import api
+
+    value: object = getattr(api, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,41 +6,49 @@ made of a model with the model.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
+import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intseg import backends, models, store
 from intseg import image as pictures
-from intseg.errors import UsageError
+from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
 from intseg.executor import execute
-from intseg.graph import Graph, ModelInfo, Node
+from intseg.graph import Graph, ModelInfo, Node, validate
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Array = NDArray[Any]
+ImageLike = pictures.ImageLike
 
 _REMEMBERED = 4
 _IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_MAX_CONFIG = 16 * 2**20
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _lock = threading.RLock()
-_models: dict[tuple[Path, str], Model] = {}
+_models: dict[tuple[Path, str, tuple[str, ...] | None], Model] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded, validated model.
+    """A loaded, validated model. It may be used from several threads at once, and pickled.
 
     graph   nodes, tensors and what is known about them
     sha256  of the bytes of its file
     path    of its file
+
+    Pickled as path, sha256 and class names: unpickling reads the file, and raises MismatchError if that changed.
     """
 
     graph: Graph = field(repr=False)
@@ -62,6 +70,9 @@ class Model:
             if key not in self._compiled:
                 self._compiled[key] = backends.compile(self.graph, *key)
             return self._compiled[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (str(self.path.absolute()), self.sha256, self.info.classes)
 
     def __repr__(self) -> str:
         info = self.info
@@ -110,29 +121,86 @@ class Result:
         """Part of the pixels per class, from 0 to 1, of the classes found, the largest first."""
         return {name: count / self.labels.size for name, count in self.counts().items()}
 
-    def overlay(self, opacity: float = 0.5, legend: bool = False) -> Image.Image:
-        """The image under its class colours, with a legend below it if asked for. Raises UsageError for the opacity."""
+    def overlay(
+        self, opacity: float = 0.5, legend: bool = False, palette: Sequence[pictures.Colour] | None = None
+    ) -> Image.Image:
+        """The image under its class colours, with a legend below it if asked for.
+
+        palette  other colours than the model's, one per class
+        Raises UsageError for the opacity.
+        """
         from PIL import Image
 
-        picture = Image.fromarray(pictures.overlay(self.image, self.labels, self.palette, opacity))
-        return pictures.add_legend(picture, self._legend()) if legend else picture
+        palette = palette or self.palette
+        picture = Image.fromarray(pictures.overlay(self.image, self.labels, palette, opacity))
+        return pictures.add_legend(picture, self._legend(palette)) if legend else picture
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the labels as PNG: indexed, with the palette; 16-bit grayscale for more than 256 classes.
+    def png(self, palette: Sequence[pictures.Colour] | None = None, values: Array | None = None) -> bytes:
+        """The labels as the bytes of a PNG file: indexed, with the palette; 16-bit grayscale for values above 255.
+
+        palette  other colours than the model's, one per class
+        values   uint16 [C]: stored in place of the class indices (`intseg.image.stored_values`)
+        """
+        labels, colours = self.labels, tuple(palette or self.palette)
+        if values is not None:
+            labels, colours = pictures.store_as(labels, colours, values)
+        return pictures.labels_png(labels, colours)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        palette: Sequence[pictures.Colour] | None = None,
+        values: Array | None = None,
+    ) -> None:
+        """Write the labels as PNG, as `png` gives them.
 
         Raises UsageError unless the name ends in .png, InputError when it cannot be written; nothing is left then.
         """
         if image_format(path) != "PNG":
             raise UsageError(f"{os.fspath(path)}: labels are written without loss; give a name that ends in .png")
-        store.write_atomically(Path(path), pictures.labels_png(self.labels, self.palette))
+        store.write_atomically(Path(path), self.png(palette, values))
 
-    def save_overlay(self, path: str | os.PathLike[str], opacity: float = 0.5) -> None:
-        """Write the overlay with its legend as .png or .jpg. Raises as `save`."""
+    def save_overlay(
+        self,
+        path: str | os.PathLike[str],
+        opacity: float = 0.5,
+        legend: bool = True,
+        palette: Sequence[pictures.Colour] | None = None,
+    ) -> None:
+        """Write the overlay, with its legend unless that is not wanted, as .png or .jpg. Raises as `save`."""
         kind = image_format(path)
-        store.write_atomically(Path(path), pictures.encode(self.overlay(opacity, legend=True), kind))
+        store.write_atomically(Path(path), pictures.encode(self.overlay(opacity, legend, palette), kind))
 
-    def _legend(self) -> list[pictures.LegendEntry]:
-        colours = dict(zip(self.classes, self.palette, strict=True))
+    def to_pil(self) -> Image.Image:
+        """The labels as a Pillow image: mode "P" with the palette, "I;16" for more than 256 classes."""
+        return pictures.labels_image(self.labels, self.palette)
+
+    def to_hf(self) -> list[dict[str, Any]]:
+        """What the Hugging Face pipeline "image-segmentation" returns for semantic segmentation.
+
+        return  per class found, in the order of the classes: {"score": None, "label": its name,
+                "mask": Pillow image of mode "L", 255 where the class is, else 0}
+        """
+        return [
+            {"score": None, "label": self.classes[i], "mask": pictures.mask(self.labels, i)}
+            for i in np.unique(self.labels).tolist()
+        ]
+
+    def _repr_png_(self) -> bytes:
+        """The overlay with its legend, for notebooks."""
+        return pictures.encode(self.overlay(legend=True), "PNG")
+
+    def _repr_html_(self) -> str:
+        """The overlay with its legend and a caption, for notebooks; nothing is loaded from elsewhere."""
+        data = base64.b64encode(self._repr_png_()).decode()
+        text = html.escape(repr(self)[1:-1])
+        return (
+            f'<figure style="margin:0"><img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+
+    def _legend(self, palette: Sequence[pictures.Colour]) -> list[pictures.LegendEntry]:
+        colours = dict(zip(self.classes, palette, strict=True))
         shares = self.shares().items()
         return [pictures.LegendEntry(colours[name], f"{name} {pictures.percent(share)}") for name, share in shares]
 
@@ -151,49 +219,150 @@ def image_format(path: str | os.PathLike[str]) -> str:
 
 
 def load(weights: str | os.PathLike[str] | Model | None = None) -> Model:
-    """A model from its file.
+    """A model from its file or its folder.
 
-    weights  the name of a bundled model (`intseg.models.names()`), a path, or None for the bundled default. A bundled
-             name wins over a file of that name in the working folder; "./name" is always a path
+    weights  the name of a bundled model (`intseg.models.names()`), a file, a folder as on the Hugging Face hub, or
+             None for the bundled default. A bundled name wins over a file of that name in the working folder;
+             "./name" is always a path. Of a folder, model.safetensors is read (or the only .safetensors file), and the
+             class names from id2label of config.json where it is there
     Raises InputError when the file cannot be read, ModelError when it is not a valid model.
     """
     if isinstance(weights, Model):
         return weights
     if weights is None or (isinstance(weights, str) and weights in models.names()):
-        path = models.path(weights or models.DEFAULT)
-    else:
-        path = Path(weights)
+        return _load(models.path(weights or models.DEFAULT), None)
+    path = Path(weights)
+    if path.is_dir():
+        return _load(_weights_in(path), _configured_names(path / _CONFIG))
+    hint = suggest(str(weights), models.names())
+    if hint and not path.exists():
+        raise InputError(f"{path}: no such weights file or bundled model{hint}; intseg models lists these")
+    return _load(path, None)
+
+
+def _load(path: Path, names: tuple[str, ...] | None) -> Model:
+    """The model of a file, remembered; with other class names if given."""
     data = store.read(path)
-    key = (path.absolute(), hashlib.sha256(data).hexdigest())
+    key = (path.absolute(), hashlib.sha256(data).hexdigest(), names)
     with _lock:
         if key not in _models:
-            model = Model(store.parse(path, data), key[1], path)
+            model = Model(_renamed(store.parse(path, data), names, path), key[1], path)
             while len(_models) >= _REMEMBERED:
                 del _models[next(iter(_models))]
             _models[key] = model
         return _models[key]
 
 
+def _renamed(graph: Graph, names: tuple[str, ...] | None, path: Path) -> Graph:
+    if names is None or names == graph.info.classes:
+        return graph
+    if len(names) != len(graph.info.classes):
+        raise ModelError(
+            f"{path.parent / _CONFIG}: id2label names {len(names)} classes, {path.name} has "
+            f"{len(graph.info.classes)}; correct it, or remove it to use the names in the weights"
+        )
+    renamed = replace(graph, info=replace(graph.info, classes=names))
+    try:
+        validate(renamed)
+    except ModelError as error:
+        raise ModelError(f"{path.parent / _CONFIG}: {error}") from None
+    return renamed
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights file of a model folder. Raises InputError unless there is one."""
+    if (folder / _WEIGHTS).is_file():
+        return folder / _WEIGHTS
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise InputError(
+            f"{folder}: cannot read weights: {len(found)} .safetensors files in this folder, expected {_WEIGHTS}; "
+            "give the folder or the file that tools/convert.py wrote"
+        )
+    return found[0]
+
+
+def _configured_names(path: Path) -> tuple[str, ...] | None:
+    """Class names from id2label of a config.json; None where there is no such file or entry. Raises ModelError."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise ModelError(f"{path}: {path.stat().st_size} bytes, expected a small JSON file; remove it")
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}; check the permissions") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path}: is not JSON; correct it, or remove it to use the names in the weights") from None
+    found = config.get("id2label") if isinstance(config, dict) else None
+    if found is None:
+        return None
+    numbers = [str(i) for i in range(len(found))] if isinstance(found, dict) else []
+    if not numbers or set(found) != set(numbers) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError(f'{path}: id2label is {found!r:.60}, expected {{"0": name, "1": name, ...}}; correct it')
+    return tuple(found[number] for number in numbers)
+
+
+def _restore(path: str, sha256: str, names: tuple[str, ...]) -> Model:
+    """Unpickle a model. Raises InputError when its file is gone, MismatchError when it changed."""
+    model = _load(Path(path), None)
+    if model.sha256 != sha256:
+        raise MismatchError(f"{path}: sha256 is {model.sha256[:12]}, expected {sha256[:12]}: the file changed; load it")
+    return model if model.info.classes == names else _load(Path(path), names)
+
+
+@overload
 def run(
-    image: str | os.PathLike[str] | Image.Image | Array,
+    image: ImageLike,
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
-) -> Result:
-    """Segment an image.
+) -> Result: ...
 
-    image    a path, a Pillow image, or an array uint8 [H, W, 3] (red, green, blue); any size from 1 x 1 up
+
+@overload
+def run(
+    image: list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
+    weights: str | os.PathLike[str] | Model | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Iterator[Result]: ...
+
+
+def run(
+    image: ImageLike | list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
+    weights: str | os.PathLike[str] | Model | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Result | Iterator[Result]:
+    """Segment an image, or several.
+
+    image    a path, the bytes of an image file, a Pillow image, or an array uint8 [H, W, 3] (red, green, blue); any
+             size from 1 x 1 up. A list, a tuple, a generator of these: the results follow one by one, each image is
+             taken when its result is asked for
     weights  the name of a bundled model, a path, a `Model`, or None for the bundled default
     backend  "auto", "numpy" or "numba": the same bits
     threads  of the numba backend; None is every core
-    Raises InputError for the image, ModelError for the weights, UsageError for the backend.
+    Raises InputError for the image, ModelError for the weights, UsageError for the backend; the last two at once.
     """
-    model = load(weights)
-    return _run(_decode(image, model), model, backends.resolve(backend), threads)
+    model, backend = load(weights), backends.resolve(backend)
+    if isinstance(image, (list, tuple, Iterator)):
+        model.compiled(backend, threads)
+        return _run_each(iter(image), model, backend, threads)
+    return run_picture(_decode(image, model), model, backend, threads)
+
+
+def _run_each(images: Iterator[ImageLike], model: Model, backend: str, threads: int | None) -> Iterator[Result]:
+    for i, image in enumerate(images):
+        try:
+            picture = _decode(image, model)
+        except IntsegError as error:
+            raise type(error)(f"image {i}: {error}") from None
+        yield run_picture(picture, model, backend, threads)
 
 
 def trace(
-    image: str | os.PathLike[str] | Image.Image | Array,
+    image: ImageLike,
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "numpy",
 ) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
@@ -205,11 +374,13 @@ def trace(
     return _trace(_decode(image, model), model, backend)
 
 
-def _decode(source: str | os.PathLike[str] | Image.Image | Array, model: Model) -> pictures.Picture:
+def _decode(source: ImageLike, model: Model) -> pictures.Picture:
     return pictures.decode(source, model.info.pad)
 
 
-def _run(picture: pictures.Picture, model: Model, backend: str, threads: int | None) -> Result:
+def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", threads: int | None = None) -> Result:
+    """`run` for an image that is decoded already."""
+    backend = backends.resolve(backend)
     scores = _scores(picture.rgb, model.info, model.compiled(backend, threads))
     height, width, _ = picture.rgb.shape
     labels = backends.class_map(scores, model.info.upsample, model.info.patch, height, width, backend, threads)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import json
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from tiny_model import tiny_graph
 
 import intseg
 from intseg import backends, models, store
-from intseg.errors import InputError, ModelError, UsageError
+from intseg.errors import InputError, MismatchError, ModelError, UsageError
 from intseg.executor import execute
 from intseg.ops import RUN
 
@@ -249,3 +253,157 @@ def test_import_is_light() -> None:
     script = f"import sys, intseg; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -------------------------------------------------------------------------------------- folders, many images, notebooks
+
+
+def model_folder(weights: Path, folder: Path, config: Any = None) -> Path:
+    """A folder as on the Hugging Face hub, with a config.json if one is given."""
+    folder.mkdir()
+    shutil.copy(weights, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return folder
+
+
+def test_a_model_folder_names_the_classes(weights: Path, tmp_path: Path) -> None:
+    plain = intseg.load(model_folder(weights, tmp_path / "plain"))
+    assert plain.info.classes == intseg.load(weights).info.classes
+    names = {str(i): f"thing {i}" for i in reversed(range(5))}
+    named = intseg.load(model_folder(weights, tmp_path / "named", {"id2label": names, "image_size": 0.5}))
+    assert named.info.classes == tuple(f"thing {i}" for i in range(5))
+    assert named.sha256 == plain.sha256
+    assert named.path == tmp_path / "named" / "model.safetensors"
+    image = random_image(30, 40)
+    assert np.array_equal(intseg.run(image, named, "numpy").labels, intseg.run(image, plain, "numpy").labels)
+    assert pickle.loads(pickle.dumps(named)).info.classes == named.info.classes
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ("{", "not JSON"),
+        ({"id2label": {"0": "a"}}, "names 1 classes"),
+        ({"id2label": {"1": "a"}}, "id2label is"),
+        ({"id2label": ["a"]}, "id2label is"),
+        ({"id2label": {str(i): i for i in range(5)}}, "id2label is"),
+        ({"id2label": {str(i): "same" for i in range(5)}}, "config.json"),
+    ],
+)
+def test_a_bad_config_is_refused(weights: Path, tmp_path: Path, config: Any, word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        intseg.load(model_folder(weights, tmp_path / "model", config))
+
+
+def test_a_model_folder_without_the_usual_name(weights: Path, tmp_path: Path) -> None:
+    folder = model_folder(weights, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    assert intseg.load(folder).path.name == "mine.safetensors"
+    shutil.copy(weights, folder / "other.safetensors")
+    with pytest.raises(InputError, match=r"2 \.safetensors"):
+        intseg.load(folder)
+
+
+def test_a_mistyped_bundled_name() -> None:
+    with pytest.raises(InputError, match=r"did you mean camvid-tiny\?"):
+        intseg.load("camvid-tinny")
+
+
+def test_a_model_is_pickled_by_its_file(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    shutil.copy(weights, path)
+    model = intseg.load(path)
+    data = pickle.dumps(model)
+    assert len(data) < 2000
+    assert pickle.loads(data) is model
+    store.save(tiny_graph(seed=77), path)
+    with pytest.raises(MismatchError, match="changed"):
+        pickle.loads(data)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot read weights"):
+        pickle.loads(data)
+
+
+def test_several_images_are_taken_one_by_one(weights: Path, tmp_path: Path) -> None:
+    images = [random_image(20 + i, 40) for i in range(3)]
+    alone = [intseg.run(image, weights, "numpy").labels for image in images]
+    taken: list[int] = []
+
+    def generator() -> Iterator[Any]:
+        for i, image in enumerate(images):
+            taken.append(i)
+            yield image
+
+    for several in (images, tuple(images), iter(images)):
+        found = [result.labels for result in intseg.run(several, weights, "numpy")]
+        assert all(np.array_equal(a, b) for a, b in zip(found, alone, strict=True))
+    results = intseg.run(generator(), weights, "numpy")
+    assert taken == []
+    assert np.array_equal(next(results).labels, alone[0])
+    assert taken == [0]
+    with pytest.raises(UsageError):
+        intseg.run(images, weights, "cuda")
+    results = intseg.run([images[0], "none.png"], weights, "numpy")
+    next(results)
+    with pytest.raises(InputError, match=r"image 1: none\.png"):
+        next(results)
+    assert list(intseg.run([], weights, "numpy")) == []
+
+
+def test_bytes_of_a_file_are_an_image(weights: Path, tmp_path: Path) -> None:
+    Image.fromarray(random_image(30, 40)).save(tmp_path / "image.png")
+    result = intseg.run((tmp_path / "image.png").read_bytes(), weights, "numpy")
+    assert np.array_equal(result.image, random_image(30, 40))
+
+
+def test_pillow_and_hugging_face_views(weights: Path) -> None:
+    result = intseg.run(random_image(40, 57), weights, "numpy")
+    picture = result.to_pil()
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), result.labels)
+    entries = result.to_hf()
+    assert [entry["label"] for entry in entries] == [name for name in result.classes if name in result.counts()]
+    for entry in entries:
+        assert list(entry) == ["score", "label", "mask"]
+        assert entry["score"] is None
+        assert (entry["mask"].mode, entry["mask"].size) == ("L", (57, 40))
+        index = result.classes.index(entry["label"])
+        assert np.array_equal(np.asarray(entry["mask"]), np.where(result.labels == index, 255, 0))
+
+
+def test_a_notebook_shows_the_overlay(weights: Path, tmp_path: Path) -> None:
+    result = intseg.run(random_image(40, 57), weights, "numpy")
+    result.save_overlay(tmp_path / "overlay.png")
+    png = result._repr_png_()
+    assert png == (tmp_path / "overlay.png").read_bytes()
+    page = result._repr_html_()
+    assert base64.b64encode(png).decode() in page
+    assert "57 x 40" in page
+    assert "http" not in page
+
+
+def test_saving_with_other_colours_and_values(weights: Path, tmp_path: Path) -> None:
+    result = intseg.run(random_image(40, 57), weights, "numpy")
+    colours = [(i, 0, 255 - i) for i in range(5)]
+    result.save(tmp_path / "l.png", palette=colours, values=np.array([3, 3, 9, 9, 0], np.uint16))
+    with Image.open(tmp_path / "l.png") as labels:
+        assert np.array_equal(np.asarray(labels), np.array([3, 3, 9, 9, 0])[result.labels])
+        first = np.array([0, 0, 2, 2, 4])[result.labels]  # classes that share a value share the first one's colour
+        assert np.array_equal(np.asarray(labels.convert("RGB")), np.array(colours, np.uint8)[first])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_model_in_several_threads(weights: Path, backend: str) -> None:
+    images = [random_image(30 + i, 60) for i in range(8)]
+    model = intseg.load(weights)
+    alone = [intseg.run(image, model, backend, threads=1).labels for image in images]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: intseg.run(image, model, backend, threads=1).labels, images))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_the_package_has_its_public_names_only() -> None:
+    assert set(intseg.__all__) <= set(dir(intseg))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        intseg.nothing  # noqa: B018

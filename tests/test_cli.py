@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import backends, cli, models, store
+from intseg import backends, cli, completion, evaluate, models, store
 
 ENVIRONMENT = os.environ | {"INTSEG_DEBUG": ""}
 Capture = pytest.CaptureFixture[str]
@@ -181,8 +183,11 @@ def test_image_over_pillows_limit(folder: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_image_is_a_folder(folder: Path, capsys: Capture) -> None:
     (folder / "sub.png").mkdir()
-    assert infer(folder, image="sub.png") == 4
-    assert_one_line_error(capsys, "folder")
+    assert infer(folder, "-o", str(folder / "out"), image="sub.png") == 4
+    assert_one_line_error(capsys, "no image in this folder")
+    assert infer(folder, image="sub.png") == 2
+    assert_one_line_error(capsys, "need -o DIR")
+    assert names(folder) == {"sub.png"}
 
 
 def float_weights() -> bytes:
@@ -241,7 +246,10 @@ def test_no_bundled_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["--threads", "many"], 2, "from 1 up"),
         (["--backend", "cuda"], 2, "numpy"),
         (["--overlay", "a.png", "--no-overlay"], 2, "not allowed"),
-        (["more.png"], 2, "unrecognized"),
+        (["more.png"], 2, "need -o DIR"),
+        (["--palette", "grey"], 2, "did you mean gray?"),
+        (["--palette", "{}/none.txt"], 4, "cannot read the palette"),
+        (["--label-map", "class1=3,*=0"], 2, "did you mean class 1?"),
     ],
 )
 def test_bad_arguments(folder: Path, arguments: list[str], code: int, word: str, capsys: Capture) -> None:
@@ -380,3 +388,155 @@ def test_process_in_a_read_only_folder(folder: Path) -> None:
         folder.chmod(0o755)
     assert done.returncode == 4
     assert "read-only" in done.stderr
+
+
+# ------------------------------------------------------------------------------- standard input, shells, first steps
+
+
+class Standard:
+    """Standard input with some bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def test_an_image_on_standard_input(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert infer(folder) == 0
+    capsysbinary.readouterr()
+    data, weights = (folder / "street.png").read_bytes(), ["-w", str(folder / "w.safetensors"), "--backend", "numpy"]
+    monkeypatch.setattr(sys, "stdin", Standard(data))
+    assert cli.main(["infer", "-", *weights]) == 0
+    captured = capsysbinary.readouterr()
+    assert captured.out == (folder / "street_labels.png").read_bytes()
+    assert captured.err == b""
+    monkeypatch.setattr(sys, "stdin", Standard(data))
+    written = ["-o", str(folder / "l.png"), "--overlay", str(folder / "o.png")]
+    assert cli.main(["infer", "-", *weights, *written]) == 0
+    assert (folder / "o.png").read_bytes() == (folder / "street_overlay.png").read_bytes()
+    assert b"wrote" in capsysbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "code", "word"),
+    [
+        (b"", [], 4, "standard input: 0 bytes"),
+        (b"text", [], 4, "standard input: not an image"),
+        (b"", ["-o", "out.jpg"], 2, "-o FILE.png"),
+        (b"", ["--json"], 2, "redirect"),
+        (b"", ["-o", "out.png", "--jsonl", "a.jsonl"], 2, "--jsonl"),
+    ],
+)
+def test_bad_standard_input(
+    folder: Path, data: bytes, arguments: list[str], code: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", Standard(data))
+    assert cli.main(["infer", "-", "-w", "w.safetensors", "--backend", "numpy", *arguments]) == code
+    assert_one_line_error(capsys, word)
+    assert names(folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["infr", "x.png"], "infer"),
+        (["infer", "x.png", "--jobz", "3"], "--jobs"),
+        (["infer", "x.png", "--opacty=1"], "--opacity"),
+        (["infer", "x.png", "--backend", "numpi"], "numpy"),
+        (["infer", "x.png", "-w", "camvid-tny"], "camvid-tiny"),
+        (["eval", "--layout", "camvd"], "camvid"),
+    ],
+)
+def test_a_mistyped_word_gets_a_suggestion(arguments: list[str], suggestion: str, capsys: Capture) -> None:
+    assert cli.main(arguments) in (2, 4)
+    assert_one_line_error(capsys, f"(did you mean {suggestion}?)")
+
+
+def test_images_may_stand_between_options(folder: Path) -> None:
+    (folder / "b.png").write_bytes((folder / "street.png").read_bytes())
+    assert infer(folder, "-o", str(folder / "out"), str(folder / "b.png")) == 0
+    assert {"out/b_labels.png", "out/street_labels.png"} <= names(folder)
+
+
+def test_quiet(folder: Path, capsys: Capture) -> None:
+    Image.new("L", (9, 9)).save(folder / "gray.png")
+    assert infer(folder, "-q", image="gray.png") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_names_that_are_known_without_numpy() -> None:
+    assert ("auto", *backends.names()) == cli._BACKENDS
+    assert tuple(evaluate.LAYOUTS) == cli._LAYOUTS
+
+
+def test_help_needs_no_numpy() -> None:
+    script = (
+        "import sys; from intseg import cli\ntry: cli.main(['infer', '--help'])\nfinally: print('numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_first_steps_are_quick() -> None:
+    """Seconds of processor time, the least of some runs, against a bare `import numpy` in the same minute."""
+
+    def seconds(*command: str) -> float:
+        found = []
+        for _ in range(4):
+            before = os.times()
+            subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, env=ENVIRONMENT, check=True)
+            after = os.times()
+            found.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        return min(found)
+
+    numpy = seconds("-c", "import numpy")
+    assert seconds("-c", "import intseg") <= 2 * numpy + 0.02
+    assert seconds("-m", "intseg.cli", "--help") <= 1.2 * numpy + 0.02
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(shell: str, capsys: Capture) -> None:
+    assert cli.main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    for command in completion.commands(cli._parser()):
+        assert command.name in text
+        for option in command.options:
+            for flag in option.flags:
+                assert (flag if shell != "fish" else f"-{'l' if flag[1] == '-' else 's'} {flag.lstrip('-')}") in text
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=text, text=True, capture_output=True).stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("intseg infe", ["infer"]),
+        ("intseg infer --back", ["--backend"]),
+        ("intseg infer --backend num", ["numpy", "numba"]),
+        ("intseg infer -w camvid-tiny-", ["camvid-tiny-paper"]),
+        ("intseg infer str", ["street.png"]),
+        ("intseg infer --jobs ", []),
+        ("intseg completion ", ["bash", "zsh", "fish"]),
+    ],
+)
+def test_completion_in_bash(folder: Path, line: str, found: list[str], capsys: Capture) -> None:
+    cli.main(["completion", "bash"])
+    script = capsys.readouterr().out
+    words = " ".join(f"'{word}'" for word in line.split(" "))
+    script += (
+        f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _intseg; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=folder)
+    assert done.stderr == ""
+    assert done.stdout.split() == found
+
+
+def test_nothing_is_coloured(folder: Path) -> None:
+    environment = ENVIRONMENT | {"NO_COLOR": "1", "TERM": "xterm-256color"}
+    for arguments in (["--help"], ["models"], ["infer", "street.png", "-w", "w.safetensors", "--backend", "numpy"]):
+        command = [sys.executable, "-m", "intseg.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        assert "\x1b" not in done.stdout + done.stderr

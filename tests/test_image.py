@@ -306,3 +306,101 @@ def test_label_png(n_cls: int, mode: str) -> None:
 @pytest.mark.parametrize(("share", "text"), [(1, "100.0%"), (0.1234, "12.3%"), (0.0001, "< 0.1%"), (0, "0.0%")])
 def test_percent(share: float, text: str) -> None:
     assert pictures.percent(share) == text
+
+
+# --------------------------------------------------------------------------------------- palettes and stored values
+
+CLASSES = ("sky", "traffic light", "road")
+OWN = ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+
+
+def test_bytes_decode_as_the_file_does(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "image.png")
+    picture = pictures.decode((tmp_path / "image.png").read_bytes(), BACKGROUND, "this")
+    assert np.array_equal(picture.rgb, RGB)
+    for data, reason in BAD_FILES.values():
+        with pytest.raises(InputError, match=f"this: .*{reason}"):
+            pictures.decode(data, BACKGROUND, "this")
+
+
+def test_named_palettes() -> None:
+    assert pictures.palette("model", CLASSES, OWN) == OWN
+    assert pictures.palette("voc", CLASSES, OWN) == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    assert pictures.palette("gray", CLASSES, OWN) == ((0, 0, 0), (127, 127, 127), (255, 255, 255))
+    many = [str(i) for i in range(36)]
+    assert len(set(pictures.palette("distinct", many, [(0, 0, 0)] * 36))) == 36
+    assert len(set(pictures.palette("voc", [str(i) for i in range(256)], OWN))) == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "colours"),
+    [
+        ("#0a0B0c\n1 2 3\n// rest as it is\n\n", ((10, 11, 12), (1, 2, 3), (3, 3, 3))),
+        ("road\t#ff0000\ntraffic light 4 5 6\n", ((1, 1, 1), (4, 5, 6), (255, 0, 0))),
+    ],
+)
+def test_palette_files(tmp_path: Path, text: str, colours: Any) -> None:
+    (tmp_path / "p.txt").write_text(text)
+    assert pictures.palette(str(tmp_path / "p.txt"), CLASSES, OWN) == colours
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1 2 300\n", "line 1"),
+        ("#12345\n", "line 1"),
+        ("sky blue\n", "line 1"),
+        ("rode 1 2 3\n", "did you mean road"),
+        ("1 1 1\n" * 4, "colour 4 for 3 classes"),
+    ],
+)
+def test_bad_palette_files(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "p.txt").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        pictures.palette(str(tmp_path / "p.txt"), CLASSES, OWN)
+
+
+def test_unknown_palettes() -> None:
+    with pytest.raises(UsageError, match="did you mean gray"):
+        pictures.palette("grays", CLASSES, OWN)
+    with pytest.raises(InputError, match="cannot read the palette"):
+        pictures.palette("none.txt", CLASSES, OWN)
+
+
+def test_stored_values(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text('{"road": 7, "sky": 23, "*": 255}')
+    assert pictures.stored_values(CLASSES, 5).tolist() == [5, 6, 7]
+    assert pictures.stored_values(CLASSES, mapping="road=7,sky=23,traffic light=19").tolist() == [23, 19, 7]
+    assert pictures.stored_values(CLASSES, mapping=str(tmp_path / "map.json")).tolist() == [23, 255, 7]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "reason"),
+    [
+        ("road=7", "no value for 'sky'"),
+        ("rod=7,*=0", "did you mean road"),
+        ("road=-1,*=0", "NAME=VALUE"),
+        ("road=65536,*=0", "expected 0 to 65535"),
+        ("road=", "NAME=VALUE"),
+    ],
+)
+def test_bad_label_maps(mapping: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        pictures.stored_values(CLASSES, mapping=mapping)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"road": 1.5}', '{"road": true}', "{"])
+def test_bad_label_map_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / "map.json").write_text(text)
+    with pytest.raises(InputError, match="not a label map"):
+        pictures.stored_values(CLASSES, mapping=str(tmp_path / "map.json"))
+
+
+def test_labels_stored_as_other_values() -> None:
+    labels = np.array([[0, 1, 2]], np.uint8)
+    stored, colours = pictures.store_as(labels, OWN, np.array([2, 0, 2], np.uint16))
+    assert (stored.dtype, stored.tolist()) == (np.uint8, [[2, 0, 2]])
+    assert colours == ((2, 2, 2), (0, 0, 0), (1, 1, 1))
+    stored, colours = pictures.store_as(labels, OWN, np.array([0, 256, 65535], np.uint16))
+    assert (stored.dtype, stored.tolist(), len(colours)) == (np.uint16, [[0, 256, 65535]], 65536)
+    assert pictures.labels_image(stored, colours).mode == "I;16"
