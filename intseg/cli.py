@@ -272,8 +272,14 @@ class _Clock:
         for stage, seconds in self.laps:
             _say(f"time: {stage:16} {seconds * 1000:9.1f} ms")
         if resource is not None:  # not on Windows; ru_maxrss is in KiB, on macOS in bytes
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-            _say(f"peak memory:      {peak / 2**20:9.1f} MiB")
+            own, children = (
+                resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20
+                for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
+            _say(
+                f"peak memory:      {own:9.1f} MiB"
+                + (f", the largest process of --jobs {children:.1f}" * (children > own))
+            )
 
 
 def _outputs(args: argparse.Namespace, image: Path) -> tuple[Path, Path | None]:

@@ -3,18 +3,22 @@
     python tools/bench_batch.py
     python tools/bench_batch.py --images 1000
 
-Single images: decoded before, one thread, the calling process alone, before the batch and after it. The batch reads
-PNG files, writes label PNGs and records, with one process per core. "of the ideal" is its rate / (jobs * single rate).
+Single images: decoded before, one thread, the calling process alone, before the batch and after it. "Inference alone"
+is as many such processes at once as the batch has, before and after it: what these cores can do at all. The batch reads
+PNG files, writes label PNGs and records. On cores that are shared with other work, or that share their memory, only the
+comparison with inference alone says something about the batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import make_scenes
@@ -24,6 +28,7 @@ from PIL import Image
 from intseg import api, batch
 
 HEIGHT, WIDTH = 360, 480
+START_S, RUN_S = 4.0, 5.0
 DIFFERENT = 20
 """Scenes that are drawn; the images repeat them."""
 
@@ -34,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = api.load(args.weights)
     with tempfile.TemporaryDirectory() as folder:
         scenes, files = generate(Path(folder) / "images", args.images)
-        before = single_rate(model, scenes)
+        before = single_rate(model, scenes), together_rate(model, args.jobs)
         rates, share, memory = run_batch(model, files, Path(folder) / "out", args.jobs, args.overlay)
-        after = single_rate(model, scenes)
+        after = single_rate(model, scenes), together_rate(model, args.jobs)
     report(before, after, rates, share, memory, args)
     return 0
 
@@ -73,6 +78,26 @@ def single_rate(model: api.Model, scenes: Sequence[np.ndarray]) -> float:
         api.run(scene, model, threads=1)
         seconds.append(time.perf_counter() - start)
     return 1 / float(np.median(seconds))
+
+
+def together_rate(model: api.Model, jobs: int) -> float:
+    """Images a second of `jobs` processes that do nothing but `intseg.run` with one thread, all at once."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        start = time.time() + START_S
+        return sum(pool.map(spin, [model] * jobs, [start] * jobs))
+
+
+def spin(model: api.Model, start: float) -> float:
+    """Images a second in the RUN_S seconds from the time `start` on."""
+    image = make_scenes.scene(0, HEIGHT, WIDTH)[0]
+    api.run(image, model, threads=1)
+    time.sleep(max(0.0, start - time.time()))
+    images, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + RUN_S:
+        api.run(image, model, threads=1)
+        images += 1
+    return images / (time.perf_counter() - begin)
 
 
 def run_batch(
@@ -116,20 +141,22 @@ def tree_mib() -> float:
 
 
 def report(
-    before: float,
-    after: float,
+    before: tuple[float, float],
+    after: tuple[float, float],
     rates: tuple[float, float],
     share: float,
     memory: Sequence[tuple[int, float]],
     args: argparse.Namespace,
 ) -> None:
     """Print the table."""
-    single = (before + after) / 2
+    single, together = ((a + b) / 2 for a, b in zip(before, after, strict=True))
     whole, steady = rates
-    print(f"single image, 1 thread       {before:7.2f} images/s before the batch, {after:.2f} after")
-    print(f"ideal, {args.jobs} x single            {args.jobs * single:7.2f} images/s")
+    names = ("single image, 1 thread", f"inference alone, {args.jobs} processes")
+    for name, first, last in zip(names, before, after, strict=True):
+        print(f"{name:30} {first:7.2f} images/s before the batch, {last:.2f} after")
     for name, rate in ((f"batch of {args.images}, --jobs {args.jobs}", steady), ("with the start of processes", whole)):
-        print(f"{name:28} {rate:7.2f} images/s, {rate / args.jobs / single:.1%} of the ideal")
+        parts = f"{rate / together:.1%} of inference alone, {rate / args.jobs / single:.1%} of {args.jobs} x single"
+        print(f"{name:30} {rate:7.2f} images/s, {parts}")
     print(f"part of it spent in inference {share:.1%}; the rest is decoding, hashing, encoding, writing")
     for images, mib in memory:
         print(f"memory after {images:5} images    {mib:7.1f} MiB")
