@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +157,7 @@ def _train(args: argparse.Namespace) -> None:
     trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
     if args.resume:
         trainer.resume()
-    info = model_info(replace(model.config), recipe_for("intseg"), "float", for_model(n_cls, args.layout, None))
+    info = model_info(model.config, recipe_for("intseg"), "float", for_model(n_cls, args.layout, None))
 
     def measure(averaged: nn.Module) -> float:
         assert isinstance(averaged, segmenter.Segmenter)

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -299,7 +299,7 @@ class Trainer:
             raise InputError(f"{path}: cannot read: {error.strerror}; start without --resume") from None
         except Exception as error:  # torch raises many types for a damaged file
             raise InputError(f"{path}: not a training state ({type(error).__name__}); start without --resume") from None
-        found = replace(Settings(**state["settings"]))
+        found = Settings(**state["settings"])
         ours = json.loads(json.dumps(asdict(self.settings)))
         theirs = json.loads(json.dumps(asdict(found)))
         for key in ours:
