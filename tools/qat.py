@@ -94,7 +94,9 @@ def _train(args: argparse.Namespace) -> None:
     files = find_images(args.calibrate, args.samples)
     twin = FakeQuantSegmenter(model, info.window, recipe)
     calibrate(twin, model, [windows(file, info) for file in files])
-    settings = settings_from(args, info.window, drop_path=0.0)
+    settings = settings_from(
+        args, info.window, drop_path=0.0, precision="float32"
+    )  # the twin's integers need all of it
     args.output.mkdir(parents=True, exist_ok=True)
 
     def on_step(module: nn.Module, step: int) -> None:

@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="between windows (default: 7/8 of it)")
     add_common(p, steps=5000, lr=1e-3)
     p.add_argument("--drop-path", type=float, default=0.1)
+    p.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of matrix products in training steps; bfloat16 halves the time where the CPU or GPU has it",
+    )
     return p
 
 
@@ -84,7 +90,9 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
-def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: float) -> training.Settings:
+def settings_from(
+    args: argparse.Namespace, crop: tuple[int, int], drop_path: float, precision: str
+) -> training.Settings:
     """The settings that the common arguments describe."""
     return training.Settings(
         steps=args.steps,
@@ -97,6 +105,7 @@ def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: fl
         ema=args.ema,
         drop_path=drop_path,
         seed=args.seed,
+        precision=precision,
     )
 
 
@@ -152,7 +161,7 @@ def _train(args: argparse.Namespace) -> None:
     data = training.examples(args.root, args.split, args.layout, n_cls)
     pairs = val_pairs(args)
     model = _new_model(args, n_cls)
-    settings = settings_from(args, model.config.window, args.drop_path)
+    settings = settings_from(args, model.config.window, args.drop_path, args.precision)
     args.output.mkdir(parents=True, exist_ok=True)
     trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
     if args.resume:

@@ -52,6 +52,8 @@ class Settings:
     class_power     classes weigh frequency^-class_power, normalised to mean one over the pixels
     ema             decay of the moving average of parameters that is saved and measured; 0 for the last ones
     drop_path       largest probability to skip a branch, growing linearly with depth
+    precision       "float32", or "bfloat16": matrix products of the training steps only. Parameters, their average,
+                    the optimizer and every measurement stay float32, so it does not touch what eval mode computes
     """
 
     steps: int
@@ -68,6 +70,7 @@ class Settings:
     drop_path: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,10 @@ class Trainer:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.settings, self.step)
-        with DropPath(self.model, self.settings.drop_path):
+        mixed = torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+        )
+        with DropPath(self.model, self.settings.drop_path), mixed:
             out = self.scores(self.model, images.to(self.device))
         loss = self._loss(out, labels.to(self.device))
         value = float(loss.detach())
