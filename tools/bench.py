@@ -10,7 +10,9 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import math
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -20,6 +22,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -282,54 +285,84 @@ def float_model(name: str, shape: Shape) -> Any:
     return Labels().eval()
 
 
-def export_onnx(labels: Any, image: Array, folder: Path) -> dict[str, Path]:
-    """The float graph and its two INT8 forms, by peer name; attention as plain operators, which ONNX Runtime fuses."""
-    import logging
+def export_onnx(name: str, shape: Shape, image: Array, wanted: Sequence[str], folder: Path) -> dict[str, Path]:
+    """The float graph and its INT8 forms, by peer name; attention as plain operators, which ONNX Runtime fuses.
 
+    Every stage is a process of its own: what one of them leaves behind in memory would not let the next one fit
+    (Segmenter-Large on 24 GiB).
+    """
+    paths = {peer: folder / f"{peer.replace(' ', '-')}.onnx" for peer in wanted}
+    exported, prepared = folder / "exported.onnx", folder / "prepared.onnx"
+    stages: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(_export_float, (name, shape, image, exported))]
+    if set(wanted) - {PEERS[1]}:
+        stages.append((_prepare, (exported, prepared)))
+    if PEERS[2] in wanted:
+        stages.append((_quantize_dynamic, (prepared, paths[PEERS[2]])))
+    if PEERS[3] in wanted:
+        stages.append((_quantize_static, (prepared, paths[PEERS[3]])))
+    for stage, arguments in stages:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(stage, *arguments).result()
+    prepared.unlink(missing_ok=True)
+    return paths | ({PEERS[1]: exported} if PEERS[1] in wanted else {})
+
+
+def _export_float(name: str, shape: Shape, image: Array, path: Path) -> None:
     import torch
-    from onnxruntime import quantization
     from segmenter import Attention
 
+    labels = float_model(name, shape)
     for module in labels.modules():
         if isinstance(module, Attention):
-            module.sdpa, module.forward = module.forward, module.plain
-    paths = {name: folder / f"{name.replace(' ', '-')}.onnx" for name in PEERS[1:]}
+            module.forward = module.plain
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pixels = torch.from_numpy(image[None])
         names = {"input_names": ["image"], "output_names": ["labels"]}
-        torch.onnx.export(labels, (pixels,), paths["ort fp32"], dynamo=False, opset_version=17, **names)
-        prepared = folder / "prepared.onnx"
-        quantization.shape_inference.quant_pre_process(paths["ort fp32"], prepared, skip_symbolic_shape=True)
-        kinds = quantization.QuantType
-        quantization.quantize_dynamic(prepared, paths["ort dynamic int8"], weight_type=kinds.QInt8)
-        quantization.quantize_static(
-            prepared,
-            paths["ort static qdq int8"],
-            _Calibration(image),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=kinds.QUInt8,
-            weight_type=kinds.QInt8,
-            per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm", "Conv", "Add"],
-        )
-    logging.disable(logging.NOTSET)
-    for module in labels.modules():
-        if isinstance(module, Attention):
-            module.forward = module.sdpa
-    return paths
+        torch.onnx.export(labels, (pixels,), path, dynamo=False, opset_version=17, **names)
 
 
-class _Calibration:
-    """Two images; the speed of a graph does not depend on its scales."""
+def _prepare(source: Path, target: Path) -> None:
+    from onnxruntime.quantization import shape_inference
 
-    def __init__(self, image: Array) -> None:
-        self._left = [image, image[::-1]]
+    logging.disable(logging.WARNING)
+    shape_inference.quant_pre_process(source, target, skip_symbolic_shape=True)
 
-    def get_next(self) -> dict[str, Array] | None:
-        """The next feed, None at the end."""
-        return {"image": np.ascontiguousarray(self._left.pop()[None])} if self._left else None
+
+def _quantize_dynamic(source: Path, target: Path) -> None:
+    from onnxruntime import quantization
+
+    logging.disable(logging.WARNING)
+    quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QInt8)
+
+
+def _quantize_static(source: Path, target: Path) -> None:
+    """QDQ with the same range for every tensor: speed does not depend on scales, and the library's calibration keeps
+    every intermediate of the graph at once, 8 GB for Base."""
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.quantize import save_tensors_data
+
+    logging.disable(logging.WARNING)
+    graph = onnx.load(source).graph
+    names = {name for node in graph.node for name in (*node.input, *node.output)} | {x.name for x in graph.input}
+    ranges = dict.fromkeys(sorted(names), (np.float32(-4), np.float32(4)))
+    del graph
+    cache = target.with_suffix(".json")
+    save_tensors_data(TensorsData(quantization.CalibrationMethod.MinMax, ranges), cache)
+    quantization.quantize_static(
+        source,
+        target,
+        None,
+        calibration_cache_path=cache,
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["MatMul", "Gemm", "Conv", "Add"],
+    )
 
 
 def ort_runner(path: Path, image: Array, threads: int) -> Runner:
@@ -359,11 +392,12 @@ def peer_runners(name: str, shape: Shape, image: Array, wanted: Sequence[str], f
     """Peer -> function from a number of threads to a runner."""
     if not wanted:
         return {}
-    labels = float_model(name, shape)
-    makers: dict[str, Any] = {PEERS[0]: lambda threads: torch_runner(labels, image, threads)}
+    makers: dict[str, Any] = {}
     if set(wanted) - {PEERS[0]}:
-        for peer, path in export_onnx(labels, image, folder).items():
+        for peer, path in export_onnx(name, shape, image, wanted, folder).items():
             makers[peer] = functools.partial(ort_runner, path, image)
+    if PEERS[0] in wanted:
+        makers[PEERS[0]] = functools.partial(torch_runner, float_model(name, shape), image)
     return {peer: makers[peer] for peer in wanted}
 
 
@@ -388,6 +422,21 @@ def medians(runners: Mapping[str, Runner], rounds: int, threads: int) -> dict[st
             if i:
                 times[name].append(now() - start)
     return {name: 1e3 * statistics.median(found) for name, found in times.items()}
+
+
+def scaling(graph: Graph, image: Array, threads: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Wall time of one thread and of every other number, by turns; how many times faster each is than one thread."""
+    runners = {str(n): labels_of(graph, image, "numba", n) for n in sorted({1, *threads})}
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for i in range(rounds + 1):
+        for name, run in runners.items():
+            time.sleep(0.02)
+            start = time.perf_counter()
+            run()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    ms = {name: 1e3 * statistics.median(found) for name, found in times.items()}
+    return {"ms": ms, "speedup": {name: ms["1"] / found for name, found in ms.items() if name != "1"}}
 
 
 @functools.cache
@@ -579,6 +628,10 @@ def bench_model(name: str, options: argparse.Namespace, folder: Path) -> dict[st
         entry["ops"] = op_table(graph, image, options.rounds, entry["peak_gmacs"]) if threads == 1 else []
         result[str(threads)] = entry
         print_entry(name, threads, entry)
+    if max(options.threads) > 1:
+        result["scaling"] = scaling(graph, image, options.threads, 2 * options.rounds)
+        for number, speedup in result["scaling"]["speedup"].items():
+            print(f"{name}: {number} threads are {speedup:.2f} times as fast as one (wall time, by turns, alone)")
     result["peak_memory_mb"] = peak_memory_mb(graph, folder, max(options.threads))
     print(f"peak memory {result['peak_memory_mb']:.0f} MB\n", flush=True)
     return result
@@ -641,7 +694,7 @@ def plot(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Non
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         out.append(f'<text x="{x + 6:.0f}" y="{y + 4:.0f}" fill="{colour}">{name}</text>')
     out.append('<text x="300" y="368">tokens</text><text x="18" y="20">ms, one thread</text></svg>')
-    path.write_text("\n".join(out) + "\n", encoding="utf-8")
+    store.write_atomically(path, ("\n".join(out) + "\n").encode())
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -683,7 +736,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plot and report["sweep"]:
         plot(report["sweep"], options.plot)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        store.write_atomically(options.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0
 
 
