@@ -279,8 +279,8 @@ def tile(info: ModelInfo, height: int, width: int) -> Tiling:
 def pad(rgb: Pixels, height: int, width: int, colour: Colour) -> Pixels:
     """The image at the top left of height x width pixels of one colour; uint8 [height, width, 3]."""
     padded = np.empty((height, width, 3), np.uint8)
-    padded[:] = np.array(colour, np.uint8)
     padded[: rgb.shape[0], : rgb.shape[1]] = rgb
+    padded[rgb.shape[0] :] = padded[: rgb.shape[0], rgb.shape[1] :] = np.array(colour, np.uint8)
     return padded
 
 

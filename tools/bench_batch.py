@@ -4,9 +4,10 @@
     python tools/bench_batch.py --images 1000
 
 Single images: decoded before, one thread, the calling process alone, before the batch and after it. "Inference alone"
-is as many such processes at once as the batch has, before and after it: what these cores can do at all. The batch reads
-PNG files, writes label PNGs and records. On cores that are shared with other work, or that share their memory, only the
-comparison with inference alone says something about the batch.
+is as many such processes at once as the batch has, before and after it: what these cores can do at all. The batch
+reads image files, JPEG as cameras write them or PNG, which take 4 times longer to decode; it writes label PNGs and
+records. On cores that are shared with other work, or that share their memory, only the comparison with inference
+alone says something about the batch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     model = api.load(args.weights)
     with tempfile.TemporaryDirectory() as folder:
-        scenes, files = generate(Path(folder) / "images", args.images)
+        scenes, files = generate(Path(folder) / "images", args.images, args.format)
         before = single_rate(model, scenes), together_rate(model, args.jobs)
         rates, share, memory = run_batch(model, files, Path(folder) / "out", args.jobs, args.overlay)
         after = single_rate(model, scenes), together_rate(model, args.jobs)
@@ -52,18 +53,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--images", type=int, default=200, help="number of images, 480 x 360 (200)")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
     p.add_argument("--weights", help="weights file or bundled model (the default model)")
+    p.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the image files (jpeg, quality 92)")
     p.add_argument("--overlay", action="store_true", help="write overlays too")
     return p
 
 
-def generate(folder: Path, count: int) -> tuple[list[np.ndarray], list[Path]]:
-    """Street scenes uint8 [360, 480, 3], and `count` PNG files that repeat them."""
+def generate(folder: Path, count: int, kind: str) -> tuple[list[np.ndarray], list[Path]]:
+    """Street scenes uint8 [360, 480, 3], and `count` files of a kind, "jpeg" or "png", that repeat them."""
     folder.mkdir()
     scenes = [make_scenes.scene(seed, HEIGHT, WIDTH)[0] for seed in range(min(count, DIFFERENT))]
-    files = [folder / f"{i:05}.png" for i in range(count)]
+    files = [folder / f"{i:05}.{kind}" for i in range(count)]
     for i, file in enumerate(files):
         if i < len(scenes):
-            Image.fromarray(scenes[i]).save(file)
+            Image.fromarray(scenes[i]).save(file, **({"quality": 92} if kind == "jpeg" else {}))
         else:
             file.write_bytes(files[i % len(scenes)].read_bytes())
     return scenes, files
@@ -154,7 +156,10 @@ def report(
     names = ("single image, 1 thread", f"inference alone, {args.jobs} processes")
     for name, first, last in zip(names, before, after, strict=True):
         print(f"{name:30} {first:7.2f} images/s before the batch, {last:.2f} after")
-    for name, rate in ((f"batch of {args.images}, --jobs {args.jobs}", steady), ("with the start of processes", whole)):
+    for name, rate in (
+        (f"batch of {args.images} {args.format}, --jobs {args.jobs}", steady),
+        ("with the start of processes", whole),
+    ):
         parts = f"{rate / together:.1%} of inference alone, {rate / args.jobs / single:.1%} of {args.jobs} x single"
         print(f"{name:30} {rate:7.2f} images/s, {parts}")
     print(f"part of it spent in inference {share:.1%}; the rest is decoding, hashing, encoding, writing")
