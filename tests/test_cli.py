@@ -509,31 +509,6 @@ def test_completion_knows_every_command_and_option(shell: str, capsys: Capture) 
         assert subprocess.run([shell, "-n"], input=text, text=True, capture_output=True).stderr == ""
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("intseg infe", ["infer"]),
-        ("intseg infer --back", ["--backend"]),
-        ("intseg infer --backend num", ["numpy", "numba"]),
-        ("intseg infer -w camvid-tiny-", ["camvid-tiny-paper"]),
-        ("intseg infer str", ["street.png"]),
-        ("intseg infer --jobs ", []),
-        ("intseg completion ", ["bash", "zsh", "fish"]),
-    ],
-)
-def test_completion_in_bash(folder: Path, line: str, found: list[str], capsys: Capture) -> None:
-    cli.main(["completion", "bash"])
-    script = capsys.readouterr().out
-    words = " ".join(f"'{word}'" for word in line.split(" "))
-    script += (
-        f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _intseg; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=folder)
-    assert done.stderr == ""
-    assert done.stdout.split() == found
-
-
 def test_nothing_is_coloured(folder: Path) -> None:
     environment = ENVIRONMENT | {"NO_COLOR": "1", "TERM": "xterm-256color"}
     for arguments in (["--help"], ["models"], ["infer", "street.png", "-w", "w.safetensors", "--backend", "numpy"]):

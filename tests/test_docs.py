@@ -1,9 +1,16 @@
-"""The commands of docs/TUTORIAL.md and docs/FAQ.md work, in their order, as written."""
+"""The commands of the README and of docs/ work as written.
+
+Those of the README, TUTORIAL, FAQ and WORKBENCH are run, in their order. The others are measurements that need a data
+set, hours or a quiet machine: their programs exist and take their options.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,11 +34,14 @@ for i in range(3):
         Image.fromarray(array).save(f"{folder}/{i}.png")
 """
 
+RUN = ("README.md", "docs/FAQ.md", "docs/TUTORIAL.md", "docs/WORKBENCH.md")
+"""Pages of which every command is run."""
+
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -52,7 +62,7 @@ def shell(script: str, folder: Path) -> None:
 
 def test_the_commands_of_the_faq(tmp_path: Path) -> None:
     shutil.copy(ROOT / "golden" / "images" / "street.png", tmp_path)
-    found = blocks("FAQ.md", "sh")
+    found = blocks("docs/FAQ.md", "sh")
     assert len(found) == 5
     for script in found:
         shell(script, tmp_path)
@@ -66,19 +76,94 @@ def test_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.Monkey
     pytest.importorskip("torch")
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     subprocess.run([sys.executable, "-c", MAKE_DATA], cwd=tmp_path, check=True)
-    found = blocks("TUTORIAL.md", "sh")
+    found = blocks("docs/TUTORIAL.md", "sh")
     assert len(found) == 9
     shell("".join(found), tmp_path)
     assert len(list((tmp_path / "results").glob("*_labels.png"))) == 3
     assert not (tmp_path / "results" / "errors.jsonl").exists()
     monkeypatch.chdir(tmp_path)
-    for block in blocks("TUTORIAL.md", "python"):
+    for block in blocks("docs/TUTORIAL.md", "python"):
         exec(compile(block, "TUTORIAL.md", "exec"), {})
     assert (tmp_path / "labels.png").is_file()
 
 
-@pytest.mark.parametrize("page", ["TUTORIAL.md", "FAQ.md"])
+def test_the_conversion_of_the_readme(tmp_path: Path) -> None:
+    """Its other two blocks install the project: `./check wheel` and `.ci/run` do what they say."""
+    pytest.importorskip("torch")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    subprocess.run([sys.executable, "-c", MAKE_DATA], cwd=tmp_path, check=True)
+    shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photo.png")
+    for name in ("checkpoint.pth", "variant.yml"):
+        shutil.copy(tmp_path / "checkpoint" / name, tmp_path)
+    found = blocks("README.md", "sh")
+    assert len(found) == 3
+    install, _, convert = found[2].partition("\n")
+    assert install.startswith("pip install")
+    shell(convert, tmp_path)
+    shell("intseg infer photo.png -w model.safetensors", tmp_path)
+
+
+def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path / "street.png")
+    shutil.copy(ROOT / "golden" / "models" / "intseg.safetensors", tmp_path / "model.safetensors")
+    (found,) = blocks("docs/WORKBENCH.md", "sh")
+    trace, dump, diff, minimize = found.splitlines()
+    shell(f"{trace}\n{dump}", tmp_path)
+    shutil.copytree(tmp_path / "golden_hex", tmp_path / "mine")
+    shell(diff, tmp_path)
+    (wrong,) = (tmp_path / "mine").glob("window0.encoder.blocks.0.norm1.*")
+    digits = wrong.read_text()
+    at = re.search(r"^[0-9a-f]+$", digits, re.MULTILINE)
+    assert at is not None
+    wrong.write_text(f"{digits[: at.start()]}{'0' if at[0][0] != '0' else '1'}{digits[at.start() + 1 :]}")
+    with pytest.raises(AssertionError, match=r"encoder\.blocks\.0\.norm1"):
+        shell(diff, tmp_path)
+    assert "encoder.blocks.0.norm1" in (tmp_path / "report.html").read_text()
+    shell(f"{minimize} || [ $? = 1 ]", tmp_path)
+    assert (tmp_path / "case.safetensors").stat().st_size > 0
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of the programs of this project in every page that is not run above."""
+    paths = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("golden/**/README.md"))]
+    found = []
+    for page in sorted({path.relative_to(ROOT).as_posix() for path in paths} - set(RUN)):
+        for block in blocks(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in re.split(r"&&|\|\||[|;>]", line):
+                    words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
+                    if words and (Path(words[0]).name == "intseg" or words[0] == "python"):
+                        found.append((page, shlex.join(words)))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_programs_take_the_options_that_pages_give_them(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line)
+    if Path(words[0]).name == "intseg":
+        from intseg import cli
+
+        cli._parser().parse_args(words[1:])
+        return
+    assert words[1].endswith(".py"), line
+    if words[1].startswith("tools/"):
+        pytest.importorskip("torch")
+    parse = argparse.ArgumentParser.parse_args
+
+    def only_parse(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        parse(self, *args, **kwargs)  # type: ignore[call-overload]
+        sys.exit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    monkeypatch.syspath_prepend(str((ROOT / words[1]).parent))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    assert ended.value.code == 0, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", ["docs/TUTORIAL.md", "docs/FAQ.md"])
 def test_files_that_are_named_exist(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     for name in re.findall(r"\b(?:docs|tools)/[\w./]+\.(?:md|py)", text):
         assert (ROOT / name).is_file(), name
