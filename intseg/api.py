@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import backends, models, store
+from intseg import backends, models, store, strict_json
 from intseg import image as pictures
 from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
 from intseg.executor import execute
@@ -293,12 +292,12 @@ def _configured_names(path: Path) -> tuple[str, ...] | None:
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise ModelError(f"{path}: {path.stat().st_size} bytes, expected a small JSON file; remove it")
-        config = json.loads(path.read_bytes())
+        config = strict_json.parse(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror}; check the permissions") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ModelError(f"{path}: is not JSON; correct it, or remove it to use the names in the weights") from None
     found = config.get("id2label") if isinstance(config, dict) else None
     if found is None:

@@ -6,8 +6,10 @@ What is written does not depend on the number of processes or on interruptions, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -22,13 +24,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from intseg import api
+from intseg import api, strict_json
 from intseg import image as pictures
 from intseg.errors import InputError, IntsegError, UsageError
+from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
 
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
 ERRORS, JOURNAL = "errors.jsonl", ".intseg-journal.jsonl"
@@ -136,6 +139,8 @@ def _lines(path: Path) -> Iterator[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"{path}: cannot read the list: {reason}; give a text file with an image a line") from None
+    if "\0" in text:
+        raise InputError(f"{path}: the list holds a null byte; give a text file with an image a line")
     lines = [line.strip() for line in text.splitlines()]
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
@@ -255,7 +260,7 @@ def _record(source: Source, result: api.Result, ms: float, options: Options) -> 
         "file": source.file,
         "width": width,
         "height": height,
-        "pixels_sha256": hashlib.sha256(result.image.tobytes()).hexdigest(),
+        "pixels_sha256": hashlib.sha256(np.ascontiguousarray(result.image).data).hexdigest(),
         "labels_sha256": labels_sha256(result.labels),
         "model_sha256": result.model.sha256,
         "classes": result.counts(),
@@ -272,15 +277,8 @@ def labels_sha256(labels: api.Array) -> str:
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Write beside the target and rename: what a killed process leaves is overwritten by the next. Returns sha256."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from None
+    """Write a file, whole or not at all; `run` cleans and flushes the folder. Returns sha256."""
+    write_atomically(path, data, tidy=False)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -370,7 +368,7 @@ class Journal:
         self.path = path
         self.options = options
         self.header = {"intseg batch": 1, "model": model.sha256, **options.settings()}
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
 
     def read(self, sources: Sequence[Source]) -> dict[str, Outcome]:
         """The images done before, by their file, if they and what was written are unchanged.
@@ -399,17 +397,19 @@ class Journal:
         try:
             if keep:
                 self._cut_broken_line()
-            self._file = self.path.open("ab" if keep else "wb")
+            self._file = self.path.open("ab" if keep else "wb", buffering=0)
             if self._file.tell() == 0:
                 self._append(self.header)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot write: {error.strerror}; choose another folder") from None
+            raise self._error(error) from None
 
     def add(self, source: Source, outcome: Outcome) -> None:
-        """Note that an image is done."""
-        self._append(
-            {"file": source.file, "stamp": _stamp(source.file), "written": outcome.written, "record": outcome.record}
-        )
+        """Note that an image is done. Raises InputError."""
+        line = {"file": source.file, "stamp": _stamp(source.file), "written": outcome.written, "record": outcome.record}
+        try:
+            self._append(line)
+        except OSError as error:
+            raise self._error(error) from None
 
     def close(self) -> None:
         """End appending."""
@@ -417,9 +417,14 @@ class Journal:
             self._file.close()
 
     def _append(self, line: object) -> None:
+        """Write a line in one piece. It is not flushed to disk: a line lost or torn costs one image, done again."""
         assert self._file is not None
-        self._file.write(_json_line(line))
-        self._file.flush()
+        data = _json_line(line)
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _error(self, error: OSError) -> InputError:
+        return InputError(f"{self.path}: cannot write: {error.strerror}; free space or choose another folder")
 
     def _read_lines(self) -> list[dict[str, Any]]:
         """Whole lines; a line that was cut off when the process was killed is not one."""
@@ -432,7 +437,7 @@ class Journal:
         lines = []
         for text in data.split(b"\n")[:-1]:
             try:
-                line = json.loads(text)
+                line = strict_json.parse(text)
             except ValueError:
                 continue
             if isinstance(line, dict):
@@ -536,6 +541,7 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
     check_targets(sources, options, [path for path in (jsonl, folder and folder / ERRORS) if path])
     done = _earlier(sources, options, journal, jsonl, how)
     _make_folders(sources, options)
+    remove_leftovers(path for source in sources for path in options.targets(source).values())
     if journal:
         journal.open(keep=how.earlier == "resume")
     try:
@@ -588,7 +594,9 @@ def _run(
     todo = [source for source in sources if source.file not in done]
     summary, errors = Summary(before=len(done)), []
     folder = how.folder(options)
-    with _JsonLines(jsonl) as lines, contextlib.closing(outcomes(todo, model, options, how.jobs)) as found:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(Replacement(jsonl)) if jsonl else None
+        found = stack.enter_context(contextlib.closing(outcomes(todo, model, options, how.jobs)))
         stream = iter(how.progress(found, len(todo)))
         for source in sources:
             outcome = done.get(source.file) or next(stream)
@@ -602,10 +610,13 @@ def _run(
                 continue
             if journal and source.file not in done:
                 journal.add(source, outcome)
-            lines.add(outcome.record)
+            if lines:
+                lines.write(_json_line(outcome.record))
             how.emit(outcome.record)
         next(stream, None)  # lets a progress bar see the end
     summary.errors = _write_errors(folder, errors)
+    for place in {path.parent for source in todo for path in options.targets(source).values()}:
+        flush_folder(place)
     return summary
 
 
@@ -614,46 +625,8 @@ def _write_errors(folder: Path | None, errors: Sequence[dict[str, Any]]) -> Path
     if folder is None:
         return None
     if errors:
-        _write(folder / ERRORS, b"".join(_json_line(error) for error in errors))
+        write_atomically(folder / ERRORS, b"".join(_json_line(error) for error in errors))
         return folder / ERRORS
     with contextlib.suppress(OSError):
         (folder / ERRORS).unlink(missing_ok=True)
     return None
-
-
-class _JsonLines:
-    """A file of JSON lines that appears when it is complete; with path None, nothing."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.part = path and path.with_name(f".{path.name}.part")
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> _JsonLines:
-        if self.part:
-            with self._one_error():
-                self._file = self.part.open("wb")
-        return self
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Append one line."""
-        if self._file:
-            with self._one_error():
-                self._file.write(_json_line(record))
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if not (self._file and self.part and self.path):
-            return
-        with self._one_error():
-            self._file.close()
-            if kind is None:
-                os.replace(self.part, self.path)
-            else:
-                self.part.unlink()
-
-    @contextlib.contextmanager
-    def _one_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot write: {error.strerror}; choose another file") from None

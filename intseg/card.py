@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intseg import api, doctor, inspect_model, store
+from intseg import api, doctor, files, inspect_model, store, strict_json
 from intseg._version import __version__
 from intseg.errors import InputError, MismatchError
 
@@ -50,7 +48,9 @@ def write(
         for name, data in contents.items():
             store.write_atomically(target / name, data)
     else:
-        _write_new(target, contents)
+        with files.new_folder(target) as made:
+            for name, data in contents.items():
+                (made / name).write_bytes(data)
     return [target / name for name in contents]
 
 
@@ -63,24 +63,6 @@ def _occupied(target: Path) -> bool:
         return any(target.iterdir())
     except OSError as error:
         raise InputError(f"{target}: cannot read: {error.strerror}; choose another folder with -o") from None
-
-
-def _write_new(target: Path, contents: dict[str, bytes]) -> None:
-    """All files in a folder beside the target, which then takes its name."""
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        for name, data in contents.items():
-            store.write_atomically(temporary / name, data)
-        os.chmod(temporary, 0o777 & ~store._umask())
-        if target.is_dir():
-            target.rmdir()
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write: {error.strerror}; choose another folder with -o") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make(model: api.Model, facts: Facts) -> dict[str, bytes]:
@@ -143,7 +125,7 @@ def preprocessor(model: api.Model) -> dict[str, Any]:
 
 def _read_metrics(model: api.Model, path: str) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_bytes())
+        found = strict_json.parse(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot read metrics: {error.strerror}; give a file of intseg eval --json") from None
     except ValueError:

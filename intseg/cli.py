@@ -358,7 +358,9 @@ layouts under --root, for --split val:
 
 examples:
   intseg eval --root CamVid --split val --jobs 4
-  intseg eval --images photos --labels truth --ignore 255 --json
+  intseg eval --images photos --labels truth --ignore 255 --json > before.json
+  intseg eval --images photos --labels truth --ignore 255 -w new.safetensors --compare-with before.json
+  intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume ade.jsonl
 """
 
 
@@ -372,6 +374,8 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (1)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    parser.add_argument("--resume", metavar="FILE", help="keep counts per image there, and continue from them")
+    parser.add_argument("--compare-with", metavar="JSON", help="what --json printed before: show the changes")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
@@ -388,13 +392,22 @@ def _eval(args: argparse.Namespace) -> int:
             "give another model with -w, or use --images and --labels"
         )
     ignore = layout.ignore if args.ignore is None else args.ignore
+    earlier = evaluate.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
     found = evaluate.evaluate(
-        pairs, model, backend=args.backend, jobs=args.jobs, ignore=ignore, offset=layout.offset, progress=True
+        pairs,
+        model,
+        backend=args.backend,
+        jobs=args.jobs,
+        ignore=ignore,
+        offset=layout.offset,
+        progress=True,
+        journal=args.resume,
     )
+    compared = evaluate.compare(found, earlier) if earlier else None
     if args.json:
-        _print_json(found.as_json())
+        _print_json(found.as_json() | ({"compared": compared.as_json()} if compared else {}))
     else:
-        _print_eval(found)
+        _print_eval(found, compared)
     return 0
 
 
@@ -410,14 +423,23 @@ def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
     return evaluate.LAYOUTS[layout].folders(Path(args.root), args.split)
 
 
-def _print_eval(found: evaluate.Evaluation) -> None:
+def _print_eval(found: evaluate.Evaluation, compared: evaluate.Comparison | None) -> None:
     measured, pixels = found.metrics, found.confusion.sum(axis=1)
-    rows = [("class", "IoU %", "acc %", "pixels")]
-    for i, name in enumerate(found.model.info.classes):
-        rows.append((name, _percent(measured.iou[i]), _percent(measured.acc[i]), str(pixels[i])))
-    _print_table(rows)
-    print(f"mIoU {measured.miou:.2f} %   mAcc {measured.macc:.2f} %   aAcc {measured.aacc:.2f} %")
+    columns = [("class", *found.model.info.classes), ("IoU %", *map(_percent, measured.iou))]
+    columns += [("change", *map(_change, compared.iou))] if compared else []
+    columns += [("acc %", *map(_percent, measured.acc))]
+    columns += [("change", *map(_change, compared.acc))] if compared else []
+    _print_table(list(zip(*columns, ("pixels", *map(str, pixels)), strict=True)))
+    changes = [f" ({_change(n)})" for n in (compared.miou, compared.macc, compared.aacc)] if compared else [""] * 3
+    means = zip(("mIoU", "mAcc", "aAcc"), (measured.miou, measured.macc, measured.aacc), changes, strict=True)
+    print("   ".join(f"{name} {value:.2f} %{change}" for name, value, change in means))
     print(f"{found.images} images, {found.model.info.name}, sha256 {found.model.sha256[:12]}")
+    if compared:
+        print(f"changes since {compared.name}, in points of percent")
+
+
+def _change(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _percent(value: float | None) -> str:
@@ -561,6 +583,32 @@ def _dump(args: argparse.Namespace) -> int:
         options = dump.Options(args.width, args.per_word, args.endian, args.order, args.tile)
         count = dump.write_folder(source, args.output, args.format, options, args.tensors)
     print(f"wrote {args.output}: {count} tensors")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- flatten
+
+_FLATTEN = """\
+Write a model as one flat file of integers, for firmware that maps it into memory: fixed records, tensors at multiples
+of 64 bytes, no JSON (golden/reader/README.md describes every byte; golden/reader/reader.c runs it).
+
+examples:
+  intseg flatten camvid-tiny -o camvid-tiny.flat
+  intseg flatten mymodel.safetensors -o model.flat
+"""
+
+
+def _flatten_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="W", help="weights file or bundled model")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the flat file; replaced if it is there")
+
+
+def _flatten(args: argparse.Namespace) -> int:
+    from intseg import flat
+
+    _require_writable(Path(args.output))
+    size = flat.write(args.weights, args.output)
+    print(f"wrote {args.output}: {size} bytes")
     return 0
 
 
@@ -787,6 +835,66 @@ def _verify(args: argparse.Namespace) -> int:
     raise MismatchError(f"{report.failed} results differ, the first is {report.mismatch or 'missing'}")
 
 
+_QUANT_REPORT = """\
+What quantization costs: every layer's range, saturation and SQNR, and the loss that each kind of op,
+each layer and each approximation causes, by swapping one at a time between integer and real
+arithmetic. docs/QUANTIZATION.md explains how to read it.
+
+examples:
+  intseg quant-report camvid-tiny street.png
+  intseg quant-report camvid-tiny-paper street.png --per-node --json > report.json
+  intseg quant-report model.safetensors --root CamVid --split val --limit 8
+"""
+
+
+def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="W", help="weights file or bundled model")
+    parser.add_argument("sources", nargs="*", metavar="IMAGE", help="images, any size")
+    parser.add_argument("--labels", nargs="+", metavar="FILE", help="label image of every IMAGE, in the same order")
+    parser.add_argument("--root", metavar="DIR", help="folder of a data set, in place of images")
+    parser.add_argument("--split", default="val", help="part of the data set (val)")
+    parser.add_argument("--layout", choices=_LAYOUTS[:-1], default="camvid", help="of the data set (camvid)")
+    parser.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    parser.add_argument("--per-node", action="store_true", help="also swap every node by itself: takes longer")
+    parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="of the integer ops (auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+
+
+def _quant_report(args: argparse.Namespace) -> int:
+    from intseg import api, evaluate, quant_report
+
+    layout = evaluate.LAYOUTS[args.layout] if args.root else evaluate.LAYOUTS["pairs"]
+    if args.root:
+        if args.sources or args.labels:
+            raise UsageError("--root gives the images and their labels; name neither besides, or leave --root out")
+        pairs = evaluate.find_pairs(*layout.folders(Path(args.root), args.split), layout.key)
+        sources = [quant_report.Source(pair.image, pair.labels) for pair in pairs]
+    else:
+        sources = quant_report.sources(args.sources, args.labels)
+    model = api.load(args.weights)
+    if layout.n_cls not in (None, len(model.info.classes)):
+        raise UsageError(
+            f"model {model.info.name} has {len(model.info.classes)} classes, layout {args.layout} needs "
+            f"{layout.n_cls}; give another model, or name images"
+        )
+    labelling = quant_report.Labelling(layout.ignore if args.ignore is None else args.ignore, layout.offset)
+    found = quant_report.measure(
+        sources[: args.limit],
+        model,
+        labelling=labelling,
+        backend=args.backend,
+        per_node=args.per_node,
+        progress=True,
+    )
+    if args.json:
+        _print_json(quant_report.as_json(found))
+        return 0
+    for line in quant_report.lines(found, args.per_node):
+        print(line)
+    return 0
+
+
 _COMPLETION = """\
 Print a script that completes commands, options and file names in a shell.
 
@@ -847,8 +955,10 @@ COMMANDS = (
     Command("verify", "replay golden vectors on this machine", _VERIFY, _verify_arguments, _verify),
     Command("trace", "write every intermediate of an image", _TRACE, _trace_arguments, _trace),
     Command("dump", "write tensors for RTL, C and other tools", _DUMP, _dump_arguments, _dump),
+    Command("flatten", "write a model for firmware", _FLATTEN, _flatten_arguments, _flatten),
     Command("diff", "find the first wrong bit and its cause", _DIFF, _diff_arguments, _diff),
     Command("minimize", "cut a difference down to one op call", _MINIMIZE, _minimize_arguments, _minimize),
+    Command("quant-report", "what quantization costs", _QUANT_REPORT, _quant_report_arguments, _quant_report),
     *(Command(e.name, e.summary, e.description, e.arguments, _printing(e)) for e in insight.ENTRIES),
 )
 

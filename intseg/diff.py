@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from intseg import api, traces
-from intseg.dump import MANIFEST, Folder, Options, _decode, open_folder
+from intseg.dump import MANIFEST, Folder, Options, _decode, open_folder, read_npy, read_npz
 from intseg.errors import InputError, UsageError
 from intseg.graph import IMAGE, Node
 from intseg.hypotheses import SECONDS, Case, Explanation, explain, explain_upstream
@@ -99,7 +98,7 @@ def open_other(path: str | os.PathLike[str], golden: Trace, node: str | None = N
             raise InputError(f"{source}: holds neither {MANIFEST} nor npy files; write it with intseg dump")
         return _Arrays({_full(file.stem): _load_npy(file) for file in files})
     if source.suffix == ".npz":
-        return _Arrays({_full(name): array for name, array in _load_npz(source).items()})
+        return _Arrays(_load_npz(source, golden))
     if source.suffix in (".npy", *TEXTS):
         name = f"window{window}.{node}" if node else _full(source.stem)
         return _Arrays({name: _load_single(source, name, golden)})
@@ -113,25 +112,23 @@ def _full(name: str) -> str:
 
 def _load_npy(path: Path) -> Array:
     try:
-        with path.open("rb") as file:
-            array: Array = np.load(file, allow_pickle=False)
+        return read_npy(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror or error}; expected a npy file") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: is not a npy file ({error})") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: holds several arrays; name it .npz")
-    return array
+    except InputError as error:
+        raise InputError(f"{path}: is not a npy file: {error}") from None
 
 
-def _load_npz(path: Path) -> dict[str, Array]:
+def _load_npz(path: Path, golden: Trace) -> dict[str, Array]:
+    """The arrays of tensors that the golden side has, by the names of these."""
+    limits = {name: 8 * math.prod(golden.file.kind(name)[1]) for name in golden.file.names()}
+    short = {name.removeprefix("window0."): limit for name, limit in limits.items()}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return {_full(name): array for name, array in read_npz(path, {**short, **limits}).items()}
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror or error}; expected a npz file") from None
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: is not a npz file ({error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: is not a npz file: {error}") from None
 
 
 def _load_single(path: Path, name: str, golden: Trace) -> Array:

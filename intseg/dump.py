@@ -17,10 +17,7 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intseg import files, strict_json
 from intseg.errors import InputError, UsageError
 from intseg.ops import Array
 from intseg.ops._arith import INT_RANGE
+from intseg.store import NAME
 from intseg.traces import SEPARATOR, TensorFile, Writer
 
 MANIFEST = "manifest.json"
@@ -44,6 +43,13 @@ _ENDINGS = {"c": "h"}
 _DTYPES = tuple(INT_RANGE)
 _CHUNK = 1 << 16
 _MAX_ELEMENTS = 2**32
+_MAX_RANK = 8
+_MAX_ABBREVIATED = 64
+"""Bytes of words that a byte of text may stand for: other tools leave out zeros in front."""
+
+_CHUNK_BITS = 1 << 22
+_NPY_HEADER = 11_000
+"""Bytes of a npy header at most."""
 
 Bytes = NDArray[np.uint8]
 
@@ -75,7 +81,7 @@ def _axes(order: str, rank: int) -> tuple[int, ...]:
         return tuple(range(rank))
     if order == "F":
         return tuple(range(rank))[::-1]
-    axes = tuple(int(part) if part.strip().isdecimal() else -1 for part in order.split(","))
+    axes = tuple(int(part) if re.fullmatch(r"\s*[0-9]{1,3}\s*", part) else -1 for part in order.split(","))
     if sorted(axes) != list(range(rank)):
         raise UsageError(f"order {order!r} is not C, F or a permutation of the {rank} axes; use --tensors to choose")
     return axes
@@ -145,6 +151,16 @@ def pack(flat: Array, options: Options) -> Iterator[Bytes]:
 
 def unpack(words: Bytes, dtype: str, count: int, options: Options) -> Array:
     """The inverse of `pack`: the first `count` elements. Raises InputError when the rest is not zero."""
+    step = max(1, _CHUNK_BITS // word_bits(dtype, options))
+    parts = [_unpack(words[i : i + step], dtype, options) for i in range(0, len(words), step)]
+    values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    if values[count:].any():
+        raise InputError("elements after the last one are not zero; was it written with another word width?")
+    return _exact(values[:count], dtype)
+
+
+def _unpack(words: Bytes, dtype: str, options: Options) -> Array:
+    """Elements of some words, int64."""
     width = options.width or 8 * np.dtype(dtype).itemsize
     bits = np.unpackbits(words, axis=1, bitorder="little")
     total = width * options.per_word
@@ -158,9 +174,7 @@ def unpack(words: Bytes, dtype: str, count: int, options: Options) -> Array:
     values: Array = (used << np.arange(used.shape[1])).sum(axis=1)
     if dtype.startswith("int") and width < 64:
         values -= used[:, -1] << width
-    if values[count:].any():
-        raise InputError("elements after the last one are not zero; was it written with another word width?")
-    return _exact(values[:count], dtype)
+    return values
 
 
 def _exact(values: Array, dtype: str) -> Array:
@@ -258,11 +272,7 @@ def _literal(value: int) -> str:
 def _decode(data: bytes, kind: str, dtype: str, shape: Sequence[int], options: Options) -> Array:
     """The tensor of a file's content. Raises InputError for whatever is not one."""
     if kind == "npy":
-        try:
-            array: Array = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"not a npy file ({error})") from None
-        return array
+        return read_npy(data)
     if kind == "json":
         return _decode_json(data, dtype, shape)
     count, bits = stored_count(shape, options), word_bits(dtype, options)
@@ -281,9 +291,60 @@ def _decode(data: bytes, kind: str, dtype: str, shape: Sequence[int], options: O
     return restore(unpack(raw, dtype, count, options), shape, options)
 
 
+def read_npy(data: bytes) -> Array:
+    """The array of a npy file. Raises InputError for whatever is not one of plain numbers.
+
+    np.load allocates what the header claims, and its parser raises whatever Python's does.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except Exception as error:
+        raise InputError(f"not a npy file ({type(error).__name__}: {error!s:.100})") from None
+    size = math.prod(shape) * dtype.itemsize
+    if (
+        version not in ((1, 0), (2, 0))
+        or dtype.kind not in "iufb"
+        or len(shape) > _MAX_RANK
+        or min(shape, default=0) < 0
+    ):
+        raise InputError(f"a npy file of version {version} with {dtype} {list(shape)}, expected an array of numbers")
+    if size != len(data) - file.tell():
+        raise InputError(f"{len(data) - file.tell()} bytes, expected {size} for {dtype} {list(shape)}: truncated")
+    if not size:
+        return np.zeros(0, dtype).reshape([min(n, 2**40) for n in shape])
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npz(path: Path, limits: Mapping[str, int]) -> dict[str, Array]:
+    """Arrays of a npz file by name, of those that `limits` names. Raises InputError.
+
+    limits  bytes of the elements at most: a packed file of a megabyte may hold a gigabyte
+    """
+    found: dict[str, Array] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name not in limits:
+                    continue
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InputError("packed in an unknown way, expected np.savez or np.savez_compressed")
+                if member.file_size > limits[name] + _NPY_HEADER:
+                    raise InputError(f"array {name!r} has {member.file_size} bytes, expected at most {limits[name]}")
+                found[name] = read_npy(archive.read(member))
+    except (InputError, MemoryError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # zipfile raises many types for a damaged file
+        raise InputError(f"cannot be read ({type(error).__name__}: {error!s:.100})") from None
+    return found
+
+
 def _decode_json(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
     try:
-        values = json.loads(data)["data"]
+        values = strict_json.parse(data)["data"]
         if any(type(v) is not int for v in values) or len(values) != math.prod(shape):
             raise ValueError(f"{len(values)} values, expected {math.prod(shape)} integers")
         array = np.array(values, dtype=dtype).reshape(shape)
@@ -305,6 +366,10 @@ def _parse_words(data: bytes, kind: str, count: int, bits: int) -> Bytes:
         raise InputError(f"{len(tokens)} words, expected {count} of {bits} bits: {more}, or another word width")
     digits = -(-bits // 4) if base == 16 else bits
     size = -(-bits // 8)
+    if count * size > _MAX_ABBREVIATED * len(data):
+        raise InputError(
+            f"{count} words of {bits} bits in {len(data)} bytes: digits are missing, or another word width"
+        )
     if base == 16 and bits % 8 == 0 and all(len(token) == digits and token.isalnum() for token in tokens):
         try:  # every digit is there: all at once
             return np.frombuffer(bytes.fromhex("".join(tokens)), np.uint8).reshape(count, size)[:, ::-1]
@@ -408,7 +473,7 @@ def write_folder(
         )
     for name in names:
         _require_dumpable(name, file, kind, options)
-    with _new_folder(Path(folder)) as target:
+    with files.new_folder(Path(folder)) as target:
         _write_tensors(file, names, target, kind, options)
     return len(names)
 
@@ -457,37 +522,9 @@ def _scale(file: TensorFile, name: str) -> Any:
     if SEPARATOR in name or f"scale.{node}" not in file:
         return None
     planes = file.read(f"scale.{node}")
+    if planes.ndim == 0 or len(planes) != 3 or planes.dtype != np.int32:
+        raise InputError(f"{file.path}: tensor 'scale.{node}' is no scale; write the file again")
     return dict(zip(("mult", "offset", "shift"), planes.tolist(), strict=True))
-
-
-class _new_folder:
-    """A folder that appears whole at the end of the `with` block, or not at all. Raises InputError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise InputError(f"{self.path}: exists and is not an empty folder; choose another, or remove it")
-            self.temporary = Path(tempfile.mkdtemp(dir=self.path.absolute().parent, prefix=f".{self.path.name}."))
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot write: {error.strerror}; choose another folder") from None
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-        try:
-            if kind is None:
-                mask = os.umask(0o077)
-                os.umask(mask)
-                os.chmod(self.temporary, 0o777 & ~mask)
-                os.replace(self.temporary, self.path)
-        except OSError as failure:
-            raise InputError(f"{self.path}: cannot write: {failure.strerror}; choose another folder") from None
-        finally:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{self.path}: cannot write: {error.strerror}; choose another folder") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -518,7 +555,10 @@ class Folder:
         path = self.path / entry["file"]
         try:
             if self.kind == "npz":
-                array = _from_npz(path, name)
+                limit = math.prod(entry["shape"]) * 8
+                array = read_npz(path, {name: limit}).get(name, np.zeros(0))
+                if array.dtype.kind == "f" and not array.size:
+                    raise InputError("is not in the file")
             else:
                 array = _decode(path.read_bytes(), self.kind, entry["dtype"], entry["shape"], self.options)
         except OSError as error:
@@ -540,26 +580,18 @@ class Folder:
             raise InputError(f"{path}: tensor {name!r} does not have the sha256 of the manifest: it was changed")
 
 
-def _from_npz(path: Path, name: str) -> Array:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            result: Array = arrays[name]
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot be read ({error})") from None
-    return result
-
-
 def open_folder(path: str | os.PathLike[str]) -> Folder:
     """A folder with a manifest. Raises InputError when there is none or it is malformed."""
     folder = Path(path)
     try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        document = strict_json.parse((folder / MANIFEST).read_text(encoding="utf-8"))
         if document["format"] != FORMAT:
             raise InputError(f"{folder / MANIFEST}: format {document['format']!r}, expected {FORMAT}; dump it again")
-        tile = document["options"]["tile"]
-        options = Options(**document["options"] | {"tile": None if tile is None else (int(tile[0]), int(tile[1]))})
+        options = _manifest_options(document["options"])
         check_options(document["kind"], options)
-        tensors = {str(name): _manifest_entry(name, entry) for name, entry in document["tensors"].items()}
+        tensors = {name: _manifest_entry(name, entry) for name, entry in document["tensors"].items()}
+        for entry in tensors.values():
+            _axes(options.order, len(entry["shape"]))
         metadata = document["source"]
         if metadata is not None and not isinstance(metadata, dict):
             raise ValueError("source is not an object")
@@ -570,11 +602,30 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
         raise InputError(f"{folder / MANIFEST}: is not a manifest of intseg dump ({error}); dump it again") from None
 
 
+def _manifest_options(found: Mapping[str, Any]) -> Options:
+    """The options, every one of its exact type."""
+    kinds = {"width": int, "per_word": int, "endian": str, "order": str, "tile": (list, type(None))}
+    if set(found) != set(kinds) or any(type(v) is bool or not isinstance(v, kinds[k]) for k, v in found.items()):  # type: ignore[arg-type]
+        raise ValueError(f"options are {found!r:.80}")
+    tile = found["tile"]
+    if tile is not None and (len(tile) != 2 or any(type(n) is not int or not 0 < n < 2**16 for n in tile)):
+        raise ValueError(f"tile is {tile!r:.80}")
+    return Options(**{**found, "tile": None if tile is None else (tile[0], tile[1])})
+
+
 def _manifest_entry(name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     shape, file = entry["shape"], entry["file"]
-    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) > _MAX_ELEMENTS:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"tensor name {name[:80]!r}")
+    if (
+        type(shape) is not list
+        or len(shape) > _MAX_RANK
+        or any(type(n) is not int or not 0 <= n < 2**40 for n in shape)
+    ):
         raise ValueError(f"tensor {name!r} has shape {shape!r:.80}")
-    if entry["dtype"] not in _DTYPES or os.path.basename(file) != file or not file:
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"tensor {name!r} has shape {shape!r:.80}")
+    if entry["dtype"] not in _DTYPES or file in (".", "..") or not re.fullmatch(r"[A-Za-z0-9_.-]{1,250}", file):
         raise ValueError(f"tensor {name!r} is {entry['dtype']!r:.40} in {file!r:.80}")
     if not isinstance(entry["sha256"], str):
         raise ValueError(f"tensor {name!r} has no sha256")

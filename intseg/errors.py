@@ -6,11 +6,17 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE = 10_000
+"""Characters of a message at most."""
+
 
 class IntsegError(Exception):
     """Base of every error intseg raises on purpose: one line naming the found, the expected and the next step."""
 
     exit_code = 5
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class MismatchError(IntsegError):
@@ -37,7 +43,21 @@ class InputError(IntsegError):
     exit_code = 4
 
 
+def one_line(text: str) -> str:
+    """Text for a terminal: one line, at most MAX_MESSAGE characters, what cannot be printed escaped.
+
+    Messages quote files, and a file may hold whatever moves a cursor or fills a disk.
+    """
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE - 200]} ... {text[-150:]}"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text[:MAX_MESSAGE]
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' where a known word is close to the one given, else nothing."""
+    if len(word) > 100:  # comparing takes the square of the length, and a file may hold any word
+        return ""
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -5,21 +5,25 @@ Floating point appears only in the last step, from counts to percentages.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, backends
-from intseg.errors import InputError, MismatchError, UsageError
+from intseg import api, backends, strict_json
+from intseg.errors import InputError, IntsegError, MismatchError, UsageError, one_line
 from intseg.image import decode_labels
 
 Array = NDArray[Any]
@@ -256,13 +260,16 @@ def evaluate(
     ignore: int | None = None,
     offset: int = 0,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Run a model on every image and count.
 
     jobs      processes; with more than one, a script needs its `if __name__ == "__main__"` (they are spawned)
     ignore, offset   as in `Layout`
     progress  a bar on standard error where that is a terminal
-    Raises InputError naming the file for anything wrong with one.
+    journal   file that keeps the counts of every finished image: an evaluation that was killed continues from it and
+              gives what an unbroken one gives. An image or label file that changed since is counted again
+    Raises InputError naming the file for anything wrong with one, UsageError for a journal of another evaluation.
     """
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, expected at least 1")
@@ -272,35 +279,65 @@ def evaluate(
     job = _Job(str(model.path.absolute()), model.sha256, backends.resolve(backend), threads, ignore, offset)
     n_cls = len(model.info.classes)
     total = np.zeros((n_cls, n_cls), np.int64)
-    for counts in _progress(_counts(pairs, model, job, jobs), len(pairs), progress):
-        total += counts
+    if journal is None:
+        for counts in _progress(_counts(pairs, model, job, jobs), len(pairs), 0, progress):
+            total += counts
+        return Evaluation(total, len(pairs), model)
+    keys = [(_file_sha256(pair.image), _file_sha256(pair.labels)) for pair in pairs]
+    with _Journal(Path(journal), job, pairs, n_cls) as book:
+        for key in keys:
+            total += book.done.get(key, 0)
+        left = [i for i, key in enumerate(keys) if key not in book.done]
+        found = _counts([pairs[i] for i in left], model, job, jobs)
+        for i, counts in zip(left, _progress(found, len(pairs), len(pairs) - len(left), progress), strict=True):
+            total += counts
+            book.add(keys[i], counts)
     return Evaluation(total, len(pairs), model)
 
 
 def _counts(pairs: Sequence[Pair], model: api.Model, job: _Job, jobs: int) -> Iterator[Counts]:
     """The confusion matrix of every pair, in order."""
-    if jobs == 1:
+    jobs = min(jobs, len(pairs))
+    if jobs <= 1:
         yield from (_count(pair, model, job) for pair in pairs)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(job,)) as pool:
         try:
             yield from pool.map(_work, pairs)
+        except BrokenProcessPool:
+            raise InputError(
+                "a process ended without a word, perhaps for lack of memory; use fewer --jobs, and --resume to go on"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_worker: tuple[api.Model, _Job] | None = None
+_worker: tuple[api.Model, _Job] | IntsegError | None = None
 
 
 def _start_worker(job: _Job) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it and stops the workers
-    _worker = (api.load(Path(job.weights)), job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _worker = (api.load(Path(job.weights)), job)
+    except IntsegError as error:  # raised here, it would be a traceback of the pool
+        _worker = error
+
+
+def _end_with_parent() -> None:
+    """A killed parent does not tell its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(pair: Pair) -> Counts:
     assert _worker is not None
+    if isinstance(_worker, IntsegError):
+        raise _worker
     model, job = _worker
     if model.sha256 != job.sha256:
         raise MismatchError(f"{job.weights}: the file changed during the evaluation; run it again")
@@ -323,9 +360,221 @@ def _count(pair: Pair, model: api.Model, job: _Job) -> Counts:
         raise InputError(f"{pair.labels}: {error}{shift}") from None
 
 
-def _progress(counts: Iterator[Counts], total: int, wanted: bool) -> Iterator[Counts]:
+def _progress(counts: Iterator[Counts], total: int, done: int, wanted: bool) -> Iterator[Counts]:
     if not wanted:
         return counts
     from tqdm import tqdm
 
-    return iter(tqdm(counts, total=total, unit="image", disable=None, leave=False))
+    return iter(tqdm(counts, total=total, initial=done, unit="image", disable=None, leave=False))
+
+
+# --------------------------------------------------------------------------------------------------------- journal
+
+_Key = tuple[str, str]
+"""sha256 of the image file and of the label file."""
+
+
+class _Journal:
+    """Counts of finished images: a JSON line each, appended once known. The first line says of what evaluation.
+
+    Used as a context; `done` holds what an earlier run left. A last line that was cut off is dropped, and so is one
+    that makes no sense: its image is counted again.
+    """
+
+    def __init__(self, path: Path, job: _Job, pairs: Sequence[Pair], n_cls: int) -> None:
+        names = "\n".join(f"{pair.image.name}\t{pair.labels.name}" for pair in pairs)
+        self.path, self.n_cls = path, n_cls
+        self.header = {
+            "intseg eval": 1,
+            "model": job.sha256,
+            "data set": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+            "ignored label": job.ignore,
+            "label offset": job.offset,
+        }
+        self.done: dict[_Key, Counts] = {}
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Journal:
+        try:
+            data = self.path.read_bytes() if self.path.exists() else b""
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read(data, whole)
+            self._file = self.path.open("ab")
+            os.truncate(self.path, len(whole))
+            if not whole:
+                self._append(self.header)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot keep the journal: {error.strerror}; choose another file") from None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, key: _Key, counts: Counts) -> None:
+        """Note that an image is done."""
+        cells = np.flatnonzero(counts)
+        entries = [[int(cell), int(counts.flat[cell])] for cell in cells]
+        try:
+            self._append({"image": key[0], "labels": key[1], "counts": entries})
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write: {error.strerror}; free space and run it again") from None
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(_line(line))
+        self._file.flush()
+
+    def _read(self, data: bytes, whole: bytes) -> None:
+        """Fill `done`. Raises UsageError for a file that is no journal, or one of another evaluation."""
+        if not whole and _line(self.header).startswith(data):  # new, or killed before the first line was whole
+            return
+        lines = [_parsed(text) for text in whole.split(b"\n")[:-1]]
+        first = lines[0] if lines else {}
+        if first.get("intseg eval") != 1:
+            raise UsageError(f"{self.path}: is not a journal of intseg eval; choose another file")
+        other = [key for key, value in self.header.items() if first.get(key) != value]
+        if other:
+            raise UsageError(
+                f"{self.path}: was begun with another {' and '.join(other)}; "
+                "give the same model and images to resume, or another file"
+            )
+        for line in lines[1:]:
+            counts = self._restored(line.get("counts"))
+            if counts is not None:
+                self.done[str(line.get("image")), str(line.get("labels"))] = counts
+
+    def _restored(self, entries: object) -> Counts | None:
+        """The matrix of [cell, count] pairs; None if they are not that."""
+        counts = np.zeros(self.n_cls**2, np.int64)
+        if not isinstance(entries, list):
+            return None
+        for entry in entries:
+            if not (isinstance(entry, list) and len(entry) == 2 and all(type(n) is int for n in entry)):
+                return None
+            if not (0 <= entry[0] < counts.size and 0 < entry[1] < 2**63):
+                return None
+            counts[entry[0]] = entry[1]
+        return counts.reshape(self.n_cls, self.n_cls)
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The object on a line; an empty one for anything else."""
+    try:
+        value = strict_json.parse(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}; check the file") from None
+
+
+# ------------------------------------------------------------------------------------------------------ comparison
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evaluation minus another of the same pixels, in points of percent.
+
+    miou, macc, aacc   differences; NaN where either is
+    iou, acc   per class; None where either is
+    name       of the other model
+    """
+
+    miou: float
+    macc: float
+    aacc: float
+    iou: tuple[float | None, ...]
+    acc: tuple[float | None, ...]
+    name: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `intseg eval --json` prints under "compared"."""
+        return {
+            "with": self.name,
+            "mIoU": _number(self.miou),
+            "mAcc": _number(self.macc),
+            "aAcc": _number(self.aacc),
+            "IoU": list(self.iou),
+            "acc": list(self.acc),
+        }
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An evaluation read from a file.
+
+    path       of the file
+    name       of the model
+    confusion  int64 [C, C], rows are labels
+    """
+
+    path: Path
+    name: str
+    confusion: Counts
+
+
+def read_earlier(path: str | os.PathLike[str], classes: Sequence[str]) -> Earlier:
+    """What `intseg eval --json` wrote to a file.
+
+    classes  of the model it will be compared with
+    Raises InputError for a file that is not that, UsageError when it has other classes.
+    """
+    path = Path(path)
+    try:
+        found = strict_json.parse(path.read_text(encoding="utf-8"))
+        names = tuple(str(name) for name in found["classes"])
+        rows = [[int(count) for count in row] for row in found["confusion"]]
+        matrix = np.array(rows, np.int64).reshape(len(names), len(names))
+        name = one_line(str(found["model"]["name"]))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}; give a file of intseg eval --json") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"{path}: is not what intseg eval --json prints ({type(error).__name__}); redirect its output to a file"
+        ) from None
+    if (matrix < 0).any():
+        raise InputError(f"{path}: counts {matrix.min()} pixels, expected none below zero; write the file again")
+    if names != tuple(classes):
+        raise UsageError(
+            f"{path}: has {len(names)} classes {_few(names)}, this model {len(classes)} {_few(classes)}, "
+            "expected equal ones; compare models of one data set"
+        )
+    return Earlier(path, name, matrix)
+
+
+def compare(found: Evaluation, earlier: Earlier) -> Comparison:
+    """An evaluation minus an earlier one with the same classes. Raises UsageError when that counted other labels."""
+    theirs, ours = earlier.confusion.sum(axis=1), found.confusion.sum(axis=1)
+    for i in np.flatnonzero(theirs != ours):
+        raise UsageError(
+            f"{earlier.path}: counted {theirs[i]} pixels of {found.model.info.classes[i]}, this evaluation {ours[i]}, "
+            "expected the same images and labels; run both with the same --root, --split, --ignore and --limit"
+        )
+    old, new = metrics(earlier.confusion), found.metrics
+    return Comparison(
+        new.miou - old.miou,
+        new.macc - old.macc,
+        new.aacc - old.aacc,
+        tuple(_minus(a, b) for a, b in zip(new.iou, old.iou, strict=True)),
+        tuple(_minus(a, b) for a, b in zip(new.acc, old.acc, strict=True)),
+        earlier.name,
+    )
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -6,7 +6,9 @@ an earlier node, or a constant tensor; its parameters name tensors by role (SPEC
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg.errors import ModelError
-from intseg.ops import MAX_DIM, OPS, Array, Attr, Value
+from intseg.ops import MAX_DIM, OPS, Array, Attr, Op, Value
 
 IMAGE = "image"
 """Name of the graph input: uint8 [H, W, 3]."""
 
 UPSAMPLES = ("nearest", "bilinear")
 MAX_CLASSES = MAX_DIM
+MAX_NODES = 4096
+MAX_ELEMENTS = 2**30
+"""Elements of a node's output: a valid graph may ask for 2^48, which no machine holds."""
+
+MAX_WORK = 2**44
+"""Elements of all outputs of a window, those of linear and matmul times their inner size: some hours, not years."""
+
+MAX_TEXT = 1000
+MAX_SOURCE = 100_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -105,13 +117,19 @@ def validate(graph: Graph) -> None:
 
     Raises ModelError naming the node, what was found and what was expected.
     """
-    _validate_info(graph.info)
+    validate_info(graph.info)
     height, width = graph.info.window
     values = {IMAGE: Value("uint8", (height, width, 3))}
     used: set[str] = set()
+    if len(graph.nodes) > MAX_NODES:
+        raise ModelError(f"{len(graph.nodes)} nodes, expected at most {MAX_NODES}")
+    work = 0
     for node in graph.nodes:
         try:
             values[node.name] = _infer(node, graph.tensors, values)
+            work += _work(node, graph.tensors, values)
+            if work > MAX_WORK:
+                raise ModelError(f"a window takes {work} operations up to here, expected at most 2^44")
         except ModelError as error:
             raise ModelError(f"node {node.name!r} ({node.op}): {error}") from None
         used.update(node.inputs, node.params.values(), [node.scale] if node.scale else [])
@@ -130,25 +148,9 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
         raise ModelError("name is taken already, expected unique names")
     _require_keys("input", len(node.inputs), len(op.inputs))
     inputs = [_input_value(name, tensors, values) for name in node.inputs]
-    for i, (value, allowed) in enumerate(zip(inputs, op.inputs, strict=True)):
-        if value.dtype not in allowed:
-            raise ModelError(f"input {i} ({node.inputs[i]}) is {value.dtype}, expected {' or '.join(allowed)}")
-        if not value.shape or not all(1 <= n <= MAX_DIM for n in value.shape):
-            raise ModelError(
-                f"input {i} ({node.inputs[i]}) has shape {list(value.shape)}, expected axes of 1 to {MAX_DIM}"
-            )
     _require_names("parameter", node.params, op.params)
     params = {role: _tensor(name, tensors) for role, name in node.params.items()}
-    for role, array in params.items():
-        if array.dtype.name != op.params[role]:
-            raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
-    _require_names("attribute", node.attrs, op.attrs)
-    for name, attr in node.attrs.items():
-        choice = op.attrs[name]
-        # The exact type first: looking for anything but an int in a range takes a step per element.
-        if type(attr) is not (int if isinstance(choice, range) else str) or attr not in choice:
-            raise ModelError(f"attribute {name} is {attr!r:.80}, expected {_allowed(choice)}")
-    value = op.check(inputs, params, node.attrs)
+    value = check_call(op, node.inputs, inputs, params, node.attrs)
     if (node.dtype, tuple(node.shape)) != (value.dtype, value.shape):
         raise ModelError(
             f"declares {node.dtype} {list(node.shape)}, but its op gives {value.dtype} {list(value.shape)}"
@@ -156,6 +158,43 @@ def _infer(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]
     if node.scale is not None:
         _validate_scale(_tensor(node.scale, tensors), value.shape)
     return value
+
+
+def check_call(
+    op: Op, names: Sequence[str], inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, object]
+) -> Value:
+    """What an op gives for operands of unknown origin, whatever they are; an op may run on what passes.
+
+    names  of the inputs, for messages
+    Raises ModelError.
+    """
+    for i, (value, allowed) in enumerate(zip(inputs, op.inputs, strict=True)):
+        if value.dtype not in allowed:
+            raise ModelError(f"input {i} ({names[i]}) is {value.dtype}, expected {' or '.join(allowed)}")
+        if not value.shape or not all(1 <= n <= MAX_DIM for n in value.shape):
+            raise ModelError(f"input {i} ({names[i]}) has shape {list(value.shape)}, expected axes of 1 to {MAX_DIM}")
+    _require_names("parameter", params, op.params)
+    for role, array in params.items():
+        if array.dtype.name != op.params[role]:
+            raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
+    _require_names("attribute", attrs, op.attrs)
+    known: dict[str, Attr] = {}
+    for name, attr in attrs.items():
+        choice = op.attrs[name]
+        # The exact type first: looking for anything but an int in a range takes a step per element.
+        if type(attr) is not (int if isinstance(choice, range) else str) or attr not in choice:
+            raise ModelError(f"attribute {name} is {attr!r:.80}, expected {_allowed(choice)}")
+        known[name] = attr
+    value = op.check(inputs, params, known)
+    if math.prod(value.shape) > MAX_ELEMENTS:
+        raise ModelError(f"gives {value.dtype} {list(value.shape)}, expected at most 2^30 elements")
+    return value
+
+
+def _work(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]) -> int:
+    """Operations of a node, roughly: products where it multiplies matrices, else elements of its output."""
+    depth = _input_value(node.inputs[0], tensors, values).shape[-1] if node.op in ("linear", "matmul") else 1
+    return depth * math.prod(values[node.name].shape)
 
 
 def _allowed(choice: range | tuple[str, ...]) -> str:
@@ -225,10 +264,17 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
         yield f"stride {info.stride} must lie between half the window and the window {info.window}"
     elif info.window[0] // info.patch * (info.window[1] // info.patch) > MAX_DIM:
         yield f"window {info.window} has more than {MAX_DIM} patches"
+    texts = [(info.source, MAX_SOURCE), *((text, MAX_TEXT) for text in (info.name, info.recipe, *info.classes))]
+    for text, longest in texts:
+        if len(text) > longest:
+            yield f"text of {len(text)} characters ({text[:40]!r}...), expected at most {longest}"
+        if _SURROGATE.search(text):
+            yield f"text {text[:80]!r} has half a surrogate pair, expected Unicode text"
     if info.upsample not in UPSAMPLES:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
 
 
-def _validate_info(info: ModelInfo) -> None:
+def validate_info(info: ModelInfo) -> None:
+    """Refuse information about a model that makes no sense. Raises ModelError."""
     for problem in _info_problems(info):
         raise ModelError(f"model: {problem}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import colorsys
 import io
-import json
 import os
 import re
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from intseg import strict_json
 from intseg.errors import InputError, UsageError, suggest
 from intseg.graph import ModelInfo
 
@@ -40,9 +40,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """Endings of the files that are taken for images in a folder."""
 
-_COLOUR_LINE = re.compile(
-    r"(?P<name>.*?)\s*(?:(?<!\S)#(?P<hex>[0-9a-fA-F]{6})|(?<!\S)(?P<rgb>[0-9]{1,3}\s+[0-9]{1,3}\s+[0-9]{1,3}))\s*"
-)
 _ORIENTATION = 0x0112
 _MAX_INDEXED = 256
 _WARNINGS_LOCK = threading.Lock()
@@ -416,7 +413,7 @@ def palette(spec: str, classes: Sequence[str], own: Sequence[Colour]) -> tuple[C
     colours = list(own)
     for row, (line, name, colour) in enumerate(_colour_lines(path)):
         if name and name not in classes:
-            raise InputError(f"{path}, line {line}: no class {name!r} in the model{suggest(name, classes)}")
+            raise InputError(f"{path}, line {line}: no class {name!r:.80} in the model{suggest(name, classes)}")
         if not name and row >= len(classes):
             raise InputError(f"{path}, line {line}: colour {row + 1} for {len(classes)} classes; remove it")
         colours[classes.index(name) if name else row] = colour
@@ -433,13 +430,21 @@ def _colour_lines(path: Path) -> Iterator[tuple[int, str, Colour]]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("//"):
             continue
-        found = _COLOUR_LINE.fullmatch(line)
-        values = [int(v) for v in found["rgb"].split()] if found and found["rgb"] else []
-        if found and found["hex"]:
-            values = list(bytes.fromhex(found["hex"]))
-        if not found or max(values) > 255:
+        name, values = _colour_of(line)
+        if not values or max(values) > 255:
             raise InputError(f"{path}, line {number}: {line!r:.60}, expected '#rrggbb' or three numbers from 0 to 255")
-        yield number, found["name"].strip(), (values[0], values[1], values[2])
+        yield number, name.strip(), (values[0], values[1], values[2])
+
+
+def _colour_of(line: str) -> tuple[str, list[int]]:
+    """Name and numbers of a line, no numbers where it has no colour; no regular expression backtracks over a name."""
+    words = line.rsplit(None, 1)
+    if re.fullmatch("#[0-9a-fA-F]{6}", words[-1]):
+        return "".join(words[:-1]), list(bytes.fromhex(words[-1][1:]))
+    words = line.rsplit(None, 3)
+    if len(words) < 3 or not all(re.fullmatch("[0-9]{1,3}", word) for word in words[-3:]):
+        return "", []
+    return "".join(words[:-3]), [int(word) for word in words[-3:]]
 
 
 def _voc(i: int, count: int) -> Colour:
@@ -481,7 +486,7 @@ def _mapped(classes: Sequence[str], mapping: str) -> list[int]:
     pairs = _inline_pairs(mapping) if "=" in mapping else _json_pairs(Path(mapping))
     for name in pairs:
         if name != "*" and name not in classes:
-            raise UsageError(f"label map: no class {name!r} in the model{suggest(name, classes)}")
+            raise UsageError(f"label map: no class {name!r:.80} in the model{suggest(name, classes)}")
     missing = [name for name in classes if name not in pairs]
     if missing and "*" not in pairs:
         raise UsageError(f"label map: no value for {missing[0]!r} ({len(missing)} such); add '*' for every other class")
@@ -500,10 +505,10 @@ def _inline_pairs(text: str) -> dict[str, int]:
 
 def _json_pairs(path: Path) -> dict[str, int]:
     try:
-        pairs = json.loads(path.read_bytes())
+        pairs = strict_json.parse(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot read the label map: {error.strerror}; check the path") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         pairs = None
     if not isinstance(pairs, dict) or any(type(value) is not int for value in pairs.values()):
         raise InputError(f'{path}: not a label map, expected JSON {{"class name": whole number, ...}}')

@@ -92,6 +92,38 @@ def _inspect(args: argparse.Namespace) -> Iterator[str]:
         yield from (f"wrote {path}" for path in (args.dot, args.svg) if path)
 
 
+# ---------------------------------------------------------------------------------------------------------- prove
+
+_PROVE = """\
+Prove that no register overflows, for any image: per node and register the bound, the bits it needs, the bits
+to spare, and how near a constructed input comes. Loading a model proves the same, without these inputs.
+
+examples:
+  intseg prove
+  intseg prove model.safetensors --by op         the tightest register of every op
+  intseg prove --nodes '*.blocks.0.*' --json
+  intseg prove model.safetensors --fast          the bounds only
+"""
+
+
+def _prove_arguments(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--by", choices=("register", "node", "op"), default="register", help="rows (register)")
+    parser.add_argument("--nodes", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
+    parser.add_argument("--fast", action="store_true", help="run no inputs: bounds only, as loading does")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, all nodes, instead of the table")
+
+
+def _prove(args: argparse.Namespace) -> Iterator[str]:
+    from intseg import api, prove_report
+
+    found = prove_report.certify(api.load(args.weights), not args.fast)
+    if args.json:
+        yield json.dumps(prove_report.as_json(found))
+    else:
+        yield from prove_report.lines(found, args.by, args.nodes)
+
+
 # -------------------------------------------------------------------------------------------------------- profile
 
 _PROFILE = """\
@@ -224,6 +256,7 @@ def _card(args: argparse.Namespace) -> Iterator[str]:
 
 ENTRIES = (
     Entry("inspect", "show what is inside a model", _INSPECT, _inspect_arguments, _inspect, ("dot", "svg")),
+    Entry("prove", "prove that nothing overflows", _PROVE, _prove_arguments, _prove),
     Entry("profile", "time every node and step", _PROFILE, _profile_arguments, _profile, ("trace",)),
     Entry("doctor", "examine this installation", _DOCTOR, _doctor_arguments, _doctor),
     Entry("report", "write an HTML page about images", _REPORT, _report_arguments, _report, ("output",)),

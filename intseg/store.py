@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,17 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from intseg.errors import InputError, ModelError
-from intseg.graph import Graph, ModelInfo, Node, validate
+from intseg.files import write_atomically as write_atomically  # store.write_atomically is what others call
+from intseg.graph import MAX_NODES, Graph, ModelInfo, Node, validate
+from intseg.prove import prove
+from intseg.strict_json import require_shallow
 
 FORMAT = 1
 KEY = "intseg"
 MAX_HEADER = 16 * 2**20
 MAX_FILE = 4 * 2**30
 MAX_RANK = 4
+MAX_TENSORS = 2**15
 DTYPES = {"I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8}
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -113,6 +116,7 @@ def loads(data: bytes) -> Graph:
         raise ModelError("graph does not match its sha256: the file is damaged; download or export it again")
     graph = _graph_from_json(document, tensors)
     validate(graph)
+    prove(graph)
     return graph
 
 
@@ -136,32 +140,6 @@ def _canonical(document: Mapping[str, Any]) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside the target, flush it to disk, rename it. Raises InputError, leaving nothing."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot write: {error.strerror}; choose a folder that exists and is writable"
-        ) from None
-
-
-def _umask() -> int:
-    """The process's file mode mask; reading it needs setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def _check_header(data: bytes) -> str:
     """Every check that needs no tensor memory. Returns the text under the metadata key."""
     if len(data) < 8:
@@ -175,6 +153,8 @@ def _check_header(data: bytes) -> str:
         raise ModelError(
             f"no {KEY!r} metadata: float weights or another program's file; convert it with tools/convert.py"
         )
+    if len(header) > MAX_TENSORS:
+        raise ModelError(f"{len(header)} tensors, expected at most {MAX_TENSORS}; export the model again")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
         end = _check_entry(name, entry, end)
@@ -226,11 +206,25 @@ def _refuse_float(text: str) -> Any:
     raise ModelError(f"metadata holds the number {text[:40]}, expected integers only")
 
 
+def _short_integer(text: str) -> int:
+    if len(text) > 20:
+        raise ModelError(f"metadata holds the number {text[:40]}..., expected integers of at most 64 bits")
+    return int(text)
+
+
 def _parse_json(text: str | bytes, what: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_float=_refuse_float, parse_constant=_refuse_float)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_short_integer,
+            parse_float=_refuse_float,
+            parse_constant=_refuse_float,
+        )
+        require_shallow(value)
     except (ValueError, RecursionError):
         raise ModelError(f"{what} is not JSON: not an intseg model, or damaged") from None
+    return value
 
 
 def _info_to_json(info: ModelInfo) -> dict[str, Any]:
@@ -250,6 +244,8 @@ def _graph_from_json(document: dict[str, Any], tensors: dict[str, NDArray[Any]])
         raise ModelError(f"metadata has keys {sorted(document)}, expected {sorted(expected)}")
     if not isinstance(document["nodes"], list):
         raise ModelError("metadata: nodes is not a list")
+    if len(document["nodes"]) > MAX_NODES:
+        raise ModelError(f"{len(document['nodes'])} nodes, expected at most {MAX_NODES}; export the model again")
     nodes = tuple(_node_from_json(entry) for entry in document["nodes"])
     return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]))
 

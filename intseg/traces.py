@@ -19,22 +19,20 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
 
-from intseg import api, backends, models, registers
+from intseg import api, backends, files, models, registers, strict_json
 from intseg import image as pictures
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.ops import RUN, Array
+from intseg.ops._arith import INT_RANGE
 from intseg.store import KEY, MAX_FILE, NAME
 
 FORMAT = 1
@@ -56,6 +54,7 @@ _CODES = {
 }
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _MAX_HEADER = 100 * 2**20
+_MAX_RANK = 8
 _ENTRY = 120
 """Bytes of a header entry beside its name, at most: dtype, four extents, two offsets below 2^40, punctuation."""
 
@@ -66,7 +65,7 @@ MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid"
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-class Writer:
+class Writer(files.Replacement):
     """A safetensors file written tensor by tensor; it appears whole at the end of the `with` block, or not at all.
 
     Raises InputError when it cannot be written.
@@ -74,17 +73,16 @@ class Writer:
 
     def __init__(self, path: Path, metadata: Mapping[str, Any] | None, names: Sequence[str]) -> None:
         """`names` are all tensors that will be put, at least: their header entries have to fit the space left."""
-        self.path, self.metadata = path, metadata
+        super().__init__(path)
+        self.metadata = metadata
         self.entries: dict[str, dict[str, Any]] = {}
         self.end = 0
         text = 0 if metadata is None else 2 * len(_canonical(metadata))
         self.reserved = -(-(text + 100 + sum(len(name) + _ENTRY for name in names)) // 8) * 8
-        self.file: IO[bytes]
 
-    def __enter__(self) -> Writer:
-        with _writing(self.path):
-            self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False)
-            self.file.seek(8 + self.reserved)
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.seek(8 + self.reserved)
         return self
 
     def put(self, name: str, array: Array) -> None:
@@ -92,44 +90,18 @@ class Writer:
         data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
         if self.end + data.nbytes > MAX_FILE:
             raise UsageError(f"{self.path}: larger than {MAX_FILE} bytes; trace fewer nodes with --nodes")
-        with _writing(self.path):
-            self.file.write(data.tobytes())
+        self.write(data.tobytes())
         offsets = [self.end, self.end + data.nbytes]
         code = _CODES[array.dtype.name]
         self.entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": offsets}
         self.end = offsets[1]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        temporary = Path(self.file.name)
-        try:
-            if kind is None:
-                with _writing(self.path):
-                    self._finish(temporary)
-        finally:
-            self.file.close()
-            temporary.unlink(missing_ok=True)
-
-    def _finish(self, temporary: Path) -> None:
+    def finish(self) -> None:
+        """Write the header into the space that was left for it."""
         header: dict[str, Any] = {} if self.metadata is None else {"__metadata__": {KEY: _canonical(self.metadata)}}
         data = json.dumps(header | self.entries, separators=(",", ":"), ensure_ascii=True).encode()
-        self.file.seek(0)
-        self.file.write(self.reserved.to_bytes(8, "little") + data.ljust(self.reserved))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        mask = os.umask(0o077)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, self.path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot write: {error.strerror}; choose a folder that exists and is writable"
-        ) from None
+        self.seek(0)
+        self.write(self.reserved.to_bytes(8, "little") + data.ljust(self.reserved))
 
 
 def _canonical(document: Mapping[str, Any]) -> str:
@@ -189,7 +161,7 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] 
     try:
         document = json.loads(header, object_pairs_hook=_no_duplicates)
         text = document.pop("__metadata__", {}).get(KEY)
-        metadata = None if text is None else json.loads(text)
+        metadata = None if text is None else strict_json.parse(text)
         entries = {name: _entry(name, value) for name, value in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a safetensors file of intseg ({error}); write it again") from None
@@ -217,7 +189,7 @@ def _entry(name: str, value: Any) -> _Entry:
         raise ValueError(f"tensor name {name[:80]!r}, expected letters, digits, '_', '.', '-'")
     if value["dtype"] not in _DTYPES:
         raise ValueError(f"tensor {name!r} is {value['dtype']}, expected one of {', '.join(_DTYPES)}")
-    if any(type(n) is not int or not 0 <= n < 2**40 for n in (*shape, start, stop)):
+    if len(shape) > _MAX_RANK or any(type(n) is not int or not 0 <= n < 2**40 for n in (*shape, start, stop)):
         raise ValueError(f"tensor {name!r} has shape {list(shape)}")
     if stop - start != math.prod(shape) * np.dtype(_DTYPES[value["dtype"]]).itemsize:
         raise ValueError(f"tensor {name!r} has {stop - start} bytes for {value['dtype']} {list(shape)}")
@@ -265,11 +237,14 @@ def _compressed(scale: Array) -> Array:
 
 
 def real(scale: Array | None, index: tuple[int, ...], q: int) -> float | None:
-    """The real number that q stands for at an index of its tensor: (q * mult + offset) * 2^-shift."""
+    """The real number q stands for at an index of its tensor: (q * mult + offset) * 2^-shift, None if too large."""
     if scale is None:
         return None
     mult, offset, shift = (int(np.asarray(plane)[_clamped(index, plane.shape)]) for plane in scale)
-    return math.ldexp(q * mult + offset, -shift)
+    try:
+        return math.ldexp(q * mult + offset, -shift)
+    except OverflowError:
+        return None
 
 
 def _clamped(index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -414,6 +389,36 @@ class Trace:
         present = set(file.names())
         self.nodes = [str(name) for name in order if any(f"window{i}.{name}" in present for i in self.windows)]
         self._scales = scales(model.graph) if model else {}
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        """Refuse tensors that cannot be what their names say: whatever uses a trace relies on it."""
+        known = {} if self.model is None else {n.name: (n.dtype, n.shape) for n in self.model.graph.nodes}
+        if self.model is not None:
+            known[IMAGE] = "uint8", (*self.model.info.window, 3)
+        ends = [(name, None) for name in ("image", "merged", "labels")]
+        for key, node in ends + [(f"window{i}.{name}", name) for i in self.windows for name in (IMAGE, *self.nodes)]:
+            if key not in self.file:
+                continue
+            dtype, shape = self.file.kind(key)
+            expected = known.get(node) if node else None
+            if dtype not in INT_RANGE or expected not in (None, (dtype, shape)):
+                wanted = f"{expected[0]} {list(expected[1])}" if expected else "integers"
+                raise InputError(f"{self.file.path}: tensor {key!r} is {dtype} {list(shape)}, expected {wanted}")
+        for name in self.nodes:
+            key = f"scale.{name}"
+            if key in self.file and not self._is_scale(key, name):
+                raise InputError(f"{self.file.path}: tensor {key!r} is no scale of its node; write it again")
+
+    def _is_scale(self, key: str, name: str) -> bool:
+        dtype, shape = self.file.kind(key)
+        nodes = [self.file.kind(f"window{i}.{name}")[1] for i in self.windows if f"window{i}.{name}" in self.file]
+        return dtype == "int32" and all(
+            len(shape) == len(node) + 1
+            and shape[0] == 3
+            and all(a in (1, b) for a, b in zip(shape[1:], node, strict=True))
+            for node in nodes
+        )
 
     def value(self, window: int, name: str) -> Array | None:
         """A node's output (or "image"), None where the trace does not hold it."""

@@ -6,17 +6,17 @@ holds inputs first and results last. The sha256 of a table covers names, dtypes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from intseg import store
+from intseg import files
 from intseg.errors import InputError, UsageError
 from intseg.graph import Graph
 from intseg.ops import OPS, RUN, Array, Attr, _arith
@@ -275,30 +275,18 @@ def hex_words(column: Array) -> bytes:
 
 
 def write(table: Table, path: str | os.PathLike[str], kind: str) -> list[Path]:
-    """Write a table; returns the files. All of them appear, or none. Raises InputError."""
+    """Write a table; returns the files. Each appears whole, and only after all fit on the disk. Raises InputError."""
     target = Path(path)
     stem = target.name.removesuffix(f".{kind}")
     if not stem or target.is_dir():
         raise InputError(f"{target}: expected a file name; give -o NAME.{kind}")
-    files = {target.with_name(stem + suffix): data for suffix, data in encode(table, kind).items()}
-    if len(files) == 1:
-        for only, data in files.items():
-            store.write_atomically(only, data)
-    else:
-        _write_together(target, files)
-    return list(files)
-
-
-def _write_together(target: Path, files: Mapping[Path, bytes]) -> None:
-    """Write to a folder beside the files first: what can fail fails before any of them is there."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            for path, data in files.items():
-                (Path(folder) / path.name).write_bytes(data)
-            for path in files:
-                if path.is_dir():
-                    raise IsADirectoryError(21, "is a folder", str(path))
-            for path in files:
-                os.replace(Path(folder) / path.name, path)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write: {error.strerror}; choose a folder that can be written") from None
+    contents = {target.with_name(stem + suffix): data for suffix, data in encode(table, kind).items()}
+    with contextlib.ExitStack() as stack:
+        for path, data in contents.items():
+            file = stack.enter_context(files.Replacement(path))
+            file.write(data)
+            file.flush()
+        for path in contents:
+            if path.is_dir():
+                raise InputError(f"{path}: cannot write: is a folder; choose another name")
+    return list(contents)

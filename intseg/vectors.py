@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from intseg._version import __version__
 from intseg.coverage import Call
 from intseg.errors import InputError, MismatchError
 from intseg.executor import execute
+from intseg.files import new_folder
 from intseg.graph import ModelInfo, Node
 from intseg.ops import Array, Attr, Run, _arith
 from intseg.ops.gelu import times_1_6875
@@ -711,20 +710,10 @@ def write_pack(pack: Pack, folder: str | os.PathLike[str]) -> None:
     """Write a pack to a new or empty folder, whole or not at all. Raises InputError."""
     target = Path(folder)
     require_new(target)
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with new_folder(target) as made:
         for name, data in pack.files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(data)
-        temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except OSError as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{target}: cannot write: {error.strerror}; choose a folder that can be written") from None
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_bytes(data)
 
 
 def require_new(target: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from intseg import api, backends, coverage, models, truth_table, vectors
+from intseg import api, backends, coverage, models, strict_json, truth_table, vectors
 from intseg import image as pictures
 from intseg.coverage import Call
-from intseg.errors import InputError, IntsegError
+from intseg.errors import InputError, IntsegError, ModelError
 from intseg.executor import execute
-from intseg.graph import Node
-from intseg.ops import OPS, Array
+from intseg.graph import UPSAMPLES, Node, check_call, validate_info
+from intseg.ops import MAX_DIM, OPS, Array, Value
 
 Checks = Iterator[tuple[str, Array | str, Array | str | None]]
 """Name of a result, what was found, what is expected (None: not known, the backends are compared with each other).
@@ -138,14 +139,15 @@ def _difference(found: Array | str, expected: Array | str | None) -> str:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}; the folder is incomplete, write it again") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no file can have this name"
+        raise InputError(f"{path}: cannot read: {reason}; the folder is incomplete, write it again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(_read(path))
-    except (ValueError, RecursionError):
+        document = strict_json.parse(_read(path))
+    except ValueError:
         raise InputError(f"{path}: is not JSON; the folder is damaged, write it again") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: is not a JSON object; the folder is damaged, write it again")
@@ -178,10 +180,10 @@ def read_op_file(path: Path, data: bytes) -> list[tuple[Call, Array]]:
     tensors = _tensors(path, data)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = json.loads(header["__metadata__"][vectors.KEY])
+        document = strict_json.parse(header["__metadata__"][vectors.KEY])
         op, attrs = document["op"], document["attrs"]
         return [_case(op, entry, tensors, f"case{i}.") for i, entry in enumerate(attrs)]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ModelError) as error:
         raise InputError(f"{path}: not a file of op cases ({error!r}); write the folder again") from None
 
 
@@ -192,7 +194,58 @@ def _case(op: str, attrs: dict[str, Any], tensors: dict[str, Array], prefix: str
     roles = OPS[op].params if op in OPS else ()
     inputs = tuple(tensors[f"{prefix}in{j}"] for j in range(count))
     params = {role: tensors[f"{prefix}param.{role}"] for role in roles}
+    if not isinstance(attrs, dict):
+        raise ValueError(f"attributes are {attrs!r:.80}")
+    if op in OPS:  # kernels do not check what they are given
+        values = [Value(x.dtype.name, x.shape) for x in inputs]
+        check_call(OPS[op], [f"in{j}" for j in range(count)], values, params, attrs)
+    else:
+        _check_step(op, inputs[0], attrs)
     return Call(op, inputs, params, attrs), tensors[f"{prefix}expected"]
+
+
+_STEP_ATTRS = {
+    "cut_windows": {"pad_red", "pad_green", "pad_blue"},
+    "merge_scores": {"height", "width"},
+    "class_map": {"upsample", "patch", "height", "width"},
+}
+_GEOMETRY = {"window_height", "window_width", "stride_rows", "stride_columns", "patch"}
+_MAX_WINDOW = 2**24
+"""Pixels of a window of a case."""
+
+
+def _check_step(op: str, x: Array, attrs: dict[str, Any]) -> None:
+    """Refuse operands of a step of section 7 that could not come from an image. Raises ValueError or ModelError."""
+    wanted = _STEP_ATTRS[op] | (set() if op == "class_map" else _GEOMETRY)
+    numbers = {name: value for name, value in attrs.items() if name != "upsample"}
+    if set(attrs) != wanted or any(type(v) is not int or not 0 <= v <= MAX_DIM for v in numbers.values()):
+        raise ValueError(f"attributes are {attrs!r:.200}")
+    rank, dtypes = {
+        "cut_windows": (3, ("uint8",)),
+        "merge_scores": (4, ("int8", "int16")),
+        "class_map": (3, ("int32",)),
+    }[op]
+    if x.ndim != rank or x.dtype.name not in dtypes or not x.size:
+        raise ValueError(f"input is {x.dtype} {list(x.shape)}")
+    if min(attrs.get("height", 1), attrs.get("width", 1), attrs["patch"]) < 1:
+        raise ValueError(f"attributes are {attrs!r:.200}")
+    if op == "class_map":
+        inside = attrs["height"] <= x.shape[0] * attrs["patch"] and attrs["width"] <= x.shape[1] * attrs["patch"]
+        if attrs["upsample"] not in UPSAMPLES or attrs["patch"] > 64 or not inside:
+            raise ValueError(f"attributes are {attrs!r:.200}")
+        return
+    info = vectors.geometry_info(attrs, x.shape[-1] if op == "merge_scores" else 1)
+    validate_info(info)
+    if info.window[0] * info.window[1] > _MAX_WINDOW:
+        raise ValueError(f"window is {info.window}")
+    if op == "cut_windows":
+        if x.shape[2] != 3:
+            raise ValueError(f"input is {x.dtype} {list(x.shape)}")
+        return
+    tiling = pictures.tile(info, attrs["height"], attrs["width"])
+    cells = (info.window[0] // info.patch, info.window[1] // info.patch)
+    if x.shape[:3] != (len(tiling.tops) * len(tiling.lefts), *cells):
+        raise ValueError(f"input is {x.dtype} {list(x.shape)}, expected {len(tiling.tops) * len(tiling.lefts)} windows")
 
 
 def _op_checks(op: str, cases: Iterable[tuple[Call, Array]], backend: str) -> Checks:
@@ -213,6 +266,18 @@ def _attempt(call: Call, ops: Any) -> Array:
 # ---------------------------------------------------------------------------------------------------------- pack
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.80} is no object")
+    return {name: _text(text) for name, text in value.items()}
+
+
 class _Pack:
     """A folder that `intseg vectors` wrote."""
 
@@ -225,11 +290,16 @@ class _Pack:
                 "write the pack again with intseg vectors"
             )
         try:
-            self.digest: str = document["digest"]
-            self.files: dict[str, str] = dict(document["files"])
-            self.ops = [(entry["op"], entry["file"], entry["cases"]) for entry in document["ops"]]
-            self.images = [(entry["name"], entry["file"], dict(entry["nodes"])) for entry in document["images"]]
-            self.model_file: str = document["model"]["file"]
+            self.digest = _text(document["digest"])
+            self.files = _texts(document["files"])
+            self.ops = [(_text(entry["op"]), _text(entry["file"]), entry["cases"]) for entry in document["ops"]]
+            self.images = [
+                (_text(entry["name"]), _text(entry["file"]), _texts(entry["nodes"])) for entry in document["images"]
+            ]
+            self.model_file = _text(document["model"]["file"])
+            for entries in (self.ops, self.images):
+                if len({entry[1] for entry in entries}) < len(entries):
+                    raise ValueError("a file is named twice")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: runner.json is malformed ({error!r}); write the pack again") from None
         for name in self.files:
@@ -256,8 +326,10 @@ class _Pack:
 def _image_checks(
     name: str, expected: dict[str, Array], nodes: dict[str, str], model: api.Model, backend: str
 ) -> Checks:
-    if "image" not in expected or expected["image"].dtype != np.uint8 or expected["image"].ndim != 3:
+    if "image" not in expected or expected["image"].dtype != np.uint8 or expected["image"].shape[2:] != (3,):
         raise InputError(f"images/{name}: has no image uint8 [H, W, 3]; write the pack again")
+    if not expected["image"].size:
+        raise InputError(f"images/{name}: the image has no pixel; write the pack again")
     found = vectors.run_image(model, expected["image"], backend, with_coverage=False)
     for key in sorted({*expected, *found.tensors} - {"image"}):
         missing = "missing"
@@ -300,7 +372,10 @@ class _Golden:
 
     def _trace_checks(self, name: str, backend: str) -> Checks:
         """Every node of every window unfused, the scores of the compiled graph, merged scores and labels."""
-        model_name, image, _ = Path(name).name.split(".")
+        match = re.fullmatch(r"traces/([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.safetensors", name)
+        if match is None:
+            raise InputError(f"{self.folder}: {name!r:.200} is no name of a trace; run tools/make_golden.py")
+        model_name, image = match.groups()
         expected = _tensors(self.folder / name, self._data(name))
         self._data(f"models/{model_name}.safetensors")
         self._data(f"images/{image}.png")

@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,7 +176,11 @@ def _read_own(path: Path) -> bytes:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader sees all of an entry or none."""
+    """Write beside, then rename: a reader sees all of an entry or none.
+
+    Not flushed to disk: an entry that a power failure damages fails its digest and is compiled again.
+    """
+    _remove_leftovers(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -185,6 +190,14 @@ def _write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left: writing takes milliseconds, so nobody works on a file an hour old."""
+    for leftover in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
 
 
 @functools.cache

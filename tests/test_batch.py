@@ -249,10 +249,10 @@ def test_refused_before_any_work(arguments: list[str], code: int, word: str, cap
 
 
 def test_disk_full_stops_the_batch(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def full(path: Path, data: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert infer("in", "-o", "out") == 4
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1

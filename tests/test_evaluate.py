@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +183,296 @@ def test_eval_table(tmp_path: Path, capsys: Capture) -> None:
     assert captured.err == ""
 
 
+# -------------------------------------------------------------------------------------------------------- resuming
+
+
+def run_eval(capsys: Capture, *arguments: str) -> tuple[int, Any, str]:
+    """Exit code, printed JSON or None, standard error."""
+    code = cli.main(["eval", *arguments, "--backend", "numpy", "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if captured.out else None, captured.err
+
+
+@pytest.fixture
+def set_up(tmp_path: Path) -> tuple[list[str], Path]:
+    """Arguments of `intseg eval` on a small CamVid with a model, a journal's path among them, and that path."""
+    arguments, n_cls, _ = camvid(tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    weights = write_weights(tmp_path / "w.safetensors", n_cls)
+    return [*arguments, "-w", str(weights), "--resume", str(journal)], journal
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[str]:
+    """Names of the images that are run from now on; the one with number `fail_at` dies."""
+    names: list[str] = []
+    count = evaluate._count
+
+    def watched(pair: evaluate.Pair, *others: Any) -> Any:
+        if len(names) == fail_at:
+            raise KeyboardInterrupt
+        names.append(pair.image.name)
+        return count(pair, *others)
+
+    monkeypatch.setattr(evaluate, "_count", watched)
+    return names
+
+
+def test_an_interrupted_evaluation_continues(
+    set_up: tuple[list[str], Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, journal = set_up
+    _, whole, _ = run_eval(capsys, *arguments[:-2])
+    with monkeypatch.context() as patch:
+        assert counted(patch, fail_at=2) == []
+        assert cli.main(["eval", *arguments, "--backend", "numpy"]) == 130
+        capsys.readouterr()
+    assert journal.read_text().count("\n") == 3
+    names = counted(monkeypatch)
+    code, found, _ = run_eval(capsys, *arguments)
+    assert (code, found, names) == (0, whole, ["2.png"])
+    names.clear()
+    assert run_eval(capsys, *arguments)[1] == whole
+    assert names == []
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.5, 0.99])
+def test_a_last_line_that_was_cut_off_is_dropped(
+    set_up: tuple[list[str], Path], capsys: Capture, left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, journal = set_up
+    _, whole, _ = run_eval(capsys, *arguments)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        journal.write_bytes(b"".join(lines[:kept]) + lines[kept][: int(left * len(lines[kept]))])
+        with monkeypatch.context() as patch:
+            names = counted(patch)
+            assert run_eval(capsys, *arguments)[1] == whole
+        assert len(names) == min(3, 4 - kept)
+        assert journal.read_bytes().splitlines(keepends=True) == lines
+
+
+DAMAGES = [
+    b"[]",
+    b'{"counts": 3}',
+    b'{"counts": [[-1, 2]]}',
+    b'{"counts": [[0, 1.5]]}',
+    b'{"counts": [[121, 1]]}',
+    b"{",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_line_without_sense_is_measured_again(
+    set_up: tuple[list[str], Path], capsys: Capture, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, journal = set_up
+    _, whole, _ = run_eval(capsys, *arguments)
+    lines = journal.read_bytes().splitlines()
+    if b"counts" in damage:
+        damage = json.dumps(json.loads(lines[2]) | json.loads(damage)).encode()
+    journal.write_bytes(b"\n".join([*lines[:2], damage, lines[3], b""]))
+    names = counted(monkeypatch)
+    assert run_eval(capsys, *arguments)[1] == whole
+    assert names == ["1.png"]
+
+
+@pytest.mark.parametrize("folder", ["val", "valannot"])
+def test_a_file_that_changed_is_counted_again(set_up: tuple[list[str], Path], capsys: Capture, folder: str) -> None:
+    arguments, journal = set_up
+    _, before, _ = run_eval(capsys, *arguments)
+    other = journal.parent / folder / "1.png"
+    write_image(other, 4) if folder == "val" else write_labels(other, (labels_for(1, 12) + 1) % 12)
+    _, fresh, _ = run_eval(capsys, *arguments[:-2])
+    _, found, _ = run_eval(capsys, *arguments)
+    assert found == fresh
+    assert found["confusion"] != before["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--limit", "2"], "data set"),
+        (["--ignore", "3"], "ignored label"),
+        (["-w", "{}/other.safetensors"], "model"),
+    ],
+)
+def test_a_journal_of_another_evaluation_is_refused(
+    set_up: tuple[list[str], Path], capsys: Capture, change: list[str], words: str
+) -> None:
+    arguments, journal = set_up
+    assert run_eval(capsys, *arguments)[0] == 0
+    kept = journal.read_bytes()
+    store.save(tiny_graph(seed=1, n_cls=11), journal.parent / "other.safetensors")
+    code, printed, error = run_eval(capsys, *arguments, *(word.format(journal.parent) for word in change))
+    assert (code, printed) == (2, None)
+    assert f"another {words};" in error
+    assert len(error.splitlines()) == 1
+    assert journal.read_bytes() == kept
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b"my notes", b'{"intseg batch": 1}\n', b"\x89PNG\r\n\n"])
+def test_a_file_that_is_no_journal_is_left_alone(
+    set_up: tuple[list[str], Path], capsys: Capture, content: bytes
+) -> None:
+    arguments, journal = set_up
+    journal.write_bytes(content)
+    code, _, error = run_eval(capsys, *arguments)
+    assert code == 2
+    assert "is not a journal" in error
+    assert journal.read_bytes() == content
+
+
+def test_a_journal_that_cannot_be_written(set_up: tuple[list[str], Path], capsys: Capture) -> None:
+    arguments, journal = set_up
+    journal.mkdir()
+    code, _, error = run_eval(capsys, *arguments)
+    assert code == 4
+    assert "cannot keep the journal" in error
+
+
+SLOW = """\
+import sys, time
+from intseg import cli, evaluate
+add = evaluate._Journal.add
+evaluate._Journal.add = lambda *arguments: (add(*arguments), time.sleep(0.2))
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_evaluation_continues(tmp_path: Path, capsys: Capture) -> None:
+    """SIGKILL while two processes work: they end too, and going on gives what an unbroken run gives."""
+    for i in range(40):
+        write_image(tmp_path / "val" / f"{i}.png", i)
+        write_labels(tmp_path / "valannot" / f"{i}.png", labels_for(i, 12))
+    weights, journal = write_weights(tmp_path / "w.safetensors", 11), tmp_path / "journal.jsonl"
+    arguments = ["--root", str(tmp_path), "-w", str(weights)]
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, str(tmp_path / "slow.py"), "eval", *arguments, "--resume", str(journal)]
+    deadline = time.monotonic() + 50
+    with subprocess.Popen([*command, "--backend", "numpy", "--jobs", "2"], stdout=subprocess.DEVNULL) as process:
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > 2) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = _children(process.pid)
+        process.kill()
+    assert 2 < journal.read_bytes().count(b"\n") < 41
+    while any(map(_runs, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    _, whole, _ = run_eval(capsys, *arguments)
+    assert run_eval(capsys, *arguments, "--resume", str(journal))[1] == whole
+
+
+def _children(pid: int) -> list[str]:
+    """Processes started by a process, where the system tells."""
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is there and has not ended; one that nobody waits for stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class BrokenPool:
+    """A pool whose processes end at once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None: ...
+
+    def __enter__(self) -> BrokenPool:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def map(self, *arguments: Any) -> Any:
+        raise BrokenProcessPool
+
+    def shutdown(self, cancel_futures: bool) -> None: ...
+
+
+def test_a_process_that_ends_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    camvid(tmp_path)
+    weights = write_weights(tmp_path / "w.safetensors", 11)
+    pairs = evaluate.find_pairs(tmp_path / "val", tmp_path / "valannot")
+    monkeypatch.setattr(evaluate, "ProcessPoolExecutor", BrokenPool)
+    with pytest.raises(InputError, match="fewer --jobs"):
+        evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, ignore=11)
+
+
+# ------------------------------------------------------------------------------------------------------ comparison
+
+
+def test_compare_with_an_earlier_evaluation(tmp_path: Path, capsys: Capture) -> None:
+    arguments, n_cls, _ = camvid(tmp_path)
+    old, new = write_weights(tmp_path / "old.safetensors", n_cls), tmp_path / "new.safetensors"
+    store.save(tiny_graph(seed=3, n_cls=n_cls), new)
+    _, before, _ = run_eval(capsys, *arguments, "-w", str(old))
+    file = tmp_path / "before.json"
+    file.write_text(json.dumps(before))
+    _, plain, _ = run_eval(capsys, *arguments, "-w", str(new))
+    _, found, _ = run_eval(capsys, *arguments, "-w", str(new), "--compare-with", str(file))
+    compared = found.pop("compared")
+    assert found == plain
+    assert found["confusion"] != before["confusion"]
+    assert compared.pop("with") == "tiny"
+    for key, value in compared.items():
+        for delta, a, b in zip(
+            *(x if isinstance(x, list) else [x] for x in (value, found[key], before[key])), strict=True
+        ):
+            assert delta == (None if a is None or b is None else a - b)
+    assert any(delta for delta in compared["IoU"])
+    capsys.readouterr()
+    command = ["eval", *arguments, "-w", str(new), "--backend", "numpy", "--compare-with", str(file)]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["class", "IoU", "%", "change", "acc", "%", "change", "pixels"]
+    for line, delta in zip(lines[1:], compared["IoU"], strict=False):
+        assert ("-" if delta is None else f"{delta:+.2f}") in line.split()
+    assert f"({compared['mIoU']:+.2f})" in lines[n_cls + 1]
+
+
+def test_a_class_that_occurs_in_one_evaluation_only_has_no_change() -> None:
+    first, second = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]]), np.array([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
+    model = intseg.load()
+    earlier = evaluate.Earlier(Path("x"), "x", first)
+    found = evaluate.compare(evaluate.Evaluation(second, 1, model), earlier)
+    assert found.iou == (0.0, -25.0, None)
+    assert found.acc == (0.0, -25.0, None)
+
+
+SPOILED = {
+    "missing": (None, 4, "cannot read"),
+    "no json": ("{", 4, "is not what intseg eval --json prints"),
+    "no object": ("[1, 2]", 4, "is not what intseg eval --json prints"),
+    "too small": (lambda found: found | {"confusion": [[1, 2], [3, 4]]}, 4, "is not what intseg eval --json prints"),
+    "negative": (lambda found: found | {"confusion": [[-1] * 11] * 11}, 4, "none below zero"),
+    "classes": (lambda found: found | {"classes": ["other"] * 11}, 2, "expected equal ones"),
+    "pixels": (lambda found: found | {"confusion": [[1] * 11] * 11}, 2, "expected the same images and labels"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_comparisons_that_make_no_sense(tmp_path: Path, capsys: Capture, name: str) -> None:
+    content, expected, words = SPOILED[name]
+    arguments, n_cls, _ = camvid(tmp_path)
+    weights = write_weights(tmp_path / "w.safetensors", n_cls)
+    _, found, _ = run_eval(capsys, *arguments, "-w", str(weights))
+    file = tmp_path / "before.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content(found)))
+    code, printed, error = run_eval(capsys, *arguments, "-w", str(weights), "--compare-with", str(file))
+    assert (code, printed) == (expected, None)
+    assert words in error
+    assert str(file) in error
+    assert len(error.splitlines()) == 1
+
+
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
@@ -232,6 +527,28 @@ def test_bad_arguments(tmp_path: Path, capsys: Capture, arguments: list[str], wo
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
     assert words in captured.err
+
+
+@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, plain_pairs])
+@pytest.mark.parametrize("spoiled", ["label", "size", "missing"])
+def test_every_layout_names_what_is_wrong(tmp_path: Path, capsys: Capture, layout: Any, spoiled: str) -> None:
+    arguments, n_cls, _ = layout(tmp_path)
+    weights = write_weights(tmp_path / "w.safetensors", n_cls)
+    folders = {"valannot", "annotations", "gtFine", "truth"}
+    files = [file for file in tmp_path.rglob("*.png") if folders & set(file.parts) and "labelIds" not in file.name]
+    file = sorted(files)[-1]
+    found = np.asarray(Image.open(file))
+    if spoiled == "label":
+        write_labels(file, np.full_like(found, 177))
+    elif spoiled == "size":
+        write_labels(file, found[:-1])
+    else:
+        file.unlink()
+    code, printed, error = run_eval(capsys, *arguments, "-w", str(weights))
+    assert (code, printed) == (4, None)
+    assert len(error.splitlines()) == 1
+    words = {"label": ("label 17", file.name), "size": ("expected equal sizes", file.name), "missing": ("no label",)}
+    assert all(word in error for word in words[spoiled])
 
 
 def test_jobs_from_python_are_checked() -> None:

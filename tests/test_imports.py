@@ -14,7 +14,8 @@ PACKAGE = ROOT / "intseg"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
-LAYERS = ["errors", "_version", "ops", "graph", "store", "executor", "kernels", "plan", "image", "models"]
+LAYERS = ["errors", "files", "_version", "ops", "graph", "registers", "prove", "strict_json"]
+LAYERS += ["store", "executor", "kernels", "plan", "image", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
 

@@ -86,6 +86,11 @@ def test_ranges_of_the_limits():
     assert intseg.store.MAX_HEADER == 2**24
     assert intseg.store.MAX_FILE == 2**32
     assert intseg.store.MAX_RANK == 4
+    assert intseg.store.MAX_TENSORS == 2**15
+    assert intseg.graph.MAX_NODES == 4096
+    assert intseg.graph.MAX_ELEMENTS == 2**30
+    assert intseg.graph.MAX_WORK == 2**44
+    assert (intseg.graph.MAX_TEXT, intseg.graph.MAX_SOURCE) == (1000, 100_000)
     assert intseg.store.FORMAT == 1
     assert set(intseg.store.DTYPES) == set(re.findall(r"\b[IU]\d+\b", SPEC.split("D is ")[1].split("(")[0]))
     assert f"`{intseg.store.NAME.pattern}`" in SPEC

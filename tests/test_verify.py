@@ -244,7 +244,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list": (lambda folder: (folder / "runner.json").write_text("[]"), "is not a JSON object"),
     "path outside": (escape, "expected a path inside the folder"),
     "floats": (floats, "expected integers only"),
-    "other shape": (other_shape, "cannot run on a case"),
+    "other shape": (other_shape, "not a file of op cases"),
     "missing tensor": (forget, "not a file of op cases"),
     "other format": (edit_runner(format=2), "expected 1"),
     "no ops": (edit_runner(ops=3), "malformed"),

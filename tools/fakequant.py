@@ -7,7 +7,7 @@ the float layer. Node names are the engine's; `record` receives every intermedia
 
 Integers derive from three kinds of state, all in `state_dict()`: float parameters, `Act` buffers (what an activation's
 integers stand for) and weight scales. Nothing is remembered outside of it, so saving and loading loses nothing.
-Products of integers run in float64, whose 53 bits hold every accumulator exactly; requantization runs in int64.
+Products of integers run in floats whose bits hold every partial sum exactly; requantization runs in int64.
 """
 
 from __future__ import annotations
@@ -124,12 +124,16 @@ def dyadic(real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Exact integer matrix product through float64 (|sums| < 2^53)."""
-    return (a.double() @ b.double()).long()
+    """Exact integer matrix product through float64 (|sums| < 2^53), or float32 where no partial sum can reach 2^24."""
+    largest = int(a.abs().sum(-1).max()) * int(b.abs().max())
+    exact = torch.float32 if largest < 2**24 else torch.float64
+    with torch.autocast(a.device.type, enabled=False):  # it would round float32 operands to bfloat16
+        return (a.to(exact) @ b.to(exact)).long()
 
 
 def through(surrogate: Tensor, exact: Tensor) -> Tensor:
-    """The exact value forward, the surrogate's gradient backward."""
+    """The exact value forward, the surrogate's gradient backward; float32 where the surrogate has less."""
+    surrogate = surrogate.float() if surrogate.dtype == torch.bfloat16 else surrogate
     return surrogate + (exact.to(surrogate.dtype) - surrogate).detach()
 
 
@@ -184,7 +188,7 @@ class Act(nn.Module):
         """Reals limited to what the integers can say; outside, the gradient is zero, as saturation makes it."""
         low = (self.mid - self.scale * 2 ** (self.bits - 1)).to(real.dtype)
         high = (self.mid + self.scale * (2 ** (self.bits - 1) - 1)).to(real.dtype)
-        return torch.minimum(torch.maximum(real, low), high)
+        return real.clamp(low, high)
 
     def wrap(self, q: Tensor, surrogate: Callable[[], Tensor]) -> Quantized:
         """Exact integers with the gradient of a float surrogate; the surrogate runs only where gradients are wanted."""

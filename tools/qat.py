@@ -2,10 +2,11 @@
 
     python tools/qat.py checkpoint.pth --root CamVid -o runs/qat --calibrate CamVid/train --samples 32 --device cuda
 
-The twin computes the engine's integers in every forward; gradients pass straight through. Ranges come from
-calibration. With the symmetric ranges of `paper` and `i-vit` they follow what training sees (momentum 0.01) for
-the first --freeze steps; fitted ranges stay. The folder receives state.pth, log.jsonl, curves.png and, at every
-report, model.safetensors with the moving average of the parameters: the same bits as the twin in eval mode.
+The twin computes the engine's integers in every forward; gradients pass straight through (--precision bfloat16 is for
+their matrix products alone). Ranges come from calibration. With the symmetric ranges of `paper` and `i-vit` they
+follow what training sees (momentum 0.01) for the first --freeze steps; fitted ranges stay. The folder receives
+state.pth, log.jsonl, curves.png and, at every report, model.safetensors with the moving average of the parameters:
+the same bits as the twin in eval mode.
 """
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ def _train(args: argparse.Namespace) -> None:
     files = find_images(args.calibrate, args.samples)
     twin = FakeQuantSegmenter(model, info.window, recipe)
     calibrate(twin, model, [windows(file, info) for file in files])
-    settings = settings_from(
-        args, info.window, drop_path=0.0, precision="float32"
-    )  # the twin's integers need all of it
+    settings = settings_from(args, info.window, drop_path=0.0)
     args.output.mkdir(parents=True, exist_ok=True)
 
     def on_step(module: nn.Module, step: int) -> None:

@@ -10,6 +10,7 @@ variant.yml in the published layout, ready for tools/convert.py: the moving aver
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def fail(program: str, error: Exception, code: int) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="train.py", description="Train a float Segmenter.")
-    p.add_argument("--model", choices=sorted(segmenter.SIZES), default="tiny", help="size of a new model")
+    p.add_argument("--model", choices=sorted(segmenter.SIZES), help="size of the model (default: --from's, or tiny)")
     p.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from these parameters")
     p.add_argument("--patch", type=int, default=16)
     p.add_argument(
@@ -60,12 +61,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="between windows (default: 7/8 of it)")
     add_common(p, steps=5000, lr=1e-3)
     p.add_argument("--drop-path", type=float, default=0.1)
-    p.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of matrix products in training steps; bfloat16 halves the time where the CPU or GPU has it",
-    )
     return p
 
 
@@ -87,12 +82,16 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     p.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--limit", type=int, help="measure the first images only")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of matrix products in training steps; bfloat16 halves the time where the CPU or GPU has it",
+    )
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
-def settings_from(
-    args: argparse.Namespace, crop: tuple[int, int], drop_path: float, precision: str
-) -> training.Settings:
+def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: float) -> training.Settings:
     """The settings that the common arguments describe."""
     return training.Settings(
         steps=args.steps,
@@ -105,7 +104,7 @@ def settings_from(
         ema=args.ema,
         drop_path=drop_path,
         seed=args.seed,
-        precision=precision,
+        precision=args.precision,
     )
 
 
@@ -142,11 +141,18 @@ def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
     window = (args.window[0], args.window[1])
     stride = tuple(args.stride) if args.stride else tuple(side // args.patch * 7 // 8 * args.patch for side in window)
     config = segmenter.config_for(
-        args.model, n_cls=n_cls, patch=args.patch, image_size=window, window=window, stride=(stride[0], stride[1])
+        args.model or "tiny",
+        n_cls=n_cls,
+        patch=args.patch,
+        image_size=window,
+        window=window,
+        stride=(stride[0], stride[1]),
     )
     if args.start is None:
         return segmenter.random_segmenter(config, args.seed)
     start = segmenter.load_checkpoint(args.start)
+    if args.model is None:  # any width and depth that a checkpoint has
+        config = dataclasses.replace(start.config, n_cls=n_cls)
     found, expected = ((c.d_model, c.n_layers, c.n_cls) for c in (start.config, config))
     if found != expected:
         raise segmenter.CheckpointError(
@@ -161,7 +167,7 @@ def _train(args: argparse.Namespace) -> None:
     data = training.examples(args.root, args.split, args.layout, n_cls)
     pairs = val_pairs(args)
     model = _new_model(args, n_cls)
-    settings = settings_from(args, model.config.window, args.drop_path, args.precision)
+    settings = settings_from(args, model.config.window, args.drop_path)
     args.output.mkdir(parents=True, exist_ok=True)
     trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
     if args.resume:

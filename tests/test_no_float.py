@@ -1,0 +1,165 @@
+"""The definition makes no float, from uint8 pixels to labels; the tracer that says so finds one wherever it is put."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from no_float import (
+    MODULES,
+    ROOT,
+    FloatFound,
+    Guarded,
+    Tracer,
+    definition_functions,
+    golden_models,
+    guarded,
+    labels,
+    picture,
+    run_ops,
+    whole_run,
+)
+
+from intseg import api, store
+from intseg.ops import OPS, RUN
+
+OUTSIDE_THE_OPS = {
+    "intseg.api:run",
+    "intseg.api:run_picture",
+    "intseg.api:_scores",
+    "intseg.backends:_run_numpy",
+    "intseg.backends:class_map",
+    "intseg.backends:_bilinear_labels",
+    "intseg.executor:execute",
+    "intseg.graph:Graph.arguments",
+    "intseg.image:cut_windows",
+    "intseg.image:merge_scores",
+    "intseg.image:_weights",
+    "intseg.image:tile",
+    "intseg.image:pad",
+}
+"""What lies between the ops, from pixels to labels."""
+
+CANARIES = [
+    # (module, text, the same with a float on the way, op that runs it)
+    ("ops._arith", "np.right_shift(x + half, c)", "((x + half) / 2**c).astype(np.int64)", "linear"),
+    ("ops._arith", "np.right_shift(x + half, c)", "np.floor_divide(x + half, np.exp2(c)).astype(int)", "linear"),
+    ("ops._arith", "q = -x // i0", "q = (-x // float(i0)).astype(np.int64)", "shiftmax"),
+    ("ops._arith", "root = np.zeros_like(v)", "root = (np.sqrt(v) * 0).astype(int)", "l2norm"),
+    ("ops._arith", "d = np.maximum(d, 1)", "d = np.maximum(d, 1.0).astype(np.int64)", "softmax2"),
+    ("ops._arith", "((2**31 - 1) // d)", "int(2.0**31 - 1) // d", "shiftmax"),
+    ("ops.layernorm", "(2 * x.sum(axis=-1, keepdims=True) + count) // (2 * count)", "np.int64(x.mean())", "layernorm"),
+    ("ops.layernorm", "count = x.shape[-1]", "count = int(x.shape[-1] * (2 / 2))", "layernorm"),
+    ("ops.layernorm", "count = x.shape[-1]", "count = round(x.shape[-1] * 4**-1 * 4)", "layernorm"),
+    ("ops.linear", "x.astype(np.int32) @", "x.astype(np.float32).astype(np.int32) @", "linear"),
+    ("ops.linear", "x.astype(np.int32) @", 'x.astype("f8").astype(np.int32) @', "linear"),
+    ("ops.linear", "weight.T.astype(np.int32)", "np.array(weight.T, dtype=float).astype(np.int32)", "linear"),
+    ("ops.matmul", "a.astype(np.int32) @", "np.rint(a).astype(np.int32) @", "matmul"),
+    ("ops.matmul", "a.astype(np.int32) @", "(a.astype(np.int32) + np.zeros(1).astype(int)) @", "matmul"),
+    ("ops.softmax2", "t = x.max(axis=-1, keepdims=True) - x", "t = np.percentile(x, 100) - x", "softmax2"),
+    ("ops.class_map", "index: NDArray[np.int64] = np.arange(start, stop, dtype=np.int64)",
+     "index = np.linspace(start, stop - 1, stop - start, dtype=np.int64)", "upsample_bilinear"),
+    ("ops.class_map", "x = x.astype(np.int64)", "x = x.view(np.float32).view(np.int32)", "upsample_bilinear"),
+    ("ops.class_map", "2 * index + 1 - factor, 0)", "2 * index + 1 - factor, 0.0)", "upsample_bilinear"),
+    ("ops.tokens", "return x[start:stop]", "return x[int(start + 0.5) : stop]", "slice"),
+    ("ops.gelu", "np.int64(i0 << k_inter)", "np.int64(i0 * np.exp2(k_inter))", "sigmoid_gelu"),
+    ("ops.gelu", "x.astype(np.int16) + 128", "np.fmin(128 + x.astype(int), 9e9).astype(int)", "gelu_table"),
+    ("image", "np.lcm.reduce(np.unique(counts)) // counts", "(6 / counts).astype(np.int32)", ""),
+    ("image", "x : x + width] += window", "x : x + width] += window.astype('f4').astype('i4')", ""),
+    ("image", "total = np.zeros((tiling.height // patch", "total = np.zeros((int(tiling.height / patch)", ""),
+    ("backends", "chunks.append(RUN", "height / 1; chunks.append(RUN", ""),
+    ("executor", "[node.op](*inputs", "[node.op](*(x.astype(complex).real.astype(x.dtype) for x in inputs)", ""),
+    ("api", "height, width, _ = picture.rgb.shape", "height, width, _ = picture.rgb.shape + 0 * (1.0,)", ""),
+]  # fmt: skip
+"""Every one gives labels or results that are right, or nearly: only the tracer can tell."""
+
+
+def test_nothing_is_a_float_from_pixels_to_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    """All golden op cases and the models of every recipe, with results equal to those of an untraced run."""
+    tracer, cases, pixels = whole_run()
+    assert cases > 400
+    assert pixels > 1000
+    assert tracer.values > 100_000
+
+
+def test_every_function_of_the_definition_ran_under_the_tracer() -> None:
+    ran = whole_run()[0].functions
+    assert definition_functions() - ran == set()
+    assert OUTSIDE_THE_OPS - ran == set()
+
+
+def functions(module: str) -> dict[str, ast.FunctionDef]:
+    """Functions of a module by qualified name."""
+    found: dict[str, ast.FunctionDef] = {}
+
+    def walk(node: ast.AST, path: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = path
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                inner = f"{path}.{child.name}" if path else child.name
+            if isinstance(child, ast.FunctionDef):
+                found[inner] = child
+            walk(child, inner)
+
+    path = ROOT.joinpath(*module.split("."))
+    walk(ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8")), "")
+    return found
+
+
+def test_no_function_that_ran_has_a_division_or_a_float_in_its_text() -> None:
+    """The complement: what the run did not reach inside of a function that it did."""
+    texts = {module: functions(module) for module in MODULES}
+    seen = 0
+    for name in whole_run()[0].functions - {"intseg.api:load"}:  # `/` joins paths there
+        module, _, function = name.partition(":")
+        for node in ast.walk(texts[module][function]):
+            seen += 1
+            assert not isinstance(node, ast.Div), f"{name} divides"
+            assert not (isinstance(node, ast.Constant) and isinstance(node.value, float | complex)), (
+                f"{name} has a float"
+            )
+            assert not (isinstance(node, ast.Attribute) and node.attr.startswith(("float", "complex"))), name
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("float", "complex")), name
+    assert seen > 2000
+
+
+@pytest.mark.parametrize(("module", "text", "other", "op"), CANARIES, ids=[f"{c[0]}:{c[2][:24]}" for c in CANARIES])
+def test_a_float_on_the_way_is_caught(module: str, text: str, other: str, op: str) -> None:
+    if op:
+        with Tracer().running({f"intseg.{module}": (text, other)}), pytest.raises(FloatFound):
+            run_ops(op)
+        return
+    model = next(m for m in map(api.load, golden_models()) if m.info.upsample == "bilinear")
+    with Tracer().running({f"intseg.{module}": (text, other)}), pytest.raises(FloatFound):
+        labels(model, picture(model.graph))
+
+
+def test_the_definition_is_itself_again_after_a_run() -> None:
+    code = RUN["linear"].__code__  # type: ignore[attr-defined]
+    with Tracer().running({"intseg.ops.linear": ("@ weight", "@ -weight")}):
+        assert RUN["linear"].__code__ is not code  # type: ignore[attr-defined]
+    assert RUN["linear"].__code__ is code  # type: ignore[attr-defined]
+    assert sum(run_ops(op) for op in ("linear", "add")) > 10
+
+
+def test_guarded_arrays_raise_inside_of_numpy() -> None:
+    x = guarded(np.arange(6))
+    assert isinstance(x[1:] + 1, Guarded)
+    for make in (np.mean, np.std, np.median, np.sqrt, np.linalg.norm, lambda v: v / 2, lambda v: v * 0.5):
+        with pytest.raises(FloatFound):
+            make(x)
+    with pytest.raises(FloatFound):
+        x.astype(np.float16)
+    with pytest.raises(FloatFound):
+        x.view(np.float64)
+
+
+@pytest.mark.parametrize("path", [*golden_models(), *(ROOT / "intseg" / "models").glob("*.safetensors")], ids=str)
+def test_files_hold_integers_only(path: Path) -> None:
+    """That others are refused is tests/test_store.py's part."""
+    tensors = store.load(path).tensors
+    assert tensors
+    assert all(tensor.dtype.kind in "iu" for tensor in tensors.values())
+    assert {op for node in store.load(path).nodes for op in [node.op]} <= OPS.keys()
