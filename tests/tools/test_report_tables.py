@@ -1,0 +1,475 @@
+"""tools/experiments.py and tools/report.py: what the tables say is what an independent computation says."""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import bench
+import calibrate
+import convert
+import experiments
+import fakequant
+import make_scenes
+import numpy as np
+import pytest
+import qat
+import report
+import segmenter
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from intseg import api, evaluate, image, inspect_model
+
+CONFIG = segmenter.SegmenterConfig(
+    image_size=(32, 32),
+    patch=8,
+    d_model=32,
+    n_layers=2,
+    n_heads=2,
+    mlp_dim=64,
+    n_cls=11,
+    window=(32, 32),
+    stride=(24, 24),
+    d_decoder=32,
+    dec_layers=1,
+    dec_heads=2,
+    dec_mlp_dim=64,
+)
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled set in CamVid's layout and a checkpoint in its folder "checkpoint"."""
+    root = tmp_path_factory.mktemp("data")
+    segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
+    for split, seeds in (("train", range(3)), ("val", range(5, 8))):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for seed in seeds:
+            rgb, labels = make_scenes.scene(seed, 40, 56)
+            Image.fromarray(rgb).save(root / split / f"{seed}.png")
+            Image.fromarray(labels).save(root / f"{split}annot" / f"{seed}.png")
+    return root
+
+
+def run(data: Path, output: Path, *arguments: str) -> int:
+    common = ["--root", str(data), "--checkpoint", f"tiny={data / 'checkpoint'}", "-o", str(output)]
+    fast = ["--backend", "numpy", "--qat-steps", "0", "--samples", "1", "--recipes", "intseg"]
+    return experiments.main([*arguments, *common, *fast])
+
+
+@pytest.fixture(scope="module")
+def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like docs/ with the results of every experiment, and a QAT model."""
+    docs = tmp_path_factory.mktemp("docs")
+    model = data / "trained.safetensors"
+    options = ["--recipe", "paper", "--calibrate", str(data / "train"), "-q"]
+    assert convert.main([str(data / "checkpoint"), "-o", str(model), *options]) == 0
+    assert run(data, docs / "results", "all", "--qat", f"paper={model}", "--sizes", "tiny") == 0
+    return docs
+
+
+def load(docs: Path, name: str) -> Any:
+    document = json.loads((docs / "results" / name).read_text())
+    return document["results"]
+
+
+def converted(data: Path, file: Path, *options: str) -> api.Model:
+    """What tools/convert.py makes of the checkpoint and the first training image."""
+    common = ["-o", str(file), "--calibrate", str(data / "train" / "0.png"), "-q"]
+    assert convert.main([str(data / "checkpoint"), *common, *options]) == 0
+    return api.load(file)
+
+
+def counted(data: Path, model: api.Model) -> list[list[int]]:
+    pairs = evaluate.find_pairs(data / "val", data / "valannot")
+    return evaluate.evaluate(pairs, model, backend="numpy", ignore=11).confusion.tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "up", "l2norm"),
+    [("intseg", "nearest", "drop"), ("paper", "bilinear", "keep"), ("paper", "nearest", "keep")],
+)
+def test_table_2_counts_what_eval_counts(
+    data: Path, results: Path, tmp_path: Path, recipe: str, up: str, l2norm: str
+) -> None:
+    model = converted(data, tmp_path / "m.safetensors", "--recipe", recipe, "--upsample", up, "--l2norm", l2norm)
+    words = {"keep": "L2", "drop": "no L2"}[l2norm]
+    row = load(results, "upsampling_tiny.json")["rows"][recipe][f"{up}, {words}"]
+    assert row["confusion"] == counted(data, model)
+    assert row["pixels"] == 3 * 40 * 56
+    floats = load(results, "upsampling_tiny.json")["rows"]["float"]
+    assert floats["bilinear, L2"]["same_as_float"] == 3 * 40 * 56
+    reference = [float_prediction(data, seed) for seed in (5, 6, 7)]
+    labels = [api.run(data / "val" / f"{seed}.png", model, "numpy").labels for seed in (5, 6, 7)]
+    equal = sum(int((a == b).sum()) for a, b in zip(reference, labels, strict=True))
+    assert row["same_as_float"] == equal
+
+
+def float_prediction(data: Path, seed: int) -> Any:
+    """By the float model's windows, put together here: sum of the scores over their number, bilinear, argmax."""
+    model = segmenter.load_checkpoint(data / "checkpoint")
+    info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
+    rgb = image.decode(data / "val" / f"{seed}.png", info.pad).rgb
+    total, count = np.zeros((5, 7, 11)), np.zeros((5, 7, 1))
+    for (top, left), window in image.cut_windows(rgb, info):
+        with torch.no_grad():
+            scores = model.forward_scores(calibrate.normalise(torch.from_numpy(window)[None], CONFIG))[0].double()
+        where = np.s_[top // 8 : top // 8 + 4, left // 8 : left // 8 + 4]
+        total[where] += scores.numpy()
+        count[where] += 1
+    mean = torch.from_numpy(total / count).permute(2, 0, 1)[None]
+    return F.interpolate(mean, scale_factor=8, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+
+
+def test_ptq_and_qat_rows_are_those_of_the_written_models(data: Path, results: Path, tmp_path: Path) -> None:
+    (row,) = load(results, "ptq_tiny.json")["rows"]
+    model = converted(data, tmp_path / "m.safetensors")
+    assert (row["recipe"], row["images"]) == ("intseg", 1)
+    assert row["confusion"] == counted(data, model)
+    assert row["cost"]["cpu_seconds"] > 0
+    assert row["cost"]["peak_bytes"] > 50e6
+    trained = load(results, "qat_tiny.json")["rows"]
+    assert list(trained) == ["paper"]
+    assert trained["paper"]["confusion"] == counted(data, api.load(data / "trained.safetensors"))
+
+
+def test_simplifications_go_from_intseg_to_paper(data: Path, results: Path, tmp_path: Path) -> None:
+    found = load(results, "simplifications_tiny.json")
+    ends = converted(data, tmp_path / "a.safetensors"), converted(data, tmp_path / "b.safetensors", "--recipe", "paper")
+    assert found["alone"]["intseg"]["confusion"] == counted(data, ends[0])
+    assert found["together"]["EMA min/max ranges"]["confusion"] == counted(data, ends[1])
+    near = converted(data, tmp_path / "c.safetensors", "--upsample", "nearest", "--l2norm", "drop")
+    assert found["together"]["no L2 norm"]["confusion"] == counted(data, near)
+    floats = load(results, "upsampling_tiny.json")["rows"]["float"]
+    assert found["in float"]["no L2 norm"] == floats["bilinear, no L2"]
+    assert set(experiments.IN_FLOAT) <= set(found["in float"])
+    assert found["in float"]["lambda-ShiftGELU"] != found["in float"]["table, fitted ranges"]
+
+
+def test_recipes_that_are_left_out_of_the_steps_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = dict(experiments.STEPS)
+    del steps["Shiftmax"]
+    monkeypatch.setattr(experiments, "STEPS", steps)
+    subject: Any = type("Subject", (), {"memo": staticmethod(lambda key, work: {})})
+    with pytest.raises(experiments.UsageError, match="complete them"):
+        experiments.simplifications(subject)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table 1
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, results: Path) -> None:
+    """The same errors from the twin's own integers and from a loop over windows of the float model's blocks."""
+    found = load(results, "activations_tiny.json")["checkpoint"]
+    model = segmenter.load_checkpoint(data / "checkpoint")
+    info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
+    twins = {}
+    for name in ("paper", "intseg"):
+        twins[name] = fakequant.FakeQuantSegmenter(model, info.window, fakequant.RECIPES[name])
+        calibrate.calibrate(twins[name], model, [convert.windows(data / "train" / "0.png", info)])
+    inputs: dict[str, list[torch.Tensor]] = {}
+
+    def keep(node: str, value: torch.Tensor) -> None:
+        inputs.setdefault(node, []).append(value)
+
+    with torch.no_grad(), calibrate.tapped(model, keep):
+        for seed in (5, 6, 7):
+            model.forward_scores(calibrate.normalise(convert.windows(data / "val" / f"{seed}.png", info), CONFIG))
+    block, name = twins["paper"].encoder.blocks[1], "encoder.blocks.1"
+    x = torch.cat(inputs[f"{name}.mlp.fc1"])
+    found_gelu = found["gelu"][name]
+    for variant, lam in (("ShiftGELU", 1), ("lambda-ShiftGELU", 6)):
+        layer = fakequant.QGelu(dataclasses.replace(fakequant.RECIPES["paper"], lam=lam), block.fc1_act, block.gelu_act)
+        error = block.gelu_act.dequantize(layer.exact(block.fc1_act.quantize(x))) - F.gelu(x)
+        assert found_gelu["rmse"][variant] == pytest.approx(float((error**2).mean().sqrt()))
+    ours = twins["intseg"].encoder.blocks[1]
+    error = ours.gelu_act.dequantize(ours.gelu.exact(ours.fc1_act.quantize(x))) - F.gelu(x)
+    assert found_gelu["rmse"]["table, fitted ranges"] == pytest.approx(float((error**2).mean().sqrt()))
+    assert found_gelu["largest_input"] == pytest.approx(float(x.abs().max()))
+    logits = torch.cat(inputs[f"{name}.attn.scores"])
+    for variant, layer in (("Shiftmax", block.attn.softmax), ("softmax2", ours.attn.softmax)):
+        q = torch.floor(logits / layer.unit() + 0.5).clamp(-(2**15), 2**15 - 1).long()
+        p = layer.exact(q) * 2.0**-15
+        error = (p - logits.softmax(-1)).double()
+        assert found["softmax"][name]["rmse"][variant] == pytest.approx(float((error**2).mean().sqrt()), rel=1e-5)
+        assert found["softmax"][name]["row_sum"][variant] == pytest.approx(float(p.double().sum(-1).mean()))
+    assert list(found["gelu"]) == ["encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0"]
+
+
+def test_long_tailed_networks_are_almost_the_same_function() -> None:
+    model = segmenter.random_segmenter(CONFIG, 3)
+    changed = experiments.long_tailed(model, 8)
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    largest = [0.0, 0.0]
+    for i, which in enumerate((model, changed)):
+
+        def receive(node: str, value: torch.Tensor, i: int = i) -> None:
+            if node.endswith("mlp.fc1"):
+                largest[i] = max(largest[i], float(value.abs().max()))
+
+        with torch.no_grad(), calibrate.tapped(which, receive):
+            which.forward_scores(x)
+    assert largest[1] > 2 * largest[0]
+    with torch.no_grad():
+        a, b = model.forward_scores(x), changed.forward_scores(x)
+    assert not torch.equal(a, b)
+    assert float((a.argmax(-1) == b.argmax(-1)).double().mean()) > 0.8
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables 5 to 7
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_measured_sees_memory_time_and_failure(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import time\nx = bytearray(b'x') * 300_000_000\ny = sum(range(10**7))\ntime.sleep(0.3)\n")
+    found = experiments.measured([script])
+    assert 300e6 < found["peak_bytes"] < 450e6
+    assert found["seconds"] > 0.3
+    assert found["cpu_seconds"] > 0.05
+    script.write_text("raise SystemExit('no such thing')")
+    with pytest.raises(experiments.UsageError, match=r"script\.py: no such thing"):
+        experiments.measured([script])
+
+
+def test_the_cost_of_a_training_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def measured(command: list[Any]) -> dict[str, Any]:
+        commands.append(qat.parser().parse_args([str(word) for word in command[1:]]))
+        return {"cpu_seconds": 5.0 + 2 * commands[-1].steps, "peak_bytes": 10**9}
+
+    monkeypatch.setattr(experiments, "measured", measured)
+    options = experiments.parser().parse_args(["ptq", "--root", str(data), "--qat-steps", "4"])
+    subject = experiments.Subject("tiny", data / "checkpoint", options)
+    assert experiments._training_cost(subject) == {"batch": 8, "cpu_seconds_per_step": 2.0, "peak_bytes": 10**9}
+    assert [command.steps for command in commands] == [1, 5]
+    assert commands[0].root == data
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_mac_counts_are_those_of_the_graph(name: str) -> None:
+    shape = dataclasses.replace(bench.SHAPES[name], image=64, classes=7)
+    graph = bench.RandomGraph(shape).build()
+    linear = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op == "linear")
+    products = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op == "matmul")
+    assert experiments.mac_counts(shape) == (linear, products)
+
+
+def test_the_formula_gives_the_papers_table_7() -> None:
+    for name, printed in report.PAPER_TRAFFIC.items():
+        linear, products = experiments.mac_counts(dataclasses.replace(bench.SHAPES[name], image=512))
+        entry = {"linear_macs": linear, "product_macs": products}
+        assert report._formula(entry, experiments.PAPER_BITS) == pytest.approx(printed, rel=0.006)
+
+
+def test_traffic_of_a_graph() -> None:
+    shape = bench.Shape(64, 2, 1, image=64, decoder_layers=0, classes=5)
+    graph = bench.RandomGraph(shape).build()
+    found = experiments.traffic(graph)
+    assert found["weights"] == sum(array.nbytes for array in graph.tensors.values())
+    assert found["macs"] == sum(inspect_model.macs(graph, node) for node in graph.nodes)
+    rows = inspect_model.rows(graph)
+    written = sum(row.output_bytes for row in rows)
+    swallowed = sum(row.output_bytes for row in rows if row.name.rpartition(".")[2] in ("scores", "softmax", "context"))
+    assert found["node_by_node"] > written
+    assert found["written"] < written - swallowed + 5 * 64 * 17 + 64 * 64 * 3  # packed keys, values; the image
+    assert found["read"] + found["written"] + found["weights"] < found["node_by_node"]
+    assert found["workspace"] < found["written"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_files_say_what_they_are_and_nothing_of_the_machine(data: Path, results: Path) -> None:
+    files = sorted((results / "results").iterdir())
+    parts = ["activations_tiny", "ptq_tiny", "qat_tiny", "simplifications_tiny", "sizes", "upsampling_tiny"]
+    assert [file.name for file in files] == [f"{part}.json" for part in parts]
+    for file in files:
+        text = file.read_text()
+        assert str(data) not in text
+        assert "/" not in json.loads(text)["command"].replace("tools/experiments.py", "")
+    command = json.loads(files[2].read_text())["command"]
+    assert command.endswith("--checkpoint tiny=checkpoint --qat tiny:paper=trained.safetensors")
+
+
+def test_what_is_there_is_not_measured_again(data: Path, results: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(results / "results", tmp_path / "results")
+    file = tmp_path / "results" / "upsampling_tiny.json"
+    before = file.stat().st_mtime_ns
+    assert run(data, tmp_path / "results", "upsampling") == 0
+    assert "up to date" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before
+    assert run(data, tmp_path / "results", "upsampling", "--limit", "1") == 0
+    assert json.loads(file.read_text())["images"] == 1
+
+
+def test_an_experiment_that_was_ended_continues(
+    data: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked = []
+    measure = experiments._both_upsamplings
+
+    def dying(subject: Any, recipe: str, l2norm: str) -> Any:
+        if len(worked) == 3:
+            raise KeyboardInterrupt
+        worked.append((recipe, l2norm))
+        return measure(subject, recipe, l2norm)
+
+    monkeypatch.setattr(experiments, "_both_upsamplings", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, "upsampling")
+    worked.clear()
+    assert run(data, tmp_path, "upsampling") == 0
+    assert worked == [("paper", "drop")]
+    assert [file.name for file in tmp_path.iterdir()] == ["upsampling_tiny.json"]
+    whole = (results / "results" / "upsampling_tiny.json").read_bytes()
+    assert (tmp_path / "upsampling_tiny.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["ptq"], 2, "needs --root"),
+        (["ptq", "--root", "{}", "--checkpoint", "x"], 2, "expected NAME=PATH"),
+        (["ptq", "--root", "{}", "--checkpoint", "x={}/none"], 4, "no such file or folder"),
+        (["ptq", "--root", "{}", "--checkpoint", "x={}/val/5.png"], 3, "5.png"),
+        (["ptq", "--root", "{}/val", "--checkpoint", "x={}/checkpoint"], 4, "no such folder"),
+        (["qat", "--root", "{}", "--checkpoint", "x={}/checkpoint", "--qat", "y:paper=a"], 2, "expected NAME:RECIPE"),
+        (["qat", "--root", "{}", "--checkpoint", "x={}/checkpoint", "--qat", "best=a"], 2, "expected NAME:RECIPE"),
+        (["qat", "--root", "{}", "--checkpoint", "x={}/checkpoint", "--qat", "paper=a"], 4, "no such file"),
+    ],
+)
+def test_bad_arguments(
+    data: Path, tmp_path: Path, capsys: Capture, arguments: list[str], code: int, words: str
+) -> None:
+    filled = [argument.format(data, data) for argument in arguments]
+    assert experiments.main([*filled, "-o", str(tmp_path)]) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_qat_model_of_another_recipe_is_refused(data: Path, results: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = data / "trained.safetensors"
+    assert run(data, tmp_path, "qat", "--qat", f"intseg={model}") == 2
+    assert "recipe is paper, expected intseg" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_page_is_what_the_committed_results_give(capsys: Capture) -> None:
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def docs(results: Path, tmp_path: Path) -> Path:
+    """A copy of the results with its page and pictures."""
+    shutil.copytree(results / "results", tmp_path / "results")
+    assert report.main(["--docs", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def test_the_check_sees_every_change(docs: Path, capsys: Capture) -> None:
+    check = ["--check", "--docs", str(docs)]
+    assert report.main(check) == 0
+    for file in [docs / "RESULTS.md", *(docs / "pictures").iterdir()]:
+        text = file.read_text()
+        file.write_text(text.replace("0", "1", 1))
+        assert report.main(check) == 1
+        assert file.name in capsys.readouterr().out
+        file.write_text(text)
+    (docs / "pictures" / "results_old.svg").write_text("")
+    assert report.main(check) == 1
+    assert "results_old.svg" in capsys.readouterr().out
+    assert report.main(check[1:]) == 0
+    assert report.main(check) == 0
+    file = docs / "results" / "ptq_tiny.json"
+    document = json.loads(file.read_text())
+    confusion = document["results"]["rows"][0]["confusion"]
+    confusion[0][0], confusion[0][1] = confusion[0][0] // 2, confusion[0][1] + confusion[0][0] // 2 + 1
+    file.write_text(json.dumps(document))
+    assert report.main(check) == 1
+    assert "RESULTS.md" in capsys.readouterr().out
+
+
+def test_numbers_on_the_page_are_those_of_the_results(docs: Path) -> None:
+    page = (docs / "RESULTS.md").read_text()
+    (row,) = load(docs, "ptq_tiny.json")["rows"]
+    matrix = np.array(row["confusion"])
+    unions = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    miou = 100 * np.mean([r / u for r, u in zip(matrix.diagonal(), unions, strict=True) if u])
+    accuracy = 100 * matrix.trace() / matrix.sum()
+    equal = 100 * row["same_as_float"] / row["pixels"]
+    assert f"| PTQ | 1 | intseg | {miou:.2f} | {accuracy:.2f} | {equal:.2f} | {report.MISSING} |" in page
+    errors = load(docs, "activations_tiny.json")["checkpoint"]["gelu"].values()
+    square = sum(entry["rmse"]["ShiftGELU"] ** 2 * entry["elements"] for entry in errors)
+    overall = math.sqrt(square / sum(entry["elements"] for entry in errors))
+    (line,) = (line for line in page.splitlines() if line.startswith("| tiny |") and line.count("|") == 8)
+    assert line.split(" | ")[2] == report.significant(overall)
+    assert all(len(line) <= 120 or line[0] in "|!`p" for line in page.splitlines() if line)
+
+
+def test_a_page_without_results_says_so(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    assert report.main(["--docs", str(tmp_path)]) == 0
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert page.count(report.MISSING) > 20
+    assert page.count("## ") == 8
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_latencies_come_from_the_bench(docs: Path) -> None:
+    entry = {"intseg_ms": 80.61, "numpy_ms": None, "peers_ms": {"ort fp32": 584.04}}
+    found = {"machine": {"cpu": "A CPU", "path": "vnni", "torch": "2"}, "results": {"tiny": {"1": entry}}}
+    (docs / "results" / "bench.json").write_text(json.dumps(found))
+    assert report.main(["--docs", str(docs)]) == 0
+    page = (docs / "RESULTS.md").read_text()
+    assert "| intseg, numba | 80.6 |" in page
+    assert "| ONNX Runtime FP32 | 584.0 |" in page
+    assert "| PyTorch FP32 | not measured yet |" in page
+    assert "On A CPU (vnni)" in page
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"experiment": "other"}'])
+def test_a_file_that_is_no_result_is_named(docs: Path, capsys: Capture, content: str) -> None:
+    (docs / "results" / "new.json").write_text(content)
+    assert report.main(["--docs", str(docs)]) == 4
+    error = capsys.readouterr().err
+    assert "new.json" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_significant() -> None:
+    values = {0.0: "0.00", 0.012345: "0.0123", 1.5: "1.50", 123.4: "123", 5231.0: "5231", -0.5: "-0.500"}
+    assert {value: report.significant(value) for value in values} == values
+
+
+def test_the_command_line_imports_no_torch_for_the_page() -> None:
+    import subprocess
+
+    code = "import sys; sys.path.insert(0, 'tools'); import report; print('torch' in sys.modules)"
+    root = Path(report.__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

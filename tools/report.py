@@ -1,0 +1,860 @@
+"""Write docs/RESULTS.md and its pictures from the files that tools/experiments.py and tools/bench.py wrote.
+
+    python tools/report.py              write
+    python tools/report.py --check      compare; exit code 1 and the names of what differs
+
+Every number comes from docs/results/*.json; what is not there reads "not measured yet". Numbers of the paper, for
+comparison, are named as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_docs import DOCS, picture, text
+
+from intseg import evaluate
+from intseg.drawing import number
+from intseg.errors import InputError
+
+Document = Mapping[str, Any]
+
+MISSING = "not measured yet"
+EXPECTED = ("tiny", "tiny24")
+"""Checkpoints that have their place in the tables before they are measured."""
+
+RECIPES = ("i-vit", "paper", "intseg")
+PARTS = ("upsampling", "activations", "simplifications", "ptq", "qat")
+PAPER_TRAFFIC = {"tiny": (1.01, 0.43), "small": (3.08, 1.13), "base": (10.36, 3.31), "large": (32.00, 9.74)}
+"""Table 7 of the paper: 10^12 bits of Segmenter and I-Segmenter."""
+
+PEERS = (
+    ("torch fp32 sdpa", "PyTorch FP32"),
+    ("ort fp32", "ONNX Runtime FP32"),
+    ("ort dynamic int8", "ONNX Runtime dynamic INT8"),
+    ("ort static qdq int8", "ONNX Runtime static QDQ INT8"),
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """The files of a folder: `found[experiment][checkpoint]`, `sizes`, `bench`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.found: dict[str, dict[str, Document]] = {part: {} for part in PARTS}
+        self.sizes: Document | None = None
+        self.bench: Document | None = None
+        for file in sorted(folder.glob("*.json")):
+            document = _read(file)
+            experiment = document.get("experiment")
+            if file.name == "bench.json":
+                self.bench = document
+            elif experiment == "sizes":
+                self.sizes = document
+            elif experiment in self.found:
+                self.found[experiment][document["checkpoint"]["name"]] = document
+            else:
+                raise InputError(f"{file}: experiment is {experiment!r}, expected {', '.join(PARTS)}; delete the file")
+
+    @property
+    def names(self) -> list[str]:
+        """Checkpoints, the expected ones first."""
+        measured = {name for group in self.found.values() for name in group}
+        return [*EXPECTED, *sorted(measured - set(EXPECTED))]
+
+    @property
+    def samples(self) -> list[int]:
+        """Numbers of calibration images: those measured, and those that have their place."""
+        documents = self.found["ptq"].values()
+        measured = {row["images"] for document in documents for row in document["results"]["rows"]}
+        return sorted(measured | {1, 32, *(document["training_images"] for document in documents)})
+
+    def of(self, experiment: str, name: str) -> Document | None:
+        """The results of an experiment on a checkpoint."""
+        document = self.found[experiment].get(name)
+        return None if document is None else document["results"]
+
+    def any(self, name: str) -> Document | None:
+        """Some file of a checkpoint."""
+        return next((group[name] for group in self.found.values() if name in group), None)
+
+    def commands(self, experiment: str) -> list[str]:
+        """How the files of an experiment were made."""
+        return [document["command"] for document in self.found[experiment].values()]
+
+
+def _read(file: Path) -> Document:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot read ({error}); run tools/experiments.py again") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{file}: is not an object; run tools/experiments.py again")
+    return document
+
+
+def metrics(row: Document) -> evaluate.Metrics:
+    """Percentages of a row."""
+    return evaluate.metrics(np.array(row["confusion"], np.int64))
+
+
+def miou(row: Document) -> float:
+    """mIoU of a row in percent."""
+    return metrics(row).miou
+
+
+def same(row: Document) -> float:
+    """Percent of the pixels equal to the float prediction."""
+    return 100 * float(row["same_as_float"]) / float(row["pixels"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+
+
+def filled(lines: Sequence[str]) -> Iterator[str]:
+    """Lines of prose joined and filled to 120 columns; tables, code, headings and pictures as they are."""
+    code = False
+    for prose, group in itertools.groupby(
+        lines, lambda line: bool(line) and not line.startswith(("|", "#", "```", "!"))
+    ):
+        found = list(group)
+        code = code != (sum(line.startswith("```") for line in found) % 2 == 1)
+        plain = not prose or (code and not found[0].startswith("```"))
+        yield from found if plain else textwrap.wrap(" ".join(found), 120, break_long_words=False)
+
+
+def command(commands: Sequence[str]) -> Iterator[str]:
+    """How a table was made."""
+    if commands:
+        yield from ("```sh", *commands, "```", "")
+
+
+def accuracy(row: Document | None) -> list[str]:
+    """mIoU, pixel accuracy, pixels equal to float."""
+    if row is None:
+        return [MISSING, "", ""]
+    found = metrics(row)
+    return [f"{found.miou:.2f}", f"{found.aacc:.2f}", f"{same(row):.2f}"]
+
+
+def rmse(errors: Mapping[str, Document], variant: str) -> float:
+    """Of all blocks together (eq. 15)."""
+    squares = sum(entry["rmse"][variant] ** 2 * entry["elements"] for entry in errors.values())
+    return math.sqrt(squares / sum(entry["elements"] for entry in errors.values()))
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 2
+    return f"{value:.{max(0, digits)}f}"
+
+
+def introduction(results: Results) -> Iterator[str]:
+    """What was measured, with what."""
+    yield "# Results"
+    yield ""
+    yield "The tables of the I-Segmenter paper, measured with this engine. Written by `python tools/report.py` from"
+    yield "`docs/results/*.json`, which `tools/experiments.py` and `tools/bench.py` wrote; nothing here is"
+    yield "typed by hand"
+    yield "except the words and what is said to be the paper's. The paper measures ADE20K and Cityscapes on a"
+    yield "GPU; here it is"
+    yield "the CamVid validation set on a CPU, so that differences between rows can be compared with the"
+    yield "paper's, not values."
+    yield ""
+    yield "`python tools/experiments.py all --root CamVid --checkpoint tiny=DIR --checkpoint tiny24=DIR --qat"
+    yield "tiny:intseg=FILE`"
+    yield "measures everything again that is not up to date."
+    yield ""
+    rows = []
+    for name in results.names:
+        document = results.any(name)
+        if document is None:
+            rows.append([name, MISSING, "", "", ""])
+            continue
+        about = document["checkpoint"]
+        blocks = f"{about['blocks']} + {about['decoder_blocks']}"
+        window = " x ".join(str(n) for n in about["window"])
+        rows.append([name, blocks, str(about["width"]), window, document["inputs"]["checkpoint_sha256"][:12]])
+    yield from table(("checkpoint", "encoder + decoder blocks", "width", "window", "sha256"), rows)
+    some = next((document for name in results.names if (document := results.any(name))), None)
+    if some:
+        yield f"{some['images']} labelled images, void ignored; calibration takes images from the"
+        yield f"{some['training_images']} of the"
+        yield "training set, S of them evenly spaced. *Equal* is the share of all pixels, void included, that"
+        yield "the float model"
+        yield "(bilinear, L2 norm) labels the same. Recipes: `i-vit` is Shiftmax and ShiftGELU as published"
+        yield "by I-ViT, `paper` has"
+        yield "lambda-ShiftGELU instead, both with symmetric min/max ranges, nearest upsampling and without"
+        yield "L2 norm; `intseg` is"
+        yield "this project's. Engine and fake-quant model give the same bits (tests/tools), so one number"
+        yield "stands for both."
+        yield ""
+
+
+# ------------------------------------------------------------------------------------------------------------ Table 1
+
+GELUS = ("ShiftGELU", "lambda-ShiftGELU", "sigmoid GELU", "table", "table, fitted ranges")
+SOFTMAXES = ("Shiftmax", "Shiftmax, normalized division", "softmax2")
+
+
+def table_1(results: Results) -> Iterator[str]:
+    """Errors of the integer operators."""
+    yield "## Table 1: the integer GELU and softmax against float"
+    yield ""
+    yield from command(results.commands("activations"))
+    yield "Root mean square of (integer operator - float operator), eq. 15, in units of the activation; both"
+    yield "get the float"
+    yield "model's own inputs, the integer one quantized to INT8 with the ranges of `paper` from one image,"
+    yield "the last column with"
+    yield "those of `intseg`. `table` is the exact GELU on the same quantized input: what remains is"
+    yield "quantization. lambda is 1 for"
+    yield "ShiftGELU, 6 for lambda-ShiftGELU and the sigmoid."
+    yield ""
+    rows, blocks = [], []
+    for name in results.names:
+        found = results.of("activations", name)
+        if found is None:
+            rows.append([name, MISSING, *[""] * len(GELUS)])
+            continue
+        networks = {name: found["checkpoint"]}
+        networks |= {f"{name}, tail x {factor}": errors for factor, errors in found["long-tailed"].items()}
+        for title, errors in networks.items():
+            largest = max(entry["largest_input"] for entry in errors["gelu"].values())
+            values = [significant(rmse(errors["gelu"], variant)) for variant in GELUS]
+            rows.append([title, f"{largest:.0f}", *values])
+        blocks.append(name)
+    yield from table(("network", "largest input", *GELUS), rows)
+    yield from _table_1_words(results)
+    yield from _long_tail(results)
+    for name in blocks:
+        yield from _per_block(name, results.of("activations", name))
+    yield from _softmax(results)
+
+
+def _table_1_words(results: Results) -> Iterator[str]:
+    yield "The paper has 4.52 against 4.35 for Tiny and 293.94 against 3.75 for Large (ADE20K), in units it"
+    yield "does not state."
+    for name in results.names:
+        found = results.of("activations", name)
+        if found is None:
+            continue
+        one, six, exact, fitted = (
+            rmse(found["checkpoint"]["gelu"], variant)
+            for variant in ("ShiftGELU", "lambda-ShiftGELU", "table", "table, fitted ranges")
+        )
+        yield f"On {name} lambda = 6 takes {100 * (1 - six / one):.0f} % off the error of lambda = 1, the exact table"
+        yield f"{100 * (1 - exact / six):.0f} % off what is left, and fitted ranges"
+        yield f"{100 * (1 - fitted / exact):.0f} % of that."
+    yield "ShiftGELU and lambda-ShiftGELU compare every value with the largest of its row, and their exponentials"
+    yield "of 23 bits end about 10 below it. Beyond that, lambda = 1 clamps both exponentials and gives x / 2;"
+    yield "lambda = 6 lets both vanish and gives 0, which is right for most negative values and wrong for the"
+    yield "positive ones. The sigmoid and the table look at one value and have no such limit."
+    yield ""
+
+
+def _long_tail(results: Results) -> Iterator[str]:
+    names = [name for name in results.names if results.of("activations", name)]
+    if not names:
+        return
+    yield "No checkpoint here has the long tails of the paper's larger models, so they were constructed:"
+    yield "*tail x 8* has one of"
+    yield "96 outputs of every `fc1` 8 times larger and the weights of `fc2` that read it 8 times smaller,"
+    yield "which changes the float"
+    some = results.of("activations", names[0])["checkpoint"]["images"]
+    yield "model little (its own prediction is the reference here). Post-training quantization from one image,"
+    yield f"measured on {some} images, evenly spaced:"
+    yield ""
+    rows = []
+    for name in names:
+        for factor, errors in results.of("activations", name)["long-tailed"].items():
+            found = errors["rows"]
+            cells = [f"{miou(found[way]):.2f} ({same(found[way]):.1f} %)" for way in RECIPES]
+            rows.append([f"{name}, tail x {factor}", f"{miou(found['float']):.2f}", *cells])
+    yield from table(("network, mIoU % (equal to its float model)", "float", *RECIPES), rows)
+
+
+def _per_block(name: str, found: Document) -> Iterator[str]:
+    errors = found["checkpoint"]["gelu"]
+    rows = [
+        [block, f"{entry['largest_input']:.1f}", *(significant(entry["rmse"][variant]) for variant in GELUS)]
+        for block, entry in errors.items()
+    ]
+    yield f"GELU of {name}, per block, on {found['checkpoint']['images']} images:"
+    yield ""
+    yield from table(("block", "largest input", *GELUS), rows)
+
+
+def _softmax(results: Results) -> Iterator[str]:
+    yield "The softmax likewise: root mean square error of the probabilities times 10^5, and the mean sum of"
+    yield "a row, which"
+    yield "should be 1. The logits are INT16 in both."
+    yield ""
+    for name in results.names:
+        found = results.of("activations", name)
+        if found is None:
+            continue
+        rows, errors = [], found["checkpoint"]["softmax"]
+        for block, entry in errors.items():
+            values = [significant(1e5 * entry["rmse"][variant]) for variant in SOFTMAXES]
+            sums = [f"{entry['row_sum'][variant]:.4f}" for variant in SOFTMAXES]
+            rows.append([block, f"{entry['largest_input']:.1f}", *values, *sums])
+        overall = [significant(1e5 * rmse(errors, variant)) for variant in SOFTMAXES]
+        rows.append([f"**all of {name}**", "", *overall, *[""] * len(SOFTMAXES)])
+        heads = ("block", "largest logit", *SOFTMAXES, *(f"row sum, {variant}" for variant in SOFTMAXES))
+        yield from table(heads, rows)
+        ratio = rmse(errors, "Shiftmax") / rmse(errors, "softmax2")
+        yield f"On {name} the error of softmax2 is {ratio:.0f} times smaller than that of Shiftmax."
+        yield ""
+
+
+# ------------------------------------------------------------------------------------------------------------ Table 2
+
+COMBINATIONS = ("nearest, no L2", "nearest, L2", "bilinear, no L2", "bilinear, L2")
+
+
+def table_2(results: Results) -> Iterator[str]:
+    """Interpolation and L2 norm."""
+    yield "## Table 2: interpolation and L2 norm"
+    yield ""
+    yield from command(results.commands("upsampling"))
+    yield "mIoU in percent, in brackets the pixels equal to float. All integer columns are integer to the"
+    yield "end, bilinear and L2"
+    yield "norm included; one calibration image. (The paper's rows with L2 norm or bilinear are not integer-only.)"
+    yield ""
+    head, columns = ["interpolation, L2 norm"], []
+    for name in results.names:
+        found = results.of("upsampling", name)
+        for way in ("float", "intseg", "paper"):
+            head.append(f"{name}, {way}" + (" otherwise" if way != "float" else ""))
+            cells = [MISSING] + [""] * (len(COMBINATIONS) - 1)
+            if found is not None:
+                rows = [found["rows"][way][combination] for combination in COMBINATIONS]
+                cells = [f"{miou(row):.2f} ({same(row):.2f})" for row in rows]
+            columns.append(cells)
+    yield from table(head, list(zip(COMBINATIONS, *columns, strict=True)))
+    for name in results.names:
+        found = results.of("upsampling", name)
+        if found is None:
+            continue
+        for way in ("float", "intseg", "paper"):
+            near, up = (
+                np.mean([miou(found["rows"][way][f"{kind}, {l2}"]) for l2 in ("L2", "no L2")])
+                for kind in ("nearest", "bilinear")
+            )
+            dropped, kept = (
+                np.mean([miou(found["rows"][way][f"{kind}, {l2}"]) for kind in ("nearest", "bilinear")])
+                for l2 in ("no L2", "L2")
+            )
+            yield f"{name}, {way}: bilinear instead of nearest {up - near:+.2f}, L2 norm {kept - dropped:+.2f}"
+            yield "points on average."
+    yield "The paper has +1.7 and +0.9 over its models. `mask_norm` undoes any factor that the classes of a patch"
+    yield "share, so that of the L2 norm only the lengths of the class embeddings can change a label."
+    yield ""
+
+
+# --------------------------------------------------------------------------------------------------- Tables 3 and 4
+
+
+def table_3(results: Results) -> Iterator[str]:
+    """Accuracy of PTQ and QAT."""
+    yield "## Tables 3 and 4: accuracy"
+    yield ""
+    yield from command([*results.commands("ptq"), *results.commands("qat")])
+    head = ["model", "S", "recipe"]
+    for name in results.names:
+        head += [f"{name}: mIoU %", "pixel accuracy %", "equal %"]
+    ways: dict[tuple[str, str, str], dict[str, Document]] = {("float", "-", "bilinear, L2 norm"): {}}
+    ways[("float", "-", "nearest, no L2 norm")] = {}
+    for samples in results.samples:
+        ways |= {("PTQ", str(samples), recipe): {} for recipe in RECIPES}
+    for name in results.names:
+        found = results.of("ptq", name)
+        if found is None:
+            continue
+        ways[("float", "-", "bilinear, L2 norm")][name] = found["float"]["bilinear, L2"]
+        ways[("float", "-", "nearest, no L2 norm")][name] = found["float"]["nearest, no L2"]
+        for row in sorted(found["rows"], key=lambda row: (row["images"], RECIPES.index(row["recipe"]))):
+            ways.setdefault(("PTQ", str(row["images"]), row["recipe"]), {})[name] = row
+    for recipe in RECIPES:
+        trained = {name: results.of("qat", name) for name in results.names}
+        rows = {name: found["rows"][recipe] for name, found in trained.items() if found and recipe in found["rows"]}
+        ways[("QAT", "-", recipe)] = rows
+    rows = [
+        [*way, *(cell for name in results.names for cell in accuracy(found.get(name)))] for way, found in ways.items()
+    ]
+    yield from table(head, rows)
+    yield from _table_3_words(results)
+
+
+def _table_3_words(results: Results) -> Iterator[str]:
+    for name in results.names:
+        found = results.of("ptq", name)
+        if found is None:
+            continue
+        base = miou(found["float"]["bilinear, L2"])
+        counts = sorted({row["images"] for row in found["rows"]})
+        for recipe in RECIPES:
+            drops = {row["images"]: miou(row) - base for row in found["rows"] if row["recipe"] == recipe}
+            words = ", ".join(f"{drops[count]:+.2f} with {count}" for count in counts if count in drops)
+            if words:
+                yield f"{name}, `{recipe}`: mIoU {words} calibration image(s) against float."
+        near = miou(found["float"]["nearest, no L2"]) - base
+        yield f"Nearest upsampling without L2 norm costs the float model of {name} {near:+.2f}."
+    yield "The paper loses 3.9 to 6.2 points by PTQ from one image with lambda-ShiftGELU, and 0.6 to 5.0 by QAT."
+    yield ""
+
+
+def simplifications(results: Results) -> Iterator[str]:
+    """One change at a time."""
+    yield "## What each simplification costs"
+    yield ""
+    yield from command(results.commands("simplifications"))
+    yield "From `intseg` to `paper`, one calibration image; mIoU in percent with the change, in brackets the"
+    yield "pixels equal to"
+    yield "float. *In float*: only this in the float model. *Alone*: only this in `intseg`. *Together*: this"
+    yield "and all above it."
+    yield ""
+    for name in results.names:
+        found = results.of("simplifications", name)
+        if found is None:
+            yield f"{name}: {MISSING}."
+            yield ""
+            continue
+
+        def cell(row: Document | None) -> str:
+            return "-" if row is None else f"{miou(row):.2f} ({same(row):.2f})"
+
+        rows = [
+            [f"{name}: nothing", cell(found["float"]), cell(found["alone"]["intseg"]), cell(found["alone"]["intseg"])]
+        ]
+        for step, row in found["together"].items():
+            rows.append([step, cell(found["in float"].get(step)), cell(found["alone"][step]), cell(row)])
+        yield from table(("change", "in float", "alone", "together"), rows)
+        others = {step: row for step, row in found["in float"].items() if step not in found["together"]}
+        yield f"Other operators alone in the float model of {name}, on the ranges of `paper` unless fitted:"
+        yield ""
+        yield from table(("operator", "mIoU % (equal %)"), [[step, cell(row)] for step, row in others.items()])
+        base = found["alone"]["intseg"]
+        worst = min((same(row) - same(base), step) for step, row in found["alone"].items() if step != "intseg")
+        least = max((same(row) - same(base), step) for step, row in found["alone"].items() if step != "intseg")
+        yield f"On {name} the costliest change alone is {worst[1]} ({worst[0]:+.2f} points of equal pixels),"
+        yield "the cheapest"
+        yield f"{least[1]} ({least[0]:+.2f})."
+        yield ""
+
+
+# ------------------------------------------------------------------------------------------------------------ Table 5
+
+
+def table_5(results: Results) -> Iterator[str]:
+    """Time and memory of PTQ and QAT."""
+    yield "## Table 5: time and memory of calibration and training"
+    yield ""
+    yield from command(results.commands("ptq"))
+    yield "`tools/convert.py` as a process of its own on one thread, from start to the written file:"
+    yield "processor seconds and peak"
+    yield "memory, measured by the command above. The paper's PTQ takes 1 s and 1.76 GB (Tiny, S = 1) to 82 s"
+    yield "and 12.88 GB (Large,"
+    yield "S = 500) on an A100, its QAT 8 to 70 hours."
+    yield ""
+    head, rows = ["", "S"], dict[tuple[str, str], list[str]]()
+    for i, name in enumerate(results.names):
+        head += [f"{name}: seconds", "GB"]
+        found = results.of("ptq", name)
+        if found is None:
+            continue
+        for row in sorted(found["rows"], key=lambda row: (RECIPES.index(row["recipe"]), row["images"])):
+            cells = rows.setdefault((f"PTQ, {row['recipe']}", str(row["images"])), [""] * (2 * len(results.names)))
+            cells[2 * i] = f"{row['cost']['cpu_seconds']:.0f}"
+            cells[2 * i + 1] = f"{row['cost']['peak_bytes'] / 1e9:.2f}"
+        if found.get("training"):
+            step = found["training"]
+            cells = rows.setdefault(("QAT, intseg, one step of 8 crops", "-"), [""] * (2 * len(results.names)))
+            cells[2 * i] = f"{step['cpu_seconds_per_step']:.1f}"
+            cells[2 * i + 1] = f"{step['peak_bytes'] / 1e9:.2f}"
+    for cells in rows.values():
+        for i, name in enumerate(results.names):
+            if results.of("ptq", name) is None:
+                cells[2 * i] = MISSING
+    yield from table(head, [[*key, *cells] for key, cells in rows.items()])
+    for name in results.names:
+        found = results.of("ptq", name)
+        if found is not None:
+            machine = found["machine"]
+            yield f"{name} on {machine['cpu']}, PyTorch {machine.get('torch', '?')}, Python {machine['python']}."
+            if found.get("training"):
+                hours = 1000 * found["training"]["cpu_seconds_per_step"] / 3600
+                yield f"A QAT run of 1000 such steps (the default) would take {hours:.1f} hours of one core;"
+                yield "that is not measured."
+    yield "Starting Python and PyTorch is part of the seconds. `intseg` runs seven views of each image when there are"
+    yield "8 or fewer of them (calibrate.py)."
+    yield ""
+
+
+# ----------------------------------------------------------------------------------------------------- Tables 6 and 7
+
+
+def table_6(results: Results) -> Iterator[str]:
+    """Size and latency."""
+    yield "## Table 6: size and latency"
+    yield ""
+    sizes = results.sizes["results"]["sizes"] if results.sizes else {}
+    yield from command([results.sizes["command"]] if results.sizes else [])
+    names = list(PAPER_TRAFFIC)
+    rows = []
+    for title, key in (("FP32 parameters, MB", "float_bytes"), ("intseg, MB", "integer_bytes")):
+        rows.append([title, *(f"{sizes[name][key] / 1e6:.2f}" if name in sizes else MISSING for name in names)])
+    ratios = [
+        f"{sizes[name]['float_bytes'] / sizes[name]['integer_bytes']:.2f}" if name in sizes else MISSING
+        for name in names
+    ]
+    rows.append(["times smaller (paper: 3.2 to 3.8)", *ratios])
+    yield "150 classes, 512 x 512; MB = 10^6 bytes. The converted checkpoints, scales and header included:"
+    yield ""
+    files = []
+    for name in results.names:
+        found = results.of("ptq", name)
+        row = next((row for row in found["rows"] if row["recipe"] == "intseg"), None) if found else None
+        if row is None:
+            files.append([name, MISSING, "", ""])
+            continue
+        ratio = found["float_bytes"] / row["bytes"]
+        files.append([name, f"{found['float_bytes'] / 1e6:.2f}", f"{row['bytes'] / 1e6:.2f}", f"{ratio:.2f}"])
+    yield from table(("checkpoint", "FP32, MB", "intseg, MB", "times smaller"), files)
+    yield from table(("size", *names), rows)
+    yield from _latency(results)
+
+
+def _latency(results: Results) -> Iterator[str]:
+    bench = results.bench["results"] if results.bench else {}
+    names = [name for name in PAPER_TRAFFIC if name in bench] or list(PAPER_TRAFFIC)
+    yield "Latency of one image, whole image to labels, one thread of one CPU, in ms (`python tools/bench.py --models"
+    yield "tiny,small,base --threads 1,2 --numpy --json docs/results/bench.json`;"
+    yield "[PERFORMANCE.md](PERFORMANCE.md) says how):"
+    yield ""
+
+    def entry(name: str) -> Document:
+        found: Document = bench.get(name, {}).get("1", {})
+        return found
+
+    def cell(value: float | None) -> str:
+        return MISSING if value is None else f"{value:.1f}"
+
+    rows = [[title, *(cell(entry(n).get("peers_ms", {}).get(peer)) for n in names)] for peer, title in PEERS]
+    rows += [["intseg, numba", *(cell(entry(name).get("intseg_ms")) for name in names)]]
+    rows += [["intseg, numpy (the definition)", *(cell(entry(name).get("numpy_ms")) for name in names)]]
+    yield from table(("backend", *names), rows)
+    if results.bench:
+        machine = results.bench["machine"]
+        yield f"On {machine['cpu']} ({machine['path']}), PyTorch {machine.get('torch', '?')}, ONNX Runtime"
+        yield f"{machine.get('onnxruntime', '?')}. The paper's integer-only row (TVM on an A100) is 1.14 times"
+        yield "slower than FP32 for"
+        yield "Tiny and 1.25 times faster for Large."
+        yield ""
+
+
+def table_7(results: Results) -> Iterator[str]:
+    """Memory traffic."""
+    yield "## Table 7: memory traffic"
+    yield ""
+    if results.sizes is None:
+        yield f"{MISSING[0].upper()}{MISSING[1:]}."
+        yield ""
+        return
+    yield from command([results.sizes["command"]])
+    document = results.sizes["results"]
+    bits, found = document["bits_per_mac"], document["sizes"]
+    names = [name for name in PAPER_TRAFFIC if name in found]
+    yield "10^12 bits for one image of 512 x 512 with 150 classes. The paper's numbers are those of a machine"
+    yield "without any reuse:"
+    yield f"{bits['fp32']} bits for every multiply-accumulate in FP32, {bits['int8 linear']} in INT8 linear"
+    yield "layers and about"
+    yield f"{bits['int8 attention']} in the products of attention give its four sizes (also Large, at 512)."
+    yield ""
+    rows = [["GMAC, linear", *(f"{found[n]['linear_macs'] / 1e9:.2f}" for n in names)]]
+    rows += [["GMAC, attention and masks", *(f"{found[n]['product_macs'] / 1e9:.2f}" for n in names)]]
+    rows += [["FP32, paper", *(f"{PAPER_TRAFFIC[n][0]:.2f}" for n in names)]]
+    formula = {n: _formula(found[n], bits) for n in names}
+    rows += [["FP32, the formula", *(f"{formula[n][0]:.2f}" for n in names)]]
+    rows += [["INT8, paper", *(f"{PAPER_TRAFFIC[n][1]:.2f}" for n in names)]]
+    rows += [["INT8, the formula", *(f"{formula[n][1]:.2f}" for n in names)]]
+    rows += [["INT8, node by node", *(f"{8e-12 * found[n]['traffic']['node_by_node']:.5f}" for n in names)]]
+    fused = {n: sum(found[n]["traffic"][key] for key in ("weights", "read", "written")) for n in names}
+    rows += [["**the engine's plan**", *(f"**{8e-12 * fused[n]:.5f}**" for n in names)]]
+    rows += [["times less than the paper's INT8", *(f"{PAPER_TRAFFIC[n][1] / (8e-12 * fused[n]):.0f}" for n in names)]]
+    yield from table(("", *names), rows)
+    rows = []
+    for title, key in (
+        ("weights", "weights"),
+        ("activations read", "read"),
+        ("activations written", "written"),
+        ("all buffers at once", "workspace"),
+        ("scratch of a thread", "scratch"),
+    ):
+        rows.append([title, *(f"{found[n]['traffic'][key] / 1e6:.2f}" for n in names)])
+    yield "What the engine needs, in MB for one window:"
+    yield ""
+    yield from table(("", *names), rows)
+    scratch = max(found[n]["traffic"]["scratch"] for n in names) / 1e6
+    small = [n for n in names if found[n]["traffic"]["workspace"] < 32e6] or ["none"]
+    yield "*Node by node* reads every input and writes every output of every node once, and every weight once. The"
+    yield "engine's plan has fewer buffers: a strip of attention (scores, probabilities, context) stays in the scratch"
+    yield f"of a thread, at most {scratch:.2f} MB, which is to lie in a cache of the second level. All buffers together"
+    yield f"fit a cache of 32 MB for: {', '.join(small)}; then little but weights and image comes from memory. The"
+    yield "counts are of the graph and its plan, not of a machine: an image of several windows reads the weights"
+    yield "once per window, and a matrix product reads its operands again from a cache as often as its tiles need them."
+    yield ""
+
+
+def _formula(entry: Document, bits: Document) -> tuple[float, float]:
+    """10^12 bits in FP32 and INT8."""
+    linear, products = entry["linear_macs"], entry["product_macs"]
+    integer = bits["int8 linear"] * linear + bits["int8 attention"] * products
+    return 1e-12 * bits["fp32"] * (linear + products), 1e-12 * integer
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def compared(results: Results, name: str) -> dict[str, Document]:
+    """The rows that the figures of a checkpoint show: float, PTQ with the most images, QAT."""
+    found = results.of("ptq", name)
+    if found is None:
+        return {}
+    rows = {"float": found["float"]["bilinear, L2"]}
+    most = max(row["images"] for row in found["rows"])
+    for recipe in ("paper", "intseg"):
+        row = next((r for r in found["rows"] if r["recipe"] == recipe and r["images"] == most), None)
+        rows |= {f"PTQ {recipe}": row} if row else {}
+        trained = results.of("qat", name)
+        rows |= {f"QAT {recipe}": trained["rows"][recipe]} if trained and recipe in trained["rows"] else {}
+    return rows
+
+
+def normalised(row: Document) -> Any:
+    """Percent of the pixels of a label by predicted class, rows without pixels all zero."""
+    matrix = np.array(row["confusion"], np.float64)
+    return 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+CELL, LEFT, TOP = 33, 92, 108
+
+
+def matrix_panel(
+    x: float, y: float, title: str, values: Any, classes: Sequence[str], full: float, signed: bool
+) -> Iterator[str]:
+    """A matrix with its numbers; shade by absolute value, strongest at `full`, colour by sign."""
+    yield text(x + LEFT, y + 22, title)
+    for i, label in enumerate(classes):
+        middle = (i + 0.5) * CELL
+        yield text(x + LEFT - 6, y + TOP + middle + 4, label, "end", "soft")
+        across, up = number(x + LEFT + middle + 4), number(y + TOP - 6)
+        yield f'<text class="soft" transform="translate({across} {up}) rotate(-60)">{label}</text>'
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            left, top = x + LEFT + j * CELL, y + TOP + i * CELL
+            shade = 0.6 * abs(float(value)) / full
+            kind = "fa" if value >= 0 else "fb"
+            yield (
+                f'<rect class="{kind}" x="{number(left)}" y="{number(top)}" width="{CELL - 1}" height="{CELL - 1}" '
+                f'fill-opacity="{max(shade, 0.03):.2f}"/>'
+            )
+            shown = f"{value:+.1f}" if signed else f"{value:.0f}"
+            if (signed and abs(value) >= 0.05) or (not signed and value >= 0.5):
+                size = 'font-size="11" ' if signed else ""
+                yield (
+                    f'<text {size}text-anchor="middle" x="{number(left + CELL / 2 - 0.5)}" '
+                    f'y="{number(top + CELL / 2 + 4)}">{shown}</text>'
+                )
+
+
+def matrices(title: str, panels: Mapping[str, Any], classes: Sequence[str], signed: bool) -> str:
+    """Matrices two by two, rows are labels."""
+    width, height = LEFT + len(classes) * CELL + 20, TOP + len(classes) * CELL + 20
+    full = max(1.0, *(float(np.abs(values).max()) for values in panels.values())) if signed else 100.0
+    parts = [
+        part
+        for i, (name, values) in enumerate(panels.items())
+        for part in matrix_panel(i % 2 * width, i // 2 * height, name, values, classes, full, signed)
+    ]
+    below = -(-len(panels) // 2) * height
+    words = "rows: label, columns: prediction; "
+    words += "points of percent, no number below 0.05" if signed else "percent of a label's pixels, no number below 0.5"
+    parts.append(text(LEFT, below + 4, words, kind="soft"))
+    return picture(min(2, len(panels)) * width, below + 16, title, parts)
+
+
+SHADES = (
+    ("float", 'class="fa"', 1.0),
+    ("PTQ paper", 'class="fb"', 0.5),
+    ("QAT paper", 'class="fb"', 1.0),
+    ("PTQ intseg", 'fill="#2f9356"', 0.5),
+    ("QAT intseg", 'fill="#2f9356"', 1.0),
+)
+"""The bars of a class: what, colour, opacity."""
+
+
+def bars(title: str, rows: Mapping[str, Document], classes: Sequence[str]) -> str:
+    """IoU per class and way."""
+    shown = [(way, kind, shade) for way, kind, shade in SHADES if way in rows]
+    left, top, height, gap = 44, 50, 260, 14
+    bar = 22 if len(shown) < 4 else 15
+    group = bar * len(shown) + gap
+    width = left + group * len(classes) + 20
+    parts = []
+    for value in range(0, 101, 20):
+        y = top + height * (1 - value / 100)
+        parts.append(
+            f'<path class="rule" d="M{left} {number(y)}H{width - 20}"/>'
+            + text(left - 6, y + 4, str(value), "end", "soft")
+        )
+    for j, (way, kind, shade) in enumerate(shown):
+        x = left + 150 * j
+        parts.append(
+            f'<rect {kind} fill-opacity="{shade}" x="{x}" y="14" width="16" height="12"/>' + text(x + 22, 25, way)
+        )
+        for i, value in enumerate(metrics(rows[way]).iou):
+            if value is not None:
+                x, tall = left + gap / 2 + i * group + j * bar, height * value / 100
+                parts.append(
+                    f'<rect {kind} fill-opacity="{shade}" x="{number(x)}" y="{number(top + height - tall)}" '
+                    f'width="{bar - 1}" height="{number(max(tall, 0.5))}"/>'
+                )
+                if bar > 20:
+                    parts.append(
+                        f'<text font-size="10" text-anchor="middle" x="{number(x + bar / 2)}" '
+                        f'y="{number(top + height - tall - 4)}">{value:.0f}</text>'
+                    )
+    for i, label in enumerate(classes):
+        parts.append(text(left + (i + 0.5) * group, top + height + 20, label, "middle", "soft"))
+    return picture(width, top + height + 36, title, parts)
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Pictures by file name."""
+    drawn = {}
+    for name in results.names:
+        rows = compared(results, name)
+        document = results.found["ptq"].get(name)
+        if not rows or document is None:
+            continue
+        classes = document["classes"]
+        shown = {way: normalised(row) for way, row in rows.items() if way in ("float", "PTQ intseg", "QAT intseg")}
+        base = normalised(rows["float"])
+        deltas = {f"{way} - float": normalised(row) - base for way, row in rows.items() if way != "float"}
+        drawn[f"results_confusion_{name}.svg"] = matrices(f"Confusion of {name}", shown, classes, False)
+        drawn[f"results_difference_{name}.svg"] = matrices(f"Changes of confusion of {name}", deltas, classes, True)
+        drawn[f"results_iou_{name}.svg"] = bars(f"IoU per class of {name}", rows, classes)
+    return drawn
+
+
+def figure_section(results: Results) -> Iterator[str]:
+    """Figures B.6 to B.8."""
+    yield "## Figures B.6 to B.8: confusion and IoU per class"
+    yield ""
+    for name in results.names:
+        rows = compared(results, name)
+        if not rows:
+            yield f"{name}: {MISSING}."
+            yield ""
+            continue
+        most = max(row["images"] for row in results.found["ptq"][name]["results"]["rows"])
+        yield f"Row-normalised confusion of {name}; post-training quantization from {most} image(s):"
+        yield ""
+        yield f"![Confusion matrices of {name}](pictures/results_confusion_{name}.svg)"
+        yield ""
+        yield "What quantization changes. On the diagonal a positive number is a gain, elsewhere a loss:"
+        yield ""
+        yield f"![Changes of the confusion matrix of {name}](pictures/results_difference_{name}.svg)"
+        yield ""
+        yield f"![IoU per class of {name}](pictures/results_iou_{name}.svg)"
+        yield ""
+        yield from _figure_words(results, name, rows)
+
+
+def _figure_words(results: Results, name: str, rows: Mapping[str, Document]) -> Iterator[str]:
+    classes, base = results.found["ptq"][name]["classes"], metrics(rows["float"]).iou
+    for way, row in rows.items():
+        deltas = [
+            (b - a, label)
+            for a, b, label in zip(base, metrics(row).iou, classes, strict=True)
+            if a is not None and b is not None
+        ]
+        if way != "float" and deltas:
+            low, high = min(deltas), max(deltas)
+            yield f"{way}: IoU changes from {low[0]:+.2f} ({low[1]}) to {high[0]:+.2f} ({high[1]}) points."
+    never = [label for label, value in zip(classes, base, strict=True) if value is not None and value < 1]
+    if never:
+        yield f"The float model itself hardly finds {', '.join(never)}: no quantization can lose much there."
+    yield ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+SECTIONS = (introduction, table_1, table_2, table_3, simplifications, table_5, table_6, table_7, figure_section)
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """Everything written, by its name under docs/."""
+    results = Results(folder)
+    lines = [line for section in SECTIONS for line in section(results)]
+    found = {"RESULTS.md": "\n".join(filled(lines)).rstrip() + "\n"}
+    return found | {f"pictures/{name}": drawing for name, drawing in figures(results).items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or compare; the exit code."""
+    parser = argparse.ArgumentParser(prog="report.py", description="Write docs/RESULTS.md from docs/results/*.json.")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md, pictures/ and results/")
+    args = parser.parse_args(argv)
+    try:
+        made = pages(args.docs / "results")
+    except InputError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return error.exit_code
+    wrong = 0
+    for name in sorted({f"pictures/{file.name}" for file in (args.docs / "pictures").glob("results_*")} - set(made)):
+        wrong += 1
+        if args.check:
+            print(f"{args.docs / name}: no result gives this picture; run python tools/report.py")
+        else:
+            (args.docs / name).unlink()
+    for name, content in made.items():
+        path = args.docs / name
+        if not args.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != content:
+            print(f"{path}: is not what docs/results gives; run python tools/report.py")
+            wrong += 1
+    return int(bool(wrong) and args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
