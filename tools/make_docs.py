@@ -23,6 +23,7 @@ import numpy as np
 
 from intseg import cli
 from intseg.drawing import escape, number
+from intseg.files import write_atomically
 from intseg.image import starts
 from intseg.ops import RUN, _arith
 
@@ -400,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path, made = DOCS / name, make()
             if not args.check:
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(made, encoding="utf-8")
+                write_atomically(path, made.encode())
             elif not path.is_file() or path.read_text(encoding="utf-8") != made:
                 print(f"{path}: is not what its source gives; run python tools/make_docs.py")
                 wrong += 1

@@ -374,7 +374,7 @@ def write(folder: Path) -> dict[str, dict[str, str | int]]:
         (folder / part).mkdir(parents=True, exist_ok=True)
 
     def put(path: str, data: bytes, seed: int) -> None:
-        (folder / path).write_bytes(data)
+        store.write_atomically(folder / path, data)
         sources[path] = {"generator": "tools/make_golden.py", "seed": seed}
 
     pixels = {name: picture.draw() for name, picture in PICTURES.items()}
@@ -463,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = write(GOLDEN)
         for name in ("images/street.png", "images/street_truth.png"):
             sources[name] = {"generator": "tools/make_scenes.py", "seed": make_scenes.STREET_SEED}
-        (GOLDEN / "MANIFEST.json").write_text(manifest(GOLDEN, sources), encoding="utf-8")
+        store.write_atomically(GOLDEN / "MANIFEST.json", manifest(GOLDEN, sources).encode())
         return 0
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))

@@ -18,10 +18,9 @@ from far to near at twice the asked size and averaged over 2x2 blocks.
 from __future__ import annotations
 
 import argparse
+import io
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,9 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 from PIL import Image
+
+from intseg.errors import InputError
+from intseg.files import write_atomically
 
 CLASSES = (
     "Sky",
@@ -1415,15 +1417,9 @@ def scene(seed: int, height: int = 360, width: int = 480) -> tuple[Array, Array]
 
 def save_png(path: Path, pixels: Array) -> None:
     """Write uint8 [H, W, 3] as an RGB or [H, W] as a grey PNG; the file appears complete or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            Image.fromarray(pixels).save(stream, format="PNG", optimize=True)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())
 
 
 def write_scenes(folder: Path, count: int, seed: int, height: int, width: int) -> None:
@@ -1535,6 +1531,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_scenes(args.out, args.count, args.seed, *args.size)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except InputError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -17,10 +17,11 @@ What the two sources do differently, all of it in `SegmenterConfig`:
     position embedding        bilinear               bicubic
 """
 
+import io
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -29,6 +30,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
+
+from intseg.files import write_atomically
 
 State = dict[str, Tensor]
 Decoder = Literal["mask_transformer", "linear"]
@@ -825,17 +828,10 @@ def save_checkpoint(model: Segmenter, folder: str | os.PathLike[str]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = yaml.safe_dump(_variant_of(model.config), sort_keys=False)
-    _replace(target / "checkpoint.pth", lambda part: torch.save({"model": state, "n_cls": model.config.n_cls}, part))
-    _replace(target / "variant.yml", lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({"model": state, "n_cls": model.config.n_cls}, buffer)
+    write_atomically(target / "checkpoint.pth", buffer.getvalue())
+    write_atomically(target / "variant.yml", text.encode())
 
 
 def _variant_of(c: SegmenterConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The scene generator: same seed same pixels, sound labels, any size, clean failures, and the committed example."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import make_scenes
 import numpy as np
 import pytest
 from PIL import Image
+
+from intseg.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "make_scenes.py"
@@ -155,12 +158,11 @@ def test_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path: Path, mon
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
 
-    def broken_save(self: Image.Image, stream: object, **_: object) -> None:
-        stream.write(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", broken_save)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"):
         make_scenes.save_png(target, np.zeros((32, 32, 3), np.uint8))
     assert target.read_bytes() == b"old"
     assert files_below(tmp_path) == ["a.png"]

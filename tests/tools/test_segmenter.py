@@ -1,6 +1,7 @@
 """The float Segmenter: its forward against independent wirings, its checkpoints, and every error of reading them."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
+
+from intseg.errors import InputError
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
@@ -261,12 +264,11 @@ def test_failed_save_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch
     seg.save_checkpoint(model, tmp_path)
     before = (tmp_path / "checkpoint.pth").read_bytes()
 
-    def broken_save(_state: object, part: Path) -> None:
-        part.write_bytes(b"half")
-        raise OSError("disk full")
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", broken_save)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"):
         seg.save_checkpoint(model, tmp_path)
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,414 @@
+"""What a killed process, a full disk and a read-only folder leave; tools/crash.py does the same at length."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from intseg import cli, files
+from intseg.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+posix = pytest.mark.skipif(os.name != "posix", reason="kills process groups, locks files")
+
+
+@cache
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("crash", ROOT / "tools" / "crash.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["crash"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+# ------------------------------------------------------------------------------------------ nobody writes in place
+
+ALLOWED = {
+    ("intseg/files.py", "Replacement.__enter__", "open(self._temporary, 'xb')"): "the temporary file of every writer",
+    ("intseg/files.py", "Replacement.__exit__", "os.replace(self._temporary, self.path)"): "the rename of every writer",
+    ("intseg/files.py", "new_folder", "open(os.path.join(place, name), 'rb+')"): "flushes, writes nothing",
+    ("intseg/files.py", "new_folder", "os.replace(temporary, path)"): "the rename of every folder",
+    ("intseg/batch.py", "Journal.open", "self.path.open('ab' if keep else 'wb', buffering=0)"): (
+        "the journal grows by a line an image; a torn last line is cut off, a line not as it was written is not used"
+    ),
+    ("intseg/batch.py", "Journal._cut_broken_line", "os.truncate(self.path, data.rfind(b'\\n') + 1)"): "see above",
+    ("intseg/evaluate.py", "_Journal.__enter__", "self.path.open('ab')"): "a journal as that of intseg/batch.py",
+    ("intseg/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
+    ("intseg/card.py", "write", "(made / name).write_bytes(data)"): "inside files.new_folder",
+    ("intseg/vectors.py", "write_pack", "(made / name).write_bytes(data)"): "inside files.new_folder",
+    ("intseg/dump.py", "_write_tensors", "(target / path).write_bytes(_encode(name, array, kind, options))"): (
+        "inside files.new_folder"
+    ),
+    ("intseg/dump.py", "_write_tensors", "(target / 'tensors.npz').open('wb')"): "inside files.new_folder",
+    ("intseg/dump.py", "_write_tensors", "np.savez(out, allow_pickle=False, **arrays)"): "inside files.new_folder",
+    (
+        "intseg/dump.py",
+        "_write_tensors",
+        "(target / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=False) + '\\n', encoding='ascii')",
+    ): "inside files.new_folder",
+    (
+        "intseg/dump.py",
+        "_encode",
+        "np.save(buffer, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)",
+    ): ("to memory"),
+    ("intseg/truth_table.py", "encode", "np.savez(buffer, allow_pickle=False, **dict(table.columns))"): "to memory",
+    (
+        "intseg/image.py",
+        "encode",
+        "image.save(file, kind, **{'quality': 92} if kind == 'JPEG' else {'compress_level': level})",
+    ): ("to memory"),
+    ("intseg/diff.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
+    ("intseg/cli.py", "_infer_one", "result.save(labels_path, palette, values)"): "Result.save of intseg/api.py",
+    ("intseg/cli.py", "_discard_stdout", "os.open(os.devnull, os.O_WRONLY)"): "not a file",
+    ("kernels/_jit.py", "_write_atomically", "tempfile.mkstemp(dir=path.parent, prefix='.', suffix='.tmp')"): (
+        "kernels import nothing of intseg; renamed, and checked by digest instead of flushed"
+    ),
+    ("kernels/_jit.py", "_write_atomically", "os.fdopen(descriptor, 'wb')"): "see above",
+    ("kernels/_jit.py", "_write_atomically", "os.replace(temporary, path)"): "see above",
+}
+"""File, function and call of everything that writes another way than by intseg.files, and why it may."""
+
+NAMES = {
+    "write_text",
+    "write_bytes",
+    "savez",
+    "savez_compressed",
+    "save_file",
+    "tofile",
+    "savetxt",
+    "mkstemp",
+    "mkdtemp",
+}
+NAMES |= {"NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile", "TemporaryDirectory", "copyfileobj"}
+OF_MODULE = {
+    "os": {"replace", "rename", "renames", "truncate", "ftruncate", "link", "symlink", "open"},
+    "shutil": {"copy", "copy2", "copyfile", "copytree", "move"},
+    "np": {"save"},
+    "torch": {"save"},
+}
+OURS = {"store", "minimize"}
+"""Modules and results whose `save` goes through intseg.files."""
+
+
+def mode_writes(call: ast.Call, place: int) -> bool:
+    """Whether the mode of an open may write; one that is not written out may."""
+    given = [k.value for k in call.keywords if k.arg == "mode"] + call.args[place : place + 1]
+    if not given:
+        return False
+    return any(not isinstance(mode, ast.Constant) or set(str(mode.value)) & set("wax+") for mode in given)
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call may change a file, judged by its name."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    if name in NAMES or name in OF_MODULE.get(owner, ()):
+        return not (owner == "os" and name == "open" and "O_RDONLY" in ast.unparse(call))
+    if name in ("open", "fdopen"):
+        if owner == "Image" or owner == "zipfile":
+            return False
+        return mode_writes(call, 1 if owner in ("", "os", "io") else 0)
+    if name == "save":
+        return owner not in OURS and not owner.endswith("safetensors.numpy") and bool(call.args)
+    if name in ("replace", "rename") and owner not in ("os", "dataclasses"):
+        return name == "rename" or (len(call.args) == 1 and not call.keywords and owner != "")
+    return False
+
+
+def found_writes(file: str, source: str) -> Iterator[tuple[str, str, str]]:
+    """File, function and text of every call that writes."""
+
+    def visit(node: ast.AST, where: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            where = (*where, node.name)
+        if isinstance(node, ast.Call) and writes(node):
+            yield file, ".".join(where), ast.unparse(node)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, where)
+
+    yield from visit(ast.parse(source), ())
+
+
+def test_everything_is_written_by_intseg_files() -> None:
+    sources = [*(ROOT / "intseg").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
+    paths = {path.relative_to(ROOT).as_posix(): path for path in sources if "intseg/kernels" not in path.as_posix()}
+    found = {call for name, path in paths.items() for call in found_writes(name, path.read_text(encoding="utf-8"))}
+    assert found == set(ALLOWED)
+
+
+BY_HAND = {
+    "bench.py": "inputs in a temporary folder",
+    "bench_batch.py": "inputs in a temporary folder",
+    "compare_reader.py": "works in a temporary folder",
+    "crash.py": "works in a temporary folder",
+    "experiments.py": "works in a temporary folder",
+    "fuzz.py": "workers in a temporary folder; a failing case is copied out, and made again by its seed",
+    "hostile.py": "works in a temporary folder",
+    "make_golden_ops.py": "imports nothing of intseg, as the oracle it is; ./check golden compares what it wrote",
+    "matrix.py": "workers in a temporary folder; its table is made again by the same command",
+    "report.py": "pages that the same command makes again; --check compares them",
+}
+"""Tools that may write otherwise, and why."""
+
+TO_MEMORY = {("convert.py", "torch.save"), ("segmenter.py", "torch.save"), ("training.py", "torch.save")}
+TO_MEMORY |= {("make_scenes.py", "Image.fromarray(pixels).save"), ("make_golden.py", "tempfile.TemporaryDirectory")}
+"""Of tools that write results: to a buffer, or a folder that --check compares with."""
+
+
+def test_tools_that_write_results_write_by_intseg_files() -> None:
+    found = {
+        (name, call.split("(", 1)[0] if "fromarray" not in call else "Image.fromarray(pixels).save")
+        for path in (ROOT / "tools").glob("*.py")
+        for name, _, call in found_writes(path.name, path.read_text(encoding="utf-8"))
+        if path.name not in BY_HAND
+    }
+    assert found == TO_MEMORY
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(p, 'w')", "open(p, mode='a')", "open(p, m)", "p.open('wb')", "p.open('r+b')", "p.write_text(t)",
+        "p.write_bytes(b)", "os.replace(a, b)", "p.replace(q)", "p.rename(q)", "os.open(p, os.O_WRONLY)",
+        "np.save(p, a)", "image.save(p)", "torch.save(x, p)", "safetensors.numpy.save_file(t, p)", "shutil.copy(a, b)",
+        "os.fdopen(d, 'wb')", "tempfile.mkstemp()", "array.tofile(p)",
+    ],
+)  # fmt: skip
+def test_the_check_finds_writers(code: str) -> None:
+    assert list(found_writes("x.py", f"def f():\n    {code}")) == [("x.py", "f", ast.unparse(ast.parse(code)))]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["open(p)", "open(p, 'rb')", "p.open('rb')", "Image.open(p, 'r')", "text.replace('a', 'b')", "store.save(g, p)"],
+)
+def test_the_check_passes_readers(code: str) -> None:
+    assert not list(found_writes("x.py", code))
+
+
+# ------------------------------------------------------------------------------------------------------ intseg.files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+_DIE = """
+import os, signal, sys
+from pathlib import Path
+from intseg import files
+if sys.argv[2] == "file":
+    with files.Replacement(Path(sys.argv[1])) as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+with files.new_folder(Path(sys.argv[1])) as folder:
+    (folder / "a").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_leaves_goes_with_the_next_write(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", _DIE, str(target), kind], cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+        (left,) = names(tmp_path)
+        assert tool().LEFTOVER.fullmatch(left)
+    (tmp_path / ".b.01234567.part").write_bytes(b"of another name")
+    if kind == "file":
+        files.write_atomically(target, b"whole")
+    else:
+        with files.new_folder(target) as folder:
+            (folder / "a").write_bytes(b"whole")
+    assert names(tmp_path) == [".b.01234567.part", "a"]
+
+
+def test_what_a_living_writer_works_on_stays(tmp_path: Path) -> None:
+    with files.Replacement(tmp_path / "a") as first, files.Replacement(tmp_path / "a") as second:
+        first.write(b"first")
+        second.write(b"second")
+        assert len(names(tmp_path)) == 2
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["a"]
+    with files.new_folder(tmp_path / "b") as folder:
+        files.remove_leftovers([tmp_path / "b"])
+        (folder / "c").write_bytes(b"")
+    assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, InputError])
+def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def half_a_file() -> None:
+        with files.Replacement(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+
+    def half_a_folder() -> None:
+        with files.new_folder(tmp_path / "a") as folder:
+            (folder / "b").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        half_a_file()
+    with pytest.raises((error, InputError)):
+        half_a_folder()
+    assert names(tmp_path) == []
+
+
+def test_names_as_long_as_the_file_system_takes_them(tmp_path: Path) -> None:
+    longest = tmp_path / ("\N{SNOWMAN}" * 85)
+    files.write_atomically(longest, b"1")
+    assert longest.read_bytes() == b"1"
+
+
+def test_a_new_folder_replaces_an_empty_one_only(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with files.new_folder(tmp_path / "a") as folder:
+        (folder / "b").mkdir()
+    with pytest.raises(InputError, match="not an empty folder"), files.new_folder(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"]
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts system calls as Linux makes them")
+def test_file_and_folder_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    files.write_atomically(tmp_path / "a", b"1")
+    assert [Path(name).parent if ".part" in name else name for name in flushed] == [tmp_path, str(tmp_path)]
+    flushed.clear()
+    with files.new_folder(tmp_path / "b") as folder:
+        (folder / "c").write_bytes(b"")
+    assert flushed == [f"{folder}/c", str(folder), str(tmp_path)]
+
+
+# ---------------------------------------------------------------------------------------------------------- journals
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: weights, three images and labels."""
+    monkeypatch.chdir(tmp_path)
+    tool().make_inputs(tmp_path / "inputs", 3, 20, 30)
+    return tmp_path
+
+
+INFER = ["infer", "inputs/images", "-w", "inputs/w.safetensors", "-o", "out", "--resume", "--backend", "numpy", "-q"]
+EVAL = ["eval", "--images", "inputs/images", "--labels", "inputs/labels", "-w", "inputs/w.safetensors"]
+EVAL += ["--backend", "numpy", "--resume", "journal.jsonl", "--json"]
+
+
+@pytest.mark.parametrize(("command", "journal"), [(INFER, "out/.intseg-journal.jsonl"), (EVAL, "journal.jsonl")])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 40])
+def test_a_journal_cut_anywhere_gives_the_same(
+    small: Path, command: list[str], journal: str, tail: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A power failure may cut it at any byte, or leave zeros where a line was to be."""
+    assert cli.main(command) == 0
+    path, printed = small / journal, capsys.readouterr().out
+    whole, expected = path.read_bytes(), tool().contents(small)
+    cuts = [*random.Random(0).sample(range(len(whole)), 12), len(whole)]
+    for cut in cuts:
+        if tail and b"\n" not in whole[:cut]:
+            continue  # intseg eval takes zeros alone for another program's file, and says so
+        path.write_bytes(whole[:cut] + tail)
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out == printed
+        assert tool().contents(small) == expected
+
+
+# ------------------------------------------------------------------------------------------- killed and without space
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of tools/crash.py with inputs of three images."""
+    crash = tool()
+    make = crash.make_inputs
+    crash.make_inputs = lambda folder: make(folder, 3, 50, 60)
+    try:
+        return crash.Lab(tmp_path_factory.mktemp("crash"))
+    finally:
+        crash.make_inputs = make
+
+
+def command(name: str) -> Any:
+    return next(command for command in tool().COMMANDS if command.name == name)
+
+
+@posix
+@pytest.mark.parametrize("name", ["infer --jobs 2, parent alone", "trace"])
+def test_a_killed_run_goes_on_to_the_same_results(lab: Any, name: str) -> None:
+    expected, duration = tool().unbroken(lab, command(name))
+    tally = tool().kill_run(lab, command(name), expected, duration, random.Random(name))
+    assert (tally.runs, tally.different) == (1, 0)
+
+
+@posix
+@pytest.mark.parametrize("name", ["infer --jobs 1", "eval --jobs 1"])
+def test_a_run_killed_before_a_file_operation_goes_on(lab: Any, name: str) -> None:
+    crash, run = tool(), command(name)
+    expected, steps = crash.unbroken(lab, run)[0], crash.operations(lab, run)
+    for at in {steps, random.Random(0).randint(1, steps)}:
+        work = lab.new()
+        assert crash.watched(lab, run, work, at)[0] == -signal.SIGKILL
+        assert crash.same(run, lab.finish(run, work), expected)
+
+
+@posix
+def test_a_full_disk_is_one_error_and_nothing_half_written(lab: Any) -> None:
+    crash, run = tool(), command("infer --jobs 1")
+    expected = crash.unbroken(lab, run)[0]
+    work = lab.new()
+    code, err, _ = crash.watched(lab, run, work, 4, 28)
+    assert code == 4
+    assert "No space left on device; free space" in err
+    assert crash.judge(lab, run, expected, work, code, err, crash.nothing) == (4, True)
+
+
+@posix
+def test_a_read_only_folder_is_one_error(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool().readonly(lab, [command("trace")]) == 0
+
+
+@posix
+def test_the_comparison_catches_a_writer_in_place(lab: Any) -> None:
+    """The canary: results that are kept when they are there, written where they will be."""
+    code = (
+        "import os\n"
+        "if not os.path.exists('a.txt'):\n"
+        "    print('first half', file=open('a.txt', 'w'))\n"
+        "    print('second half', file=open('a.txt', 'a'))\n"
+    )
+    crash = tool()
+    canary = crash.Command("canary", ("-W", "ignore", "-c", code), 1)
+    expected, _ = crash.unbroken(lab, canary)
+    same = []
+    for at in range(1, crash.operations(lab, canary) + 1):
+        work = lab.new()
+        assert crash.watched(lab, canary, work, at)[0] == -signal.SIGKILL
+        same.append(crash.same(canary, lab.finish(canary, work), expected))
+    assert same == [True, False]
