@@ -5,7 +5,9 @@ Floating point appears only in the last step, from counts to percentages.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -17,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -392,14 +394,14 @@ class _Journal:
             "label offset": job.offset,
         }
         self.done: dict[_Key, Counts] = {}
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
 
     def __enter__(self) -> _Journal:
         try:
             data = self.path.read_bytes() if self.path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
             self._read(data, whole)
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
             os.truncate(self.path, len(whole))
             if not whole:
                 self._append(self.header)
@@ -422,8 +424,9 @@ class _Journal:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(_line(line))
-        self._file.flush()
+        data = _line(line)
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _read(self, data: bytes, whole: bytes) -> None:
         """Fill `done`. Raises UsageError for a file that is no journal, or one of another evaluation."""

@@ -162,7 +162,6 @@ BY_HAND = {
     "hostile.py": "works in a temporary folder",
     "make_golden_ops.py": "imports nothing of intseg, as the oracle it is; ./check golden compares what it wrote",
     "matrix.py": "workers in a temporary folder; its table is made again by the same command",
-    "report.py": "pages that the same command makes again; --check compares them",
 }
 """Tools that may write otherwise, and why."""
 

@@ -25,6 +25,7 @@ from make_docs import DOCS, picture, text
 from intseg import evaluate
 from intseg.drawing import number
 from intseg.errors import InputError
+from intseg.files import write_atomically
 
 Document = Mapping[str, Any]
 
@@ -849,7 +850,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.docs / name
         if not args.check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            write_atomically(path, content.encode())
         elif not path.is_file() or path.read_text(encoding="utf-8") != content:
             print(f"{path}: is not what docs/results gives; run python tools/report.py")
             wrong += 1
