@@ -1,0 +1,388 @@
+"""tools/fuzz.py: spoiled files by the thousand leave nothing but IntsegErrors, and planted bugs are found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import tiny, with_info, with_node
+
+from intseg import api, batch, card, diff, dump, evaluate, store, strict_json, traces, verify
+from intseg import image as pictures
+from intseg.errors import MAX_MESSAGE, InputError, IntsegError, ModelError
+from intseg.graph import MAX_NODES, Node, validate
+
+ROOT = Path(__file__).parent.parent
+FUZZ = ROOT / "tools" / "fuzz.py"
+
+
+@cache
+def hostile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tools" / "hostile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hostile"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def fuzz(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of a run. The limit is CPU time, and generous: this machine may be slow."""
+    command = [sys.executable, str(FUZZ), "--json", "--limit", "10", "--shrink", "0.2", "--out", str(folder / "out")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_spoiled_files_are_read_or_refused(tmp_path: Path):
+    code, found = fuzz(tmp_path, "--count", "3000", "--seed", "1")
+    assert not found["failures"], found["failures"]
+    assert code == 0
+    kinds: Counter[str] = Counter()
+    reached: Counter[tuple[str, str, str]] = Counter()
+    for kind, outcome, stage, count in found["stages"]:
+        kinds[kind] += count
+        reached[kind, outcome, stage] += count
+    assert set(kinds) == set(hostile().KINDS)
+    assert sum(kinds.values()) == 3000
+    # The mutations go deep: every check of weights refuses some, and some run.
+    for stage in ("header", "metadata", "graph validation"):
+        assert reached["weights", "refused", stage] > 50
+    assert reached["weights", "accepted", "accepted and run"] > 50
+    for kind in kinds:
+        assert sum(count for (k, outcome, _), count in reached.items() if k == kind and outcome == "accepted"), kind
+
+
+def test_a_seed_is_always_the_same_files():
+    module, kinds = hostile(), tuple(hostile().KINDS)
+    first = [module.case(3, i, kinds).files() for i in range(150)]
+    for name in ("image_bases", "dump_bases", "table_bases", "pack_bases", "graphs", "_documents", "_trace_parts"):
+        getattr(module, name).cache_clear()
+    assert [module.case(3, i, kinds).files() for i in range(150)] == first
+    assert [module.case(4, i, kinds).files() for i in range(150)] != first
+
+
+def test_planted_bugs_are_found(tmp_path: Path):
+    """An exception, a message, a loop, an allocation, a path, an unpickled class, different bits: each is noticed."""
+    kinds = ("weights", "text", "dump", "folder", "cache")
+    options = [word for kind in kinds for word in ("--kind", kind)]
+    code, found = fuzz(tmp_path, "--count", "3500", "--seed", "5", "--plant", "all", "--limit", "1", *options)
+    assert code == 1
+    for kind, word in (
+        ("weights", "KeyError"),
+        ("weights", "message"),
+        ("text", "Hang"),
+        ("dump", "MemoryError"),
+        ("folder", "/etc/passwd"),
+        ("cache", "pickle.find_class"),
+        ("weights", "Disagreement"),
+    ):
+        mine = [f for f in found["failures"] if f["kind"] == kind and word in f["key"] + f["error"]]
+        assert mine, (kind, word, found["failures"])
+        folder = Path(mine[0]["folder"])
+        whole, smaller = (sum(p.stat().st_size for p in (folder / n).rglob("*.*")) for n in ("files", "smaller"))
+        assert 0 < smaller <= whole
+
+
+def test_a_crash_is_found(tmp_path: Path):
+    """A worker that dies is a failure, and the files after it are read."""
+    code, found = fuzz(tmp_path, "--count", "60", "--seed", "8", "--plant", "crash", "--kind", "trace")
+    assert code == 1
+    assert found["files"] == 60
+    assert [failure["key"] for failure in found["failures"]] == ["trace crash -6"]
+
+
+# ------------------------------------------------------------------------------------------- what the campaign found
+
+DEEP = "[" * 990 + "]" * 990
+
+
+@pytest.mark.parametrize(
+    "text",
+    [DEEP, '{"a":' * 3000, "NaN", "[1e999]", "9" * 5000, "[" * 33 + "]" * 33, "{", b"\xff", ""],
+    ids=lambda t: "text",
+)
+def test_json_that_is_none(text: str | bytes):
+    with pytest.raises(ValueError):  # noqa: PT011  any
+        strict_json.parse(text)
+    assert strict_json.parse("[" * 32 + "]" * 32)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a": ' + DEEP + "}", "[1e999]", "NaN"], ids=lambda t: "text")
+def test_documents_nested_too_deeply(text: str, tmp_path: Path):
+    """Every reader of JSON: RecursionError and ValueError escaped."""
+    store.save(tiny(), tmp_path / "model.safetensors")
+    model = api.load(tmp_path / "model.safetensors")
+    for name in ("config.json", "manifest.json", "runner.json", "map.json"):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "journal").write_text(f"{text}\n")
+    header = json.dumps({"__metadata__": {"intseg": text}}).encode()
+    (tmp_path / "trace").write_bytes(len(header).to_bytes(8, "little") + header)
+    reads: list[Callable[[], object]] = [
+        lambda: dump.open_folder(tmp_path),
+        lambda: verify.verify(tmp_path),
+        lambda: pictures.stored_values(("a",), mapping=str(tmp_path / "map.json")),
+        lambda: evaluate.read_earlier(tmp_path / "map.json", ("a",)),
+        lambda: card._read_metrics(model, str(tmp_path / "map.json")),
+        lambda: traces.TensorFile(tmp_path / "trace"),
+        lambda: store.load(tmp_path / "trace"),
+        lambda: dump._decode(text.encode(), "json", "int8", (1,), dump.Options()),
+    ]
+    for read in reads:
+        with pytest.raises(IntsegError):
+            read()
+    assert batch.Journal(tmp_path / "journal", model, batch.Options()).read([]) == {}
+
+
+def test_a_journal_line_that_cannot_be_written_again(tmp_path: Path):
+    """Numbers beyond a double were taken over, and failed when the record was written."""
+    store.save(tiny(), tmp_path / "m")
+    model = api.load(tmp_path / "m")
+    journal = batch.Journal(tmp_path / "j", model, batch.Options())
+    line = '{"file": "a.png", "stamp": null, "written": {}, "record": {"ms": 1e999}}'
+    (tmp_path / "j").write_text(f"{json.dumps(journal.header)}\n{line}\n")
+    assert journal.read([batch.Source("a.png", "a")]) == {}
+
+
+def npy(header: bytes, body: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1099511627776,), }"),
+        npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (4,), }", bytes(7)),
+        npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (-4,), }", bytes(8)),
+        npy(b"{'descr': ('<i2', (9999999,)), 'fortran_order': False, 'shape': (1,), }", bytes(2)),
+        npy(b"{'descr': 'O', 'fortran_order': False, 'shape': (1,), }", bytes(8)),
+        npy(b"(" * 5000),
+        npy(b"{'a': " * 100),
+        npy(b"9" * 9000),
+        b"",
+    ],
+    ids=lambda _: "npy",
+)
+def test_npy_headers_that_lie(data: bytes):
+    """np.load allocates what the header claims, and raises TokenError, OverflowError, MemoryError."""
+    with pytest.raises(InputError):
+        dump.read_npy(data)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_of_numbers(order: str, tmp_path: Path):
+    array = np.asarray(np.arange(12).reshape(3, 4), np.int16, order=order)  # type: ignore[call-overload]
+    np.save(tmp_path / "a.npy", array)
+    found = dump.read_npy((tmp_path / "a.npy").read_bytes())
+    assert found.dtype == array.dtype
+    assert found.tolist() == array.tolist()
+
+
+def test_an_npz_that_grows(tmp_path: Path):
+    """A kilobyte that holds a megabyte is refused before it is unpacked, and so is a packing nobody asked for."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20, np.int8))
+    with pytest.raises(InputError, match="expected at most 8"):
+        dump.read_npz(tmp_path / "a.npz", {"a": 8})
+    assert dump.read_npz(tmp_path / "a.npz", {}) == {}
+    assert dump.read_npz(tmp_path / "a.npz", {"a": 2**20})["a"].size == 2**20
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", b"")
+    with pytest.raises(InputError, match="unknown way"):
+        dump.read_npz(tmp_path / "b.npz", {"a": 8})
+
+
+def dumped(folder: Path, kind: str = "hex") -> dict[str, Any]:
+    """A dump of one tensor; its manifest."""
+    with traces.Writer(folder / "t", None, ["a"]) as writer:
+        writer.put("a", np.arange(12, dtype=np.int8).reshape(3, 4))
+    dump.write_folder(folder / "t", folder / "d", kind)
+    found: dict[str, Any] = json.loads((folder / "d" / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("options", {"width": 8.0}),
+        ("options", {"per_word": True}),
+        ("options", {"order": 5}),
+        ("options", {"order": "9" * 5000}),
+        ("options", {"order": "0,0"}),
+        ("options", {"tile": [1]}),
+        ("options", {"tile": "12"}),
+        ("options", {"tile": [2**40, 2**40]}),
+        ("options", {"\0": 1}),
+        ("entry", {"file": ".."}),
+        ("entry", {"file": "a\0b"}),
+        ("entry", {"file": "\ud800"}),
+        ("entry", {"file": "/etc/passwd"}),
+        ("entry", {"shape": {}}),
+        ("entry", {"shape": [1] * 70}),
+        ("entry", {"shape": [0, 2**70]}),
+    ],
+    ids=lambda v: str(v)[:30].encode("ascii", "backslashreplace").decode().replace("\0", "0"),
+)
+def test_manifests_of_dumps(part: str, change: dict[str, Any], tmp_path: Path):
+    document = dumped(tmp_path)
+    (document["options"] if part == "options" else document["tensors"]["a"]).update(change)
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        dump.read_folder(tmp_path / "d", tmp_path / "back")
+    assert str(caught.value).isprintable()
+
+
+def test_words_that_are_not_written_out():
+    """Two bytes of text may stand for one word of any size: not for a megabit."""
+    options = dump.Options(width=1024, per_word=1024)
+    with pytest.raises(InputError, match="digits are missing"):
+        dump._decode(b"0 " * 100, "hex", "int8", (100 * 1024,), options)
+
+
+def test_a_palette_line_of_blanks_takes_no_time(tmp_path: Path):
+    """A regular expression tried every blank with every other: minutes for 30,000 of them."""
+    (tmp_path / "p.txt").write_text("a" + " " * 200_000 + "b\n")
+    with pytest.raises(InputError, match="line 1"):
+        pictures.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
+    (tmp_path / "p.txt").write_text("x" * 50_000 + " 1 2 3\n")
+    with pytest.raises(InputError, match="no class") as caught:
+        pictures.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_list_with_a_null_byte(tmp_path: Path):
+    (tmp_path / "l.txt").write_bytes(b"a\0b.png\n")
+    with pytest.raises(InputError, match="null byte"):
+        batch.find_sources([f"@{tmp_path / 'l.txt'}"])
+
+
+def test_a_trace_that_does_not_fit_its_model(tmp_path: Path):
+    """Shapes, dtypes and scales of a golden trace were believed until something failed."""
+    store.save(tiny(), tmp_path / "m")
+    model = api.load(tmp_path / "m")
+    traces.write(tmp_path / "t", np.zeros((8, 8, 3), np.uint8), model)
+    file = traces.TensorFile(tmp_path / "t")
+    held = {name: file.read(name) for name in file.names()}
+    for name, array in (
+        ("window0.norm", held["window0.norm"][:2]),
+        ("window0.norm", held["window0.norm"].astype(np.int16)),
+        ("window0.norm", held["window0.norm"].astype(np.float32)),
+        ("window0.image", held["window0.image"][:2]),
+        ("scale.embed", np.ones((2, 1, 1), np.int32)),
+        ("scale.embed", np.ones((3, 1, 1), np.int64)),
+        ("merged", held["merged"].astype(np.float32)),
+    ):
+        with traces.Writer(tmp_path / "bad", file.metadata, list(held)) as writer:
+            for key, value in held.items():
+                writer.put(key, array if key == name else value)
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            diff.open_golden(tmp_path / "bad", str(tmp_path / "m"))
+    assert traces.real(np.array([1, 0, -(2**31) + 1], np.int32).reshape(3, 1), (0,), 5) is None
+
+
+def test_text_of_a_model():
+    long = with_info(tiny(), name="x" * 1001)
+    with pytest.raises(ModelError, match="1001 characters"):
+        validate(long)
+    with pytest.raises(ModelError, match="surrogate"):
+        validate(with_info(tiny(), classes=("a", "b", "\ud800")))
+
+
+def test_messages_are_one_short_line():
+    for graph in (with_node(tiny(), "embed", op="a\nb\x1b[2J"), with_node(tiny(), "embed", op="x" * 10**6)):
+        with pytest.raises(ModelError) as caught:
+            validate(graph)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= MAX_MESSAGE
+
+
+def test_limits_of_a_graph():
+    """Valid axes alone allow 2^48 elements and years of work."""
+    graph = tiny()
+    copies = tuple(Node(f"n{i}", "patchify", ("input",), {}, {"patch": 4}, "int8", (4, 48)) for i in range(MAX_NODES))
+    with pytest.raises(ModelError, match=f"expected at most {MAX_NODES}"):
+        validate(hostile().Graph((*graph.nodes, *copies), graph.tensors, graph.output, graph.info))
+    last, nodes = "scores", list(graph.nodes)
+    for i in range(3):
+        shape = (2 * 64 ** (i + 1), 2 * 64 ** (i + 1), 3)
+        nodes.append(Node(f"up{i}", "upsample_nearest", (last,), {}, {"factor": 64}, "int16", shape))
+        last = f"up{i}"
+    with pytest.raises(ModelError, match=r"up2.*2\^30 elements"):
+        validate(hostile().Graph(tuple(nodes), graph.tensors, graph.output, graph.info))
+    wide = nodes[: len(graph.nodes) + 2]
+    count = math.ceil(2**44 / (8192 * 8192 * 3))
+    assert count > MAX_NODES  # the work limit needs products, here the sum of elements stays below it
+    validate(hostile().Graph(tuple(wide), graph.tensors, graph.output, graph.info))
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "value"),
+    [
+        ("upsample_nearest", "factor", 10**9),
+        ("upsample_bilinear", "row_stop", 2**40),
+        ("linear", "out", "float32"),
+        ("matmul", "transpose_b", 2),
+        ("class_map", "height", 2**40),
+        ("class_map", "upsample", "cubic"),
+        ("merge_scores", "height", 60_000),
+        ("cut_windows", "patch", 0),
+        ("shiftmax", "i0", 0),
+    ],
+)
+def test_attributes_of_op_cases(op: str, name: str, value: int | str):
+    """Kernels do not check what they are given: a pack does before it runs them."""
+    files = next(files for files in hostile().pack_bases() if f"ops/{op}.safetensors" in files)
+    header, body = hostile().split(files[f"ops/{op}.safetensors"])
+    document = json.loads(header["__metadata__"]["intseg"])
+    document["attrs"][0][name] = value
+    header["__metadata__"]["intseg"] = json.dumps(document)
+    with pytest.raises(InputError, match="not a file of op cases"):
+        verify.read_op_file(Path("x"), hostile().joined(header, body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"file": []}},
+        {"files": {"a": 5}},
+        {"digest": 3},
+        {"ops": [{"op": "linear", "file": "model.safetensors", "cases": 0}] * 2},
+        {"files": {"a\0b": "0"}},
+        {"files": {"\ud800": "0"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_lists_of_packs(change: dict[str, Any], tmp_path: Path):
+    files = hostile().pack_bases()[0]
+    document = json.loads(files["runner.json"]) | change
+    for name, data in {**files, "runner.json": json.dumps(document).encode()}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError):
+        verify.verify(tmp_path, ("numpy",))
+
+
+def test_a_golden_folder_with_an_odd_name(tmp_path: Path):
+    files = hostile().pack_bases()[-1]
+    document = json.loads(files["MANIFEST.json"])
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "x").write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    document["files"]["traces/x"] = {"sha256": empty}
+    for name, data in {**files, "MANIFEST.json": json.dumps(document).encode()}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match="no name of a trace"):
+        verify.verify(tmp_path, ("numpy",))
