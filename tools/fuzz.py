@@ -52,7 +52,13 @@ from intseg.errors import MAX_MESSAGE, IntsegError
 
 ROOT = Path(__file__).resolve().parent.parent
 STALL = 60
-"""Seconds without a new file after which a worker counts as hanging in code that no signal reaches."""
+"""Seconds of CPU time without a new file after which a worker counts as hanging in code that no signal reaches."""
+
+ASLEEP = 1800
+"""Seconds without a new file after which it counts as waiting for nothing; reading and compiling come before."""
+
+_STARTING = b"\xff" * 8
+"""The progress of a worker that has not come to its first file."""
 
 _EVENTS = {"open": 0, "os.listdir": 0, "os.scandir": 0, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0}
 _EVENTS |= {"os.chmod": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "glob.glob": 0, "shutil.rmtree": 0}
@@ -249,12 +255,12 @@ def _key(kind: str, error: BaseException) -> str:
 
 
 def smaller(case: Case, fails: Callable[[Files], bool], seconds: float) -> Files:
-    """Files that fail the same way: fewer mutations, then fewer bytes, as far as the time allows."""
-    end = time.monotonic() + seconds
+    """Files that fail the same way: fewer mutations, then fewer bytes, as far as the CPU time allows."""
+    end = time.process_time() + seconds
     steps = list(case.steps)
     for step in case.steps:
         shorter = replace(case, steps=tuple(s for s in steps if s != step))
-        if time.monotonic() < end and len(steps) > 1 and fails(shorter.files()):
+        if time.process_time() < end and len(steps) > 1 and fails(shorter.files()):
             steps.remove(step)
     files = replace(case, steps=tuple(steps)).files()
     whole = case.files()
@@ -262,9 +268,9 @@ def smaller(case: Case, fails: Callable[[Files], bool], seconds: float) -> Files
         files = whole  # mutations depend on each other, and some remove bytes
     for name in sorted(files, key=lambda name: len(files[name])):
         size = len(files[name]) // 2
-        while size and time.monotonic() < end:
+        while size and time.process_time() < end:
             at = 0
-            while at < len(files[name]) and time.monotonic() < end:
+            while at < len(files[name]) and time.process_time() < end:
                 tried = {**files, name: files[name][:at] + files[name][at + size :]}
                 if fails(tried):
                     files = tried
@@ -292,6 +298,15 @@ def save(failure: Failure, case: Case, files: Files, reduced: Files | None, out:
 
 
 @dataclass
+class Read:
+    """What became of one file: a line of a worker's journal, which outlives the worker."""
+
+    stage: tuple[str, str, str]
+    key: str = ""
+    failure: Failure | None = None
+
+
+@dataclass
 class Counts:
     """What happened to files. `stages` counts (kind, outcome, stage)."""
 
@@ -302,6 +317,15 @@ class Counts:
     stages: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     repeated: int = 0
+
+    def count(self, entry: Read) -> None:
+        """Count one more file."""
+        self.files += 1
+        self.stages[entry.stage] += 1
+        if entry.failure is not None:
+            self.failures.append(entry.failure)
+        else:
+            self.repeated += bool(entry.key)
 
     def add(self, other: Counts) -> None:
         """Count what another worker did."""
@@ -317,6 +341,16 @@ class Counts:
         """What `--json` prints and a worker hands over."""
         stages = [[*key, count] for key, count in sorted(self.stages.items())]
         return {**asdict(self), "stages": stages}
+
+    @staticmethod
+    def of_journal(path: Path) -> Counts:
+        """What a worker counted before it died."""
+        counts = Counts()
+        for line in path.read_text(encoding="ascii").splitlines():
+            entry = json.loads(line)
+            failure = Failure(**entry["failure"]) if entry["failure"] else None
+            counts.count(Read(tuple(entry["stage"]), entry["key"], failure))
+        return counts
 
     @staticmethod
     def of_json(document: dict[str, Any]) -> Counts:
@@ -342,13 +376,17 @@ def work(job: dict[str, Any]) -> Counts:
             with contextlib.suppress(IntsegError):
                 KINDS[name].read(place, files)
             shutil.rmtree(place, ignore_errors=True)
-    if job["plant"]:
-        hostile.plant(job["plant"])
+    for name in job["plants"]:
+        hostile.PLANTS[name]()
     guard = Guard(folder, job["limit"], job["memory"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts, start = Counts(), time.process_time()
     seen = set(job["known"])
-    with open(folder / "progress", "r+b") as file, mmap.mmap(file.fileno(), 8) as progress:
+    with (
+        open(folder / "progress", "r+b") as file,
+        mmap.mmap(file.fileno(), 8) as progress,
+        open(folder / "journal", "wb", buffering=0) as journal,
+    ):
         for index in range(job["first"], job["first"] + job["count"]):
             if time.time() > job["deadline"]:
                 break
@@ -356,20 +394,19 @@ def work(job: dict[str, Any]) -> Counts:
             case = hostile.case(job["seed"], index, tuple(job["kinds"]))
             files = case.files()
             stage, outcome, error = guard.read(case.kind, files)
-            counts.files += 1
             if error is None:
-                counts.stages[case.kind, outcome, stage] += 1
-                continue
-            counts.stages[case.kind, "failed", type(error).__name__] += 1
-            key = _key(case.kind, error)
-            if key in seen:
-                counts.repeated += 1
-                continue
-            seen.add(key)
-            details = "".join(traceback.format_exception(error))[-4000:]
-            failure = Failure(case.kind, job["seed"], index, f"{type(error).__name__}: {error}"[:500], key, details)
-            save(failure, case, files, smaller(case, _same(guard, case.kind, key), job["shrink"]), Path(job["out"]))
-            counts.failures.append(failure)
+                entry = Read((case.kind, outcome, stage))
+            else:
+                entry = Read((case.kind, "failed", type(error).__name__), _key(case.kind, error))
+                if entry.key not in seen:
+                    seen.add(entry.key)
+                    details = "".join(traceback.format_exception(error))[-4000:]
+                    what = f"{type(error).__name__}: {error}"[:500]
+                    entry.failure = Failure(case.kind, job["seed"], index, what, entry.key, details)
+                    reduced = smaller(case, _same(guard, case.kind, entry.key), job["shrink"])
+                    save(entry.failure, case, files, reduced, Path(job["out"]))
+            counts.count(entry)
+            journal.write(json.dumps(asdict(entry)).encode() + b"\n")
     counts.cpu, counts.slowest = time.process_time() - start, guard.slowest
     counts.memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return counts
@@ -402,7 +439,7 @@ class Settings:
     recycle: int
     shrink: float
     out: Path
-    plant: str = ""
+    plants: tuple[str, ...] = ()
 
 
 def campaign(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Counts:
@@ -439,7 +476,7 @@ def _run_worker(settings: Settings, folder: Path, first: int, count: int, deadli
     counts = Counts()
     while count > 0 and time.time() < deadline:
         folder.mkdir()
-        (folder / "progress").write_bytes(first.to_bytes(8, "little"))
+        (folder / "progress").write_bytes(_STARTING)
         job = {
             "seed": settings.seed,
             "first": first,
@@ -449,7 +486,7 @@ def _run_worker(settings: Settings, folder: Path, first: int, count: int, deadli
             "memory": settings.memory,
             "shrink": settings.shrink,
             "out": str(settings.out.absolute()),
-            "plant": settings.plant,
+            "plants": list(settings.plants),
             "deadline": deadline,
             "folder": str(folder),
             "known": [failure.key for failure in (*total.failures, *counts.failures)],
@@ -457,37 +494,46 @@ def _run_worker(settings: Settings, folder: Path, first: int, count: int, deadli
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             output, errors = _watch(process, folder / "progress")
-        reached = int.from_bytes((folder / "progress").read_bytes(), "little")
-        shutil.rmtree(folder, ignore_errors=True)
+        progress = (folder / "progress").read_bytes()
         if process.returncode == 0:
+            shutil.rmtree(folder, ignore_errors=True)
             counts.add(Counts.of_json(json.loads(output)))
             break
-        if process.returncode == 2 or (reached == first and b"Traceback" in errors):
-            raise RuntimeError(f"the worker itself failed: {errors.decode(errors='replace')[-3000:]}")
+        if progress == _STARTING:
+            what = f"code {process.returncode}, {errors.decode(errors='replace')[-3000:]}"
+            raise RuntimeError(f"the worker itself failed before its first file: {what}")
+        reached = int.from_bytes(progress, "little")
+        counts.add(Counts.of_journal(folder / "journal"))
+        shutil.rmtree(folder, ignore_errors=True)
         _add_crash(counts, settings, reached, process.returncode, errors)
-        counts.files += reached + 1 - first
         count, first = count - (reached + 1 - first), reached + 1
     return counts
 
 
 def _watch(process: subprocess.Popen[bytes], progress: Path) -> tuple[bytes, bytes]:
     """Wait for a worker; kill it where it reads one file for too long."""
-    last, since = b"", time.monotonic()
+    last, since, before = b"", time.monotonic(), 0.0
     while True:
         try:
             return process.communicate(timeout=5)
         except subprocess.TimeoutExpired:
-            now = progress.read_bytes()
+            now, cpu = progress.read_bytes(), _cpu_time(process.pid)
             if now != last:
-                last, since = now, time.monotonic()
-            elif time.monotonic() - since > STALL:
+                last, since, before = now, time.monotonic(), cpu
+            elif (now != _STARTING and cpu - before > STALL) or time.monotonic() - since > ASLEEP:
                 process.kill()
+
+
+def _cpu_time(pid: int) -> float:
+    """Seconds of CPU time of a child that has not been waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _add_crash(counts: Counts, settings: Settings, index: int, code: int, errors: bytes) -> None:
     """A worker that died: the case it was reading is the failure."""
     case = hostile.case(settings.seed, index, settings.kinds)
-    what = f"killed after {STALL} s" if code == -signal.SIGKILL else f"the process ended with {code}"
+    what = "killed: too long in one file" if code == -signal.SIGKILL else f"the process ended with {code}"
     details = errors.decode("utf-8", "replace")[-4000:]
     failure = Failure(case.kind, settings.seed, index, what, f"{case.kind} crash {code}", details)
     if failure.key in {known.key for known in counts.failures}:
@@ -495,6 +541,7 @@ def _add_crash(counts: Counts, settings: Settings, index: int, code: int, errors
     else:
         save(failure, case, case.files(), None, settings.out)
         counts.failures.append(failure)
+    counts.files += 1
     counts.stages[case.kind, "failed", "crash"] += 1
 
 
@@ -555,11 +602,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of CPU time for one file (1)")
     parser.add_argument("--memory", type=int, default=1024, help="MiB that a worker may grow by (1024); 0: no limit")
     parser.add_argument("--recycle", type=int, default=20_000, help="files read by one worker process (20000)")
-    parser.add_argument("--shrink", type=float, default=10, help="seconds to make a failure smaller (10)")
+    parser.add_argument("--shrink", type=float, default=10, help="seconds of CPU time to make a failure smaller (10)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder of the failures")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read a saved failure again")
-    parser.add_argument("--plant", choices=list(hostile.PLANTS), help="break a reader first: the run must fail")
+    parser.add_argument(
+        "--plant", action="append", choices=list(hostile.PLANTS), help="break a reader first: the run must fail"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -585,7 +634,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recycle=args.recycle,
         shrink=args.shrink,
         out=args.out,
-        plant=args.plant or "",
+        plants=tuple(args.plant or ()),
     )
     start = time.time()
     found = campaign(settings, lambda line: print(line, file=sys.stderr, flush=True))

@@ -1442,7 +1442,16 @@ def _plant_exception() -> None:
 
 
 def _plant_message() -> None:
+    real = dump.read_npy
+
+    def planted(data: bytes) -> Array:
+        try:
+            return real(data)
+        except errors.InputError as error:
+            raise errors.InputError(f"{error}: {data[:100].decode('latin-1')}") from None
+
     errors.one_line = lambda text: text
+    dump.read_npy = planted
 
 
 def _plant_hang() -> None:
@@ -1460,7 +1469,7 @@ def _plant_memory() -> None:
     real = dump._decode_json
 
     def planted(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
-        np.ones(math.prod(shape) * 2**26, np.int64)
+        np.empty(math.prod(shape) * 2**28, np.int64)
         return real(data, dtype, shape)
 
     dump._decode_json = planted
@@ -1506,9 +1515,4 @@ def _plant_crash() -> None:
 PLANTS: dict[str, Callable[[], None]] = {
     name.removeprefix("_plant_"): function for name, function in globals().items() if name.startswith("_plant_")
 }
-PLANTS["all"] = lambda: [function() for name, function in PLANTS.items() if name not in ("all", "crash")] and None
-
-
-def plant(name: str) -> None:
-    """Break a reader of this process."""
-    PLANTS[name]()
+"""Functions that break a reader of this process."""
