@@ -28,7 +28,7 @@ except ImportError:
 
 from intseg import insight, models
 from intseg._version import __version__
-from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
+from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, printable, suggest
 
 if TYPE_CHECKING:  # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
     from intseg import api, batch, evaluate
@@ -247,7 +247,7 @@ def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch
 def _say_failure(line: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(f"intseg: {line}", file=sys.stderr)  # above the bar
+    tqdm.write(printable(f"intseg: {line}"), file=sys.stderr)  # above the bar
 
 
 def _ignore(value: object) -> None:
@@ -338,11 +338,11 @@ def _print_infer(image: str, result: api.Result, labels: Path, overlay: Path | N
     from intseg.image import percent
 
     height, width = result.labels.shape
-    print(f"{image}: {width} x {height}, {result.model.info.name}, backend {result.backend}")
+    _print(f"{image}: {width} x {height}, {result.model.info.name}, backend {result.backend}")
     _print_table([(name, percent(share)) for name, share in result.shares().items()])
-    print(f"wrote {labels}")
+    _print(f"wrote {labels}")
     if overlay:
-        print(f"wrote {overlay}")
+        _print(f"wrote {overlay}")
 
 
 # ----------------------------------------------------------------------------------------------------------- eval
@@ -432,10 +432,10 @@ def _print_eval(found: evaluate.Evaluation, compared: evaluate.Comparison | None
     _print_table(list(zip(*columns, ("pixels", *map(str, pixels)), strict=True)))
     changes = [f" ({_change(n)})" for n in (compared.miou, compared.macc, compared.aacc)] if compared else [""] * 3
     means = zip(("mIoU", "mAcc", "aAcc"), (measured.miou, measured.macc, measured.aacc), changes, strict=True)
-    print("   ".join(f"{name} {value:.2f} %{change}" for name, value, change in means))
-    print(f"{found.images} images, {found.model.info.name}, sha256 {found.model.sha256[:12]}")
+    _print("   ".join(f"{name} {value:.2f} %{change}" for name, value, change in means))
+    _print(f"{found.images} images, {found.model.info.name}, sha256 {found.model.sha256[:12]}")
     if compared:
-        print(f"changes since {compared.name}, in points of percent")
+        _print(f"changes since {compared.name}, in points of percent")
 
 
 def _change(value: float | None) -> str:
@@ -468,7 +468,7 @@ def _models(args: argparse.Namespace) -> int:
         window = f"{info.window[0]}x{info.window[1]}"
         rows.append((name, str(len(info.classes)), window, info.recipe, size, model.sha256[:12]))
     _print_table(rows)
-    print(f"without -w, {models.DEFAULT} is used")
+    _print(f"without -w, {models.DEFAULT} is used")
     return 0
 
 
@@ -529,7 +529,7 @@ def _trace(args: argparse.Namespace) -> int:
     found = traces.write(args.output, args.image, model, args.nodes, args.registers, args.backend)
     for note in found.notes:
         _say(f"note: {args.image}: {note}")
-    print(f"wrote {args.output}: {found.windows} windows, {found.tensors} tensors, {found.size / 1e6:.1f} MB")
+    _print(f"wrote {args.output}: {found.windows} windows, {found.tensors} tensors, {found.size / 1e6:.1f} MB")
     return 0
 
 
@@ -582,7 +582,7 @@ def _dump(args: argparse.Namespace) -> int:
         source = models.path(args.source) if args.source in models.names() else args.source
         options = dump.Options(args.width, args.per_word, args.endian, args.order, args.tile)
         count = dump.write_folder(source, args.output, args.format, options, args.tensors)
-    print(f"wrote {args.output}: {count} tensors")
+    _print(f"wrote {args.output}: {count} tensors")
     return 0
 
 
@@ -608,7 +608,7 @@ def _flatten(args: argparse.Namespace) -> int:
 
     _require_writable(Path(args.output))
     size = flat.write(args.weights, args.output)
-    print(f"wrote {args.output}: {size} bytes")
+    _print(f"wrote {args.output}: {size} bytes")
     return 0
 
 
@@ -661,7 +661,8 @@ def _diff(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(diff.as_json(report))
     else:
-        print("\n".join(diff.lines(report)))
+        for line in diff.lines(report):
+            _print(line)
     return 0 if report.equal else MismatchError.exit_code
 
 
@@ -693,11 +694,13 @@ def _minimize(args: argparse.Namespace) -> int:
     settings = diff.Settings(seconds=args.seconds, partial=args.partial)
     report, minimal = minimize.minimize(golden, other, settings)
     if minimal is None:
-        print("\n".join(diff.lines(report)))
+        for line in diff.lines(report):
+            _print(line)
         return 0
     minimize.save(minimal, args.output)
-    print("\n".join(minimize.lines(minimal)))
-    print(f"wrote {args.output}")
+    for line in minimize.lines(minimal):
+        _print(line)
+    _print(f"wrote {args.output}")
     return MismatchError.exit_code
 
 
@@ -758,10 +761,10 @@ def _truth_table(args: argparse.Namespace) -> int:
         _print_json(table.as_json() | {"written": [str(path) for path in written]})
         return 0
     params = ", ".join(f"{name} {value}" for name, value in table.params.items())
-    print(f"{table.unit}{f' ({params})' if params else ''}: {table.rows} rows of {', '.join(table.columns)}")
-    print(f"sha256 {table.sha256}")
+    _print(f"{table.unit}{f' ({params})' if params else ''}: {table.rows} rows of {', '.join(table.columns)}")
+    _print(f"sha256 {table.sha256}")
     for path in written:
-        print(f"wrote {path}")
+        _print(f"wrote {path}")
     return 0
 
 
@@ -795,9 +798,9 @@ def _vectors(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"written": args.output, **found})
         return 0
-    print(f"{args.output}: {found['cases']} op cases, {found['images']} images, {found['bytes'] / 1e6:.1f} MB")
-    print(f"{found['reached']} of {found['branches']} branches of SPEC.md reached, {found['by_model']} by the model")
-    print(f"digest {found['digest']}")
+    _print(f"{args.output}: {found['cases']} op cases, {found['images']} images, {found['bytes'] / 1e6:.1f} MB")
+    _print(f"{found['reached']} of {found['branches']} branches of SPEC.md reached, {found['by_model']} by the model")
+    _print(f"digest {found['digest']}")
     return 0
 
 
@@ -827,8 +830,8 @@ def _verify(args: argparse.Namespace) -> int:
         _print_json({**report.__dict__, "backends": list(report.backends), "ok": report.ok})
         return 0 if report.ok else MismatchError.exit_code
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "nothing"
-    print(f"{report.source}: compared {counts} on {', '.join(report.backends)}")
-    print(f"digest {report.digest}")
+    _print(f"{report.source}: compared {counts} on {', '.join(report.backends)}")
+    _print(f"digest {report.digest}")
     if report.ok:
         print("ok: all equal")
         return 0
@@ -891,7 +894,7 @@ def _quant_report(args: argparse.Namespace) -> int:
         _print_json(quant_report.as_json(found))
         return 0
     for line in quant_report.lines(found, args.per_node):
-        print(line)
+        _print(line)
     return 0
 
 
@@ -1049,8 +1052,9 @@ def _fraction(text: str) -> float:
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     """First column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(rows[0]))]
+    for row in shown:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("  " + "   ".join(cells))
 
@@ -1059,8 +1063,14 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, allow_nan=False))
 
 
+def _print(line: str) -> None:
+    """One line on standard output: names in files may hold what moves a cursor or sets a title."""
+    print(printable(line))
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    """One line on standard error."""
+    print(printable(line), file=sys.stderr)
 
 
 def _say_warning(

@@ -50,9 +50,14 @@ def one_line(text: str) -> str:
     """
     if len(text) > MAX_MESSAGE:
         text = f"{text[: MAX_MESSAGE - 200]} ... {text[-150:]}"
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return text[:MAX_MESSAGE]
+    return printable(text)[:MAX_MESSAGE]
+
+
+def printable(text: str) -> str:
+    """Text for a terminal, of any length: what cannot be printed escaped, line ends too."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -172,7 +172,7 @@ def _guarded(name: str, work: Callable[[], T]) -> T:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise InputError(f"{name}: {str(error).split(',')[0]}; scale the picture down or cut it") from None
         except MemoryError:
-            raise
+            raise InputError(f"{name}: the picture does not fit into memory; scale it down or cut it") from None
         except Exception as error:  # Pillow raises many types for a damaged file
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(

@@ -137,6 +137,8 @@ class Cache:
     def save_overload(self, signature: Any, result: Any) -> None:
         """Write an entry; a folder that cannot be written costs time, not the run."""
         if result.library.has_dynamic_globals:
+            if os.environ.get("NUMBA_OPT") == "0":  # unoptimised code keeps what is never used, such pointers too
+                return
             raise RuntimeError(f"kernel {self._name} holds a pointer of this process and cannot be cached")
         dumps: Any = serialize.dumps
         payload: bytes = dumps(result._reduce())

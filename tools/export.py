@@ -144,6 +144,8 @@ class _Builder:
     def scale(self, name: str, scale: Tensor, mid: Tensor, rank: int) -> str:
         """Name of the int32 tensor [3, ...] that says what integers stand for; equal ones are stored once."""
         array = _scale_integers(scale, mid)
+        if array.ndim == 2 and (array == array[:, :1]).all():
+            array = array[:, :1]
         array = array.reshape(3, *(1,) * (rank + 1 - array.ndim), *array.shape[1:])
         key = (array.shape, array.tobytes())
         if key not in self.scale_names:

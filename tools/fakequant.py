@@ -390,11 +390,16 @@ class QSoftmax(Layer):
 
 
 class QGelu(Layer):
-    """One of the three integer GELUs on INT8."""
+    """One of the three integer GELUs on INT8.
 
-    def __init__(self, recipe: Recipe, x: Act, y: Act) -> None:
+    The table is the GELU between `table_x` and `table_y`. A unit's own x and y may mean something else: it then uses
+    the shared curve at its own size, which comes close where a GELU is close to max(0, x).
+    """
+
+    def __init__(self, recipe: Recipe, x: Act, y: Act, table_x: Act | None = None, table_y: Act | None = None) -> None:
         super().__init__()
         self.op, self.recipe, self.x, self.y = recipe.gelu, recipe, x, y
+        self.table_x, self.table_y = table_x or x, table_y or y
 
     def attrs(self) -> Attrs:
         if self.op == "gelu_table":
@@ -414,7 +419,9 @@ class QGelu(Layer):
         if self.op != "gelu_table":
             return {}
         return {
-            "table": self.y.quantize(F.gelu(self.x.dequantize(torch.arange(-128, 128, device=self.x.scale.device))))
+            "table": self.table_y.quantize(
+                F.gelu(self.table_x.dequantize(torch.arange(-128, 128, device=self.x.scale.device)))
+            )
         }
 
     def exact(self, x: Tensor) -> Tensor:
@@ -537,13 +544,15 @@ class QBlock(nn.Module):
             Act(width, 8),
             Act(1, 16),
         )
-        self.fc1_act, self.gelu_act, self.fc2_act = Act(1, 8), Act(1, 8), Act(1, 16)
+        units = block.mlp.fc1.out_features if recipe.gelu == "gelu_table" else 1
+        self.fc1_act, self.gelu_act, self.fc2_act = Act(units, 8), Act(units, 8), Act(1, 16)
+        table = (Act(1, 8), Act(1, 8)) if recipe.gelu == "gelu_table" else (None, None)
         self.norm1 = QLayerNorm(block.norm1, self.norm1_act)
         self.attn = QAttention(block.attn, self.norm1_act, recipe)
         self.add1 = QAdd(x, self.attn.proj_act, self.add1_act)
         self.norm2 = QLayerNorm(block.norm2, self.norm2_act)
         self.fc1 = QLinear(block.mlp.fc1.weight, block.mlp.fc1.bias, self.norm2_act, self.fc1_act)
-        self.gelu = QGelu(recipe, self.fc1_act, self.gelu_act)
+        self.gelu = QGelu(recipe, self.fc1_act, self.gelu_act, *table)
         self.fc2 = QLinear(block.mlp.fc2.weight, block.mlp.fc2.bias, self.gelu_act, self.fc2_act)
         self.add2 = QAdd(self.add1_act, self.fc2_act, self.add2_act)
 

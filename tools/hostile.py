@@ -1310,6 +1310,10 @@ class Texts(Kind):
         elif name == "map.json":
             pictures.stored_values(classes, mapping=path)
         else:
+            # A list names files and folders of its user's choice; chance must not make it name the root of the machine.
+            lines = Path(path).read_bytes().replace(b"\0", b"").splitlines()
+            if any(os.path.isabs(line.strip()) for line in lines):
+                return "accepted"
             sources = batch.find_sources([f"@{path}"])
             batch.check_targets(sources, batch.Options(output=folder / "out"))
         return "accepted"
@@ -1434,7 +1438,7 @@ def _plant_exception() -> None:
     real = store._node_from_json
 
     def planted(entry: Any) -> Node:
-        if type(entry.get("shape")) is list and 0 in entry["shape"]:
+        if isinstance(entry, dict) and type(entry.get("shape")) is list and 0 in entry["shape"]:
             raise KeyError("shape")
         return real(entry)
 
@@ -1458,7 +1462,7 @@ def _plant_hang() -> None:
     real = pictures._colour_lines
 
     def planted(path: Path) -> Iterator[Any]:
-        while b"#" not in path.read_bytes():
+        while b"sky" not in path.read_bytes():
             pass
         return real(path)
 
