@@ -202,7 +202,8 @@ def coarsen(twin: FakeQuantSegmenter) -> None:
             act.set(coarse(act.scale), nearest(act.mid / unit) * unit)
     for gelu in twin.modules():
         if isinstance(gelu, QGelu):  # whole steps: the GELU's long tail at 0 is then far from a rounding boundary
-            gelu.y.mid.copy_(nearest(gelu.y.mid / gelu.y.scale) * gelu.y.scale)
+            for act in {gelu.y, gelu.table_y}:
+                act.mid.copy_(nearest(act.mid / act.scale) * act.scale)
     for attn, product in logits.items():  # one scale product for every head, one mid for values and context
         _, k, v = attn.qkv_act.scale.chunk(3)
         k = torch.ldexp(torch.ones_like(k), torch.frexp(k).exponent)
@@ -225,7 +226,7 @@ def _refuse_fragile(twin: FakeQuantSegmenter) -> None:
     q = torch.cat([torch.arange(-128, 0), torch.arange(1, 128)])
     for gelu in twin.modules():
         if isinstance(gelu, QGelu) and gelu.op == "gelu_table":
-            nearest((nn.functional.gelu(gelu.x.dequantize(q)) - gelu.y.mid) / gelu.y.scale)
+            nearest((nn.functional.gelu(gelu.table_x.dequantize(q)) - gelu.table_y.mid) / gelu.table_y.scale)
 
 
 class InDouble(nn.Module):

@@ -822,12 +822,18 @@ def _count_blocks(state: State, side: str) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(model: Segmenter, folder: str | os.PathLike[str]) -> None:
-    """Write `checkpoint.pth` and `variant.yml` as published; each file appears whole or not at all."""
+def save_checkpoint(model: Segmenter, folder: str | os.PathLike[str], dataset: str = "") -> None:
+    """Write `checkpoint.pth` and `variant.yml` as published; each file appears whole or not at all.
+
+    dataset  its name, from which conversion knows the classes' names; "" for none
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    text = yaml.safe_dump(_variant_of(model.config), sort_keys=False)
+    variant = _variant_of(model.config)
+    if dataset:
+        variant["dataset_kwargs"] = {"dataset": dataset} | variant["dataset_kwargs"]
+    text = yaml.safe_dump(variant, sort_keys=False)
     buffer = io.BytesIO()
     torch.save({"model": state, "n_cls": model.config.n_cls}, buffer)
     write_atomically(target / "checkpoint.pth", buffer.getvalue())

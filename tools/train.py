@@ -176,7 +176,7 @@ def _train(args: argparse.Namespace) -> None:
 
     def measure(averaged: nn.Module) -> float:
         assert isinstance(averaged, segmenter.Segmenter)
-        segmenter.save_checkpoint(averaged, args.output)
+        segmenter.save_checkpoint(averaged, args.output, args.layout)
         return float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
 
     trainer.run(args.every, measure)
