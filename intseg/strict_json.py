@@ -14,13 +14,17 @@ def parse(text: str | bytes) -> Any:
     """The value of a JSON document, with finite numbers only.
 
     Raises ValueError, and nothing else, for what is not one: also for NaN, for numbers beyond a double or of more than
-    4,300 digits, and for more than MAX_DEPTH levels, which exhaust the stack of whatever walks over them.
+    4,300 digits, for half a surrogate pair in a text, which nothing can write, and for more than MAX_DEPTH levels,
+    which exhaust the stack of whatever walks over them.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("lists or objects nested too deeply") from None
     require_shallow(value)
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if not data.isascii() or b"\\u" in data:
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
     return value
 
 

@@ -144,7 +144,19 @@ DEEP = "[" * 990 + "]" * 990
 
 @pytest.mark.parametrize(
     "text",
-    [DEEP, '{"a":' * 3000, "NaN", "[1e999]", "9" * 5000, "[" * 33 + "]" * 33, "{", b"\xff", ""],
+    [
+        DEEP,
+        '{"a":' * 3000,
+        "NaN",
+        "[1e999]",
+        "9" * 5000,
+        "[" * 33 + "]" * 33,
+        "{",
+        b"\xff",
+        "",
+        r'"\ud800"',
+        rb'{"\udfff": 1}',
+    ],
     ids=lambda t: "text",
 )
 def test_json_that_is_none(text: str | bytes):
