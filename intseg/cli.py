@@ -359,7 +359,7 @@ layouts under --root, for --split val:
 examples:
   intseg eval --root CamVid --split val --jobs 4
   intseg eval --images photos --labels truth --ignore 255 --json > before.json
-  intseg eval --images photos --labels truth --ignore 255 -w new.safetensors --compare-with before.json
+  intseg eval --root CamVid --split val -w new.safetensors --compare-with before.json
   intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume ade.jsonl
 """
 
