@@ -334,6 +334,8 @@ def read_npz(path: Path, limits: Mapping[str, int]) -> dict[str, Array]:
                     raise InputError("packed in an unknown way, expected np.savez or np.savez_compressed")
                 if member.file_size > limits[name] + _NPY_HEADER:
                     raise InputError(f"array {name!r} has {member.file_size} bytes, expected at most {limits[name]}")
+                if member.compress_size > path.stat().st_size:  # zipfile would allocate what the directory claims
+                    raise InputError(f"array {name!r} has {member.compress_size} packed bytes, more than the file")
                 found[name] = read_npy(archive.read(member))
     except (InputError, MemoryError, FileNotFoundError, PermissionError):
         raise

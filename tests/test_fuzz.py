@@ -242,6 +242,12 @@ def test_an_npz_that_grows(tmp_path: Path):
         dump.read_npz(tmp_path / "a.npz", {"a": 8})
     assert dump.read_npz(tmp_path / "a.npz", {}) == {}
     assert dump.read_npz(tmp_path / "a.npz", {"a": 2**20})["a"].size == 2**20
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    at = data.rindex(b"PK\x01\x02") + 20  # the packed size in the directory
+    data[at : at + 4] = (2**31).to_bytes(4, "little")
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(InputError, match="more than the file"):
+        dump.read_npz(tmp_path / "a.npz", {"a": 2**20})
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a.npy", b"")
     with pytest.raises(InputError, match="unknown way"):
