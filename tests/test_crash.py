@@ -48,7 +48,7 @@ ALLOWED = {
         "the journal grows by a line an image; a torn last line is cut off, a line not as it was written is not used"
     ),
     ("intseg/batch.py", "Journal._cut_broken_line", "os.truncate(self.path, data.rfind(b'\\n') + 1)"): "see above",
-    ("intseg/evaluate.py", "_Journal.__enter__", "self.path.open('ab', buffering=0)"): "a journal as that of intseg/batch.py",
+    ("intseg/evaluate.py", "_Journal.__enter__", "self.path.open('ab', buffering=0)"): "as in intseg/batch.py",
     ("intseg/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
     ("intseg/card.py", "write", "(made / name).write_bytes(data)"): "inside files.new_folder",
     ("intseg/vectors.py", "write_pack", "(made / name).write_bytes(data)"): "inside files.new_folder",
