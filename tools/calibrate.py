@@ -60,8 +60,9 @@ where they halve the error, 99.36 % wherever they lower it at all.
 GELU_ROWS = 768
 """Samples of a hidden layer that lines are fitted to, and as many that judge them."""
 
-SAMPLE_BUDGET = 120_000_000
-"""Floats kept as samples over all taps."""
+SAMPLE_BUDGET = 170_000_000
+"""Floats kept as samples over all taps: enough for 2,048 rows of 24 blocks of 192. With two thirds of that, a network
+with long tails lost 0.5 mIoU in place of 0.1."""
 
 RENAMED = {
     "encoder.patch_embed.proj": "encoder.patch_embed",
