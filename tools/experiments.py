@@ -541,24 +541,29 @@ def simplifications(subject: Subject) -> Document:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_LAUNCH = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
+"""Between this process and the one that is measured: a new process counts the memory of the one it comes from."""
+
+
 def measured(command: Sequence[str | Path]) -> Document:
     """Run a command of tools/ on one thread; its seconds (elapsed, and of the processor) and peak memory."""
     start = time.perf_counter()
+    launch = [sys.executable, "-c", _LAUNCH, sys.executable, *map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            raise UsageError(f"{Path(command[0]).name}: {' '.join(errors.read().split())[-300:]}")
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
+    code, seconds, peak = done.stdout.split() if done.returncode == 0 else (str(done.returncode), "0", "0")
+    if int(code):
+        raise UsageError(f"{Path(command[0]).name}: {' '.join(done.stderr.split())[-300:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_bytes": usage.ru_maxrss * unit,
+        "cpu_seconds": round(float(seconds), 2),
+        "peak_bytes": int(peak) * unit,
     }
 
 

@@ -238,7 +238,9 @@ def test_long_tailed_networks_are_almost_the_same_function() -> None:
 def test_measured_sees_memory_time_and_failure(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import time\nx = bytearray(b'x') * 300_000_000\ny = sum(range(10**7))\ntime.sleep(0.3)\n")
+    ballast = bytearray(b"x") * 500_000_000  # memory of this process must not count
     found = experiments.measured([script])
+    assert len(ballast) == 500_000_000
     assert 300e6 < found["peak_bytes"] < 450e6
     assert found["seconds"] > 0.3
     assert found["cpu_seconds"] > 0.05
