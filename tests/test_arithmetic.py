@@ -41,7 +41,8 @@ def test_the_pictures_are_what_the_ops_draw(make_docs: ModuleType) -> None:
     for name in make_docs.PICTURES:
         ElementTree.parse(DOCS / name)
         assert f"({name})" in TEXT
-    assert {f"pictures/{file.name}" for file in (DOCS / "pictures").iterdir()} == set(make_docs.PICTURES)
+    drawn = {f"pictures/{file.name}" for file in (DOCS / "pictures").iterdir()}
+    assert {name for name in drawn if "/results_" not in name} == set(make_docs.PICTURES)  # those: tools/report.py --check
 
 
 def test_a_changed_picture_is_noticed(

@@ -1310,9 +1310,9 @@ class Texts(Kind):
         elif name == "map.json":
             pictures.stored_values(classes, mapping=path)
         else:
-            # A list names files and folders of its user's choice; chance must not make it name the root of the machine.
+            # A list names files and folders of its user's choice; chance must not make it leave the folder of the case.
             lines = Path(path).read_bytes().replace(b"\0", b"").splitlines()
-            if any(os.path.isabs(line.strip()) for line in lines):
+            if any(os.path.isabs(line.strip()) or b".." in line for line in lines):
                 return "accepted"
             sources = batch.find_sources([f"@{path}"])
             batch.check_targets(sources, batch.Options(output=folder / "out"))
