@@ -54,6 +54,10 @@ class Metrics:
     acc: tuple[float | None, ...]
 
 
+_CHUNK = 2**22
+"""Pixels counted at a time: the int64 copies of a large label image need not fit into memory."""
+
+
 def confusion(labels: Array, prediction: Array, n_cls: int, ignore: int | None = None) -> Counts:
     """Pixels by true class (rows) and predicted class (columns).
 
@@ -65,18 +69,28 @@ def confusion(labels: Array, prediction: Array, n_cls: int, ignore: int | None =
     """
     if labels.shape != prediction.shape:
         raise InputError(f"labels are {_size(labels)}, predictions {_size(prediction)}, expected equal sizes")
-    truth, guess = labels.ravel().astype(np.int64), prediction.ravel().astype(np.int64)
-    if ignore is not None:
-        counted = truth != ignore
-        truth, guess = truth[counted], guess[counted]
-    for name, values in (("label", truth), ("predicted class", guess)):
-        wrong = values[(values < 0) | (values >= n_cls)]
-        if wrong.size:
+    flat = labels.ravel(), prediction.ravel()
+    counts: Counts = np.zeros(n_cls * n_cls, np.int64)
+    wrong: dict[str, tuple[int, int]] = {}  # the first value out of range, and how many there are
+    for start in range(0, labels.size, _CHUNK):
+        truth, guess = (array[start : start + _CHUNK].astype(np.int64) for array in flat)
+        if ignore is not None:
+            counted = truth != ignore
+            truth, guess = truth[counted], guess[counted]
+        for name, values in (("label", truth), ("predicted class", guess)):
+            outside = values[(values < 0) | (values >= n_cls)]
+            if outside.size:
+                first, before = wrong.get(name, (int(outside[0]), 0))
+                wrong[name] = first, before + outside.size
+        if not wrong:
+            counts += np.bincount(truth * n_cls + guess, minlength=n_cls * n_cls)
+    for name in ("label", "predicted class"):
+        if name in wrong:
+            first, pixels = wrong[name]
             raise InputError(
-                f"{name} {wrong[0]} in {wrong.size} pixels, expected 0 to {n_cls - 1}"
+                f"{name} {first} in {pixels} pixels, expected 0 to {n_cls - 1}"
                 + (f" or {ignore} (ignored)" if ignore is not None else "; name a void label with --ignore")
             )
-    counts: Counts = np.bincount(truth * n_cls + guess, minlength=n_cls * n_cls).astype(np.int64)
     return counts.reshape(n_cls, n_cls)
 
 

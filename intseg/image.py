@@ -40,6 +40,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """Endings of the files that are taken for images in a folder."""
 
+_WEBP_SIDE = 16383
+"""Of a frame. The canvas of an animation may be 2^24 wide, and Pillow's time for it grows with the square of that."""
+
 _ORIENTATION = 0x0112
 _MAX_INDEXED = 256
 _WARNINGS_LOCK = threading.Lock()
@@ -118,6 +121,11 @@ def _decode_file(path: Path, background: Colour) -> Picture:
 def _decode_opened(name: str, opened: Callable[[], Image.Image], background: Colour) -> Picture:
     def convert() -> Picture:
         with opened() as image:
+            if image.format == "WEBP" and max(image.size) > _WEBP_SIDE:
+                raise InputError(
+                    f"{name}: WebP canvas of {image.width} x {image.height} pixels, expected sides of at most "
+                    f"{_WEBP_SIDE}, as a frame can have; save it as PNG"
+                )
             frames = int(getattr(image, "n_frames", 1))
             picture = _convert(image, background)
         first = (f"first of {frames} frames",) if frames > 1 else ()

@@ -61,6 +61,15 @@ def test_confusion_counts_every_pixel(pixels: list[tuple[int, int]]) -> None:
     assert matrix.tolist() == [[pixels.count((i, j)) for j in range(4)] for i in range(4)]
 
 
+def test_confusion_of_many_chunks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, guess = np.random.default_rng(0).integers(0, 4, (2, 11, 7))
+    expected = evaluate.confusion(labels, guess, 4, ignore=3)
+    monkeypatch.setattr(evaluate, "_CHUNK", 10)
+    assert np.array_equal(evaluate.confusion(labels, guess, 4, ignore=3), expected)
+    with pytest.raises(InputError, match=f"label 3 in {(labels == 3).sum()} pixels"):
+        evaluate.confusion(labels, guess, 3)
+
+
 def test_metrics_by_hand() -> None:
     found = evaluate.metrics(np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]) + np.diag([0, 0, 0, 0]))
     assert found.iou == (50.0, pytest.approx(400 / 7), None, None)

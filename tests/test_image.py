@@ -124,6 +124,20 @@ def test_only_the_first_frame_is_used(tmp_path: Path) -> None:
     assert picture.notes[0] == "first of 2 frames"
 
 
+def test_webp_canvas_that_no_frame_fills_is_refused(tmp_path: Path) -> None:
+    """A file of a few hundred bytes, which Pillow would decode for seconds: its rows are 33 MB."""
+    frames = [Image.new("RGBA", (7, 5), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "small.webp", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "small.webp").read_bytes()
+    assert data[12:16] == b"VP8X"
+    wide = data[:24] + (8_388_615 - 1).to_bytes(3, "little") + data[27:]
+    (tmp_path / "wide.webp").write_bytes(wide)
+    assert decode(tmp_path / "small.webp").rgb.shape == (5, 7, 3)
+    for source in (tmp_path / "wide.webp", wide):
+        with pytest.raises(InputError, match="WebP canvas of 8388615 x 5 pixels, expected sides of at most 16383"):
+            pictures.decode(source, BACKGROUND)
+
+
 def test_path_pillow_image_and_array_are_the_same(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "image.png")
     for source in (str(tmp_path / "image.png"), tmp_path / "image.png", Image.fromarray(RGB), RGB):

@@ -370,7 +370,8 @@ def spoil_tensor(array: Array, r: Random) -> Array:
             flat[r.randrange(flat.size)] = min(max(r.choice(near), limits.min), limits.max)
         return flat.reshape(array.shape)
     if kind == 4:
-        return array.astype(r.choice(_DTYPES))
+        with np.errstate(invalid="ignore"):  # NaN to an integer gives some integer
+            return array.astype(r.choice(_DTYPES))
     shape = list(array.shape)
     if kind == 5:
         return flat.reshape(r.choice((shape[::-1], [1, *shape], [*shape, 1], [flat.size], [1] * 5 + shape)))
@@ -1314,8 +1315,9 @@ class Texts(Kind):
             lines = Path(path).read_bytes().replace(b"\0", b"").splitlines()
             if any(os.path.isabs(line.strip()) or b".." in line for line in lines):
                 return "accepted"
-            sources = batch.find_sources([f"@{path}"])
-            batch.check_targets(sources, batch.Options(output=folder / "out"))
+            with contextlib.chdir(folder):
+                sources = batch.find_sources([f"@{path}"])
+                batch.check_targets(sources, batch.Options(output=folder / "out"))
         return "accepted"
 
 
