@@ -60,8 +60,8 @@ TOOLS = Path(__file__).resolve().parent
 FORMAT = 1
 """Of the files; a file of another format is measured again."""
 
-TAIL_FACTORS, TAIL_EVERY = (8, 16), 96
-"""The long-tailed networks: every 96th input of a GELU (8 of 768) is this much larger."""
+TAIL_EVERY = 96
+"""The long-tailed networks of --tails: every 96th input of a GELU (8 of 768) is so many times larger."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A checkpoint, its data, and how a prediction is counted
@@ -415,7 +415,7 @@ def activations(subject: Subject) -> Document:
     """Table 1, on the checkpoint and on its long-tailed forms; what the latter do to accuracy."""
     found = subject.memo("checkpoint", lambda: activation_errors(subject, subject.model))
     tails = {}
-    for factor in TAIL_FACTORS:
+    for factor in subject.options.tails:
         tailed = long_tailed(subject.model, factor)
         part = functools.partial(activation_errors, subject, tailed)
         rows = functools.partial(_tailed_rows, subject, tailed)
@@ -710,14 +710,14 @@ PER_CHECKPOINT: Mapping[str, Callable[[Subject], Document]] = {
 
 OPTIONS = {
     "upsampling": ("split", "limit"),
-    "activations": ("split", "limit", "images"),
+    "activations": ("split", "limit", "images", "tails"),
     "simplifications": ("split", "limit"),
     "ptq": ("split", "limit", "train", "samples", "recipes", "qat_steps"),
     "qat": ("split", "limit"),
 }
 """Options that decide a result."""
 
-PARTS_NAME = ("samples", "recipes", "qat_steps")
+PARTS_NAME = ("samples", "recipes", "qat_steps", "tails")
 """Options that the names of an experiment's parts tell: with others, parts that are there still hold."""
 
 
@@ -865,6 +865,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--samples", nargs="+", default=["1", "all", "32"], help="calibration images of ptq (1 all 32)")
     p.add_argument("--recipes", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES), help="of ptq (all)")
     p.add_argument("--images", type=int, default=26, help="for the errors of Table 1, evenly spaced (26)")
+    p.add_argument("--tails", type=int, nargs="*", default=[8, 16], help="factors of Table 1's long tails (8 16)")
     p.add_argument("--qat-steps", type=int, default=3, help="training steps that are timed by ptq; 0 for none (3)")
     p.add_argument("--sizes", nargs="+", choices=list(bench.SHAPES), default=list(bench.SHAPES), help="of sizes (all)")
     p.add_argument("--limit", type=int, help="first images only")

@@ -13,7 +13,7 @@ Products of integers run in floats whose bits hold every partial sum exactly; re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -590,6 +590,11 @@ class QBlock(nn.Module):
             f"{name}.add2": self.add2_act,
         }
 
+    def linears(self, name: str) -> dict[str, QLinear]:
+        """Node name -> linear layer."""
+        found = {f"{name}.attn.qkv": self.attn.qkv, f"{name}.attn.proj": self.attn.proj}
+        return found | {f"{name}.mlp.fc1": self.fc1, f"{name}.mlp.fc2": self.fc2}
+
 
 class Constant(Layer):
     """A learned INT16 tensor: class token, position embedding, class embeddings."""
@@ -775,7 +780,7 @@ class FakeQuantSegmenter(nn.Module):
         """In training mode scales follow the weights; evaluation mode starts with the scales of the last ones."""
         super().train(mode)
         if not mode:
-            for layer in self.linears():
+            for layer in self.linears().values():
                 layer.fit_weight_scale()
         return self
 
@@ -807,6 +812,15 @@ class FakeQuantSegmenter(nn.Module):
             acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
         return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
 
-    def linears(self) -> Iterator[QLinear]:
-        """Every linear layer, encoder first."""
-        return (layer for layer in self.modules() if isinstance(layer, QLinear))
+    def linears(self) -> dict[str, QLinear]:
+        """Every linear layer by its node, in the order of the graph."""
+        e, d = self.encoder, self.decoder
+        found = {"encoder.patch_embed": e.patch_embed}
+        for i, block in enumerate(e.blocks):
+            found |= block.linears(f"encoder.blocks.{i}")
+        if isinstance(d, QLinearDecoder):
+            return found | {"decoder.head": d.head}
+        found["decoder.proj_dec"] = d.proj_dec
+        for i, block in enumerate(d.blocks):
+            found |= block.linears(f"decoder.blocks.{i}")
+        return found | {"decoder.proj_patch": d.proj_patch, "decoder.proj_classes": d.proj_classes}

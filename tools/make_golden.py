@@ -59,6 +59,9 @@ CLASSES = {
 SIGNIFICANT_BITS = 6
 """Of every activation scale after rounding."""
 
+BIAS_BITS = 12
+"""Of every bias behind the binary point."""
+
 MARGIN = 1e-7
 """A rounded number lies at least this far, in units of the result, from where it would round the other way."""
 
@@ -210,7 +213,8 @@ def coarsen(twin: FakeQuantSegmenter) -> None:
         q = coarse(product).expand(-1, attn.head_dim).flatten() / k
         attn.qkv_act.scale.copy_(torch.cat([q, k, v]))
         attn.context_act.mid.copy_(attn.qkv_act.mid.chunk(3)[2])
-    for layer in twin.linears():
+    for layer in twin.linears().values():
+        layer.bias.copy_(nearest(layer.bias.double() * 2.0**BIAS_BITS) * 2.0**-BIAS_BITS)
         layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=2.0**-20) / 127)
 
 

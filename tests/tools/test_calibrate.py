@@ -188,7 +188,7 @@ def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_weight_scales_use_all_127_steps(recipe: str) -> None:
     twin, _ = calibrated(recipe, [windows(2, 1)])
-    for layer in twin.linears():
+    for layer in twin.linears().values():
         weight = layer.integers()["weight"]
         assert torch.equal(weight.abs().amax(dim=1), torch.full((len(weight),), 127))
 
@@ -250,7 +250,7 @@ def test_only_few_images_are_varied(batches: int, expected: int) -> None:
 def test_channel_range_covers_its_samples() -> None:
     x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3 + 5
     for widen in (1.0, 1.25, 1.6):
-        low, high = cal.channel_range(x, widen)
+        low, high = cal.Estimator("extremes", cal.extremes, widen)(x)
         assert (low <= x.amin(0) + 1e-12).all()
         assert (high >= x.amax(0) - 1e-12).all()
         assert torch.allclose(high - low, (x.amax(0) - x.amin(0)) * widen)
