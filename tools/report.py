@@ -3,8 +3,8 @@
     python tools/report.py              write
     python tools/report.py --check      compare; exit code 1 and the names of what differs
 
-Every number comes from docs/results/*.json; what is not there reads "not measured yet". Numbers of the paper, for
-comparison, are named as such.
+Every number comes from docs/results/*.json; what is not there is named as not measured. Numbers of the paper, for
+comparison, are called so.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ from intseg.files import write_atomically
 
 Document = Mapping[str, Any]
 
-MISSING = "not measured yet"
-EXPECTED = ("tiny", "tiny24")
-"""Checkpoints that have their place in the tables before they are measured."""
+MISSING = "not measured"
+KNOWN = {
+    "tiny": "trained from scratch on CamVid",
+    "bundled": "`tiny` trained further, what intseg/models holds",
+    "tiny24": "`tiny` made twice as deep and trained for 300 steps (tools/make_hard.py)",
+    "tiny24hard": "`tiny24` constructed to quantize badly (tools/make_hard.py)",
+}
+"""Checkpoints of the project, in the order of the tables."""
 
 RECIPES = ("i-vit", "paper", "intseg")
 PARTS = ("upsampling", "activations", "simplifications", "ptq", "qat")
@@ -71,16 +76,20 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Checkpoints, the expected ones first."""
+        """Measured checkpoints, the project's own first."""
         measured = {name for group in self.found.values() for name in group}
-        return [*EXPECTED, *sorted(measured - set(EXPECTED))]
+        return [*(name for name in KNOWN if name in measured), *sorted(measured - set(KNOWN))]
 
-    @property
-    def samples(self) -> list[int]:
-        """Numbers of calibration images: those measured, and those that have their place."""
-        documents = self.found["ptq"].values()
-        measured = {row["images"] for document in documents for row in document["results"]["rows"]}
-        return sorted(measured | {1, 32, *(document["training_images"] for document in documents)})
+    def each(self, experiment: str) -> Iterator[tuple[str, Document]]:
+        """(checkpoint, results) of an experiment."""
+        return ((name, found) for name in self.names if (found := self.of(experiment, name)) is not None)
+
+    def missing(self, experiment: str) -> Iterator[str]:
+        """A line that names the checkpoints without this experiment, if there are any."""
+        missing = [name for name in self.names if self.of(experiment, name) is None]
+        if missing or not self.names:
+            yield f"{MISSING.capitalize()}: {', '.join(missing) or 'no checkpoint at all'}."
+            yield ""
 
     def of(self, experiment: str, name: str) -> Document | None:
         """The results of an experiment on a checkpoint."""
@@ -93,7 +102,7 @@ class Results:
 
     def commands(self, experiment: str) -> list[str]:
         """How the files of an experiment were made."""
-        return [document["command"] for document in self.found[experiment].values()]
+        return [self.found[experiment][name]["command"] for name, _ in self.each(experiment)]
 
 
 def _read(file: Path) -> Document:
@@ -147,18 +156,23 @@ def filled(lines: Sequence[str]) -> Iterator[str]:
         yield from found if plain else textwrap.wrap(" ".join(found), 120, break_long_words=False)
 
 
+def prose(words: str) -> Iterator[str]:
+    """Paragraphs, as `filled` takes them."""
+    yield from (line.strip() for line in words.strip().splitlines())
+    yield ""
+
+
 def command(commands: Sequence[str]) -> Iterator[str]:
     """How a table was made."""
     if commands:
         yield from ("```sh", *commands, "```", "")
 
 
-def accuracy(row: Document | None) -> list[str]:
-    """mIoU, pixel accuracy, pixels equal to float."""
-    if row is None:
-        return [MISSING, "", ""]
+def accuracy(row: Document, base: Document) -> list[str]:
+    """mIoU, its change against the float row, pixel accuracy, pixels equal to float."""
     found = metrics(row)
-    return [f"{found.miou:.2f}", f"{found.aacc:.2f}", f"{same(row):.2f}"]
+    change = "" if row is base else f"{found.miou - miou(base):+.2f}"
+    return [f"{found.miou:.2f}", change, f"{found.aacc:.2f}", f"{same(row):.2f}"]
 
 
 def rmse(errors: Mapping[str, Document], variant: str) -> float:
@@ -177,42 +191,36 @@ def introduction(results: Results) -> Iterator[str]:
     """What was measured, with what."""
     yield "# Results"
     yield ""
-    yield "The tables of the I-Segmenter paper, measured with this engine. Written by `python tools/report.py` from"
-    yield "`docs/results/*.json`, which `tools/experiments.py` and `tools/bench.py` wrote; nothing here is"
-    yield "typed by hand"
-    yield "except the words and what is said to be the paper's. The paper measures ADE20K and Cityscapes on a"
-    yield "GPU; here it is"
-    yield "the CamVid validation set on a CPU, so that differences between rows can be compared with the"
-    yield "paper's, not values."
-    yield ""
-    yield "`python tools/experiments.py all --root CamVid --checkpoint tiny=DIR --checkpoint tiny24=DIR --qat"
-    yield "tiny:intseg=FILE`"
-    yield "measures everything again that is not up to date."
-    yield ""
+    yield from prose("""
+        The tables of the I-Segmenter paper, measured with this engine. Written by `python tools/report.py` from
+        `docs/results/*.json`, which `tools/experiments.py` and `tools/bench.py` wrote; nothing here is typed by hand
+        except the words and what is said to be the paper's. The paper measures ADE20K and Cityscapes on a GPU; here it
+        is the CamVid validation set on a CPU, so that differences between rows can be compared with the paper's, not
+        values.
+
+        `python tools/experiments.py all --root CamVid --checkpoint tiny=DIR --qat tiny:intseg=FILE` measures everything
+        again that is not up to date. How the checkpoints and the QAT models were made: CONTRIBUTING.md.
+    """)
     rows = []
     for name in results.names:
         document = results.any(name)
-        if document is None:
-            rows.append([name, MISSING, "", "", ""])
-            continue
+        assert document is not None
         about = document["checkpoint"]
         blocks = f"{about['blocks']} + {about['decoder_blocks']}"
         window = " x ".join(str(n) for n in about["window"])
-        rows.append([name, blocks, str(about["width"]), window, document["inputs"]["checkpoint_sha256"][:12]])
-    yield from table(("checkpoint", "encoder + decoder blocks", "width", "window", "sha256"), rows)
+        sha256 = document["inputs"]["checkpoint_sha256"][:12]
+        rows.append([name, KNOWN.get(name, ""), blocks, str(about["width"]), window, sha256])
+    yield from table(("checkpoint", "", "encoder + decoder blocks", "width", "window", "sha256"), rows)
     some = next((document for name in results.names if (document := results.any(name))), None)
     if some:
-        yield f"{some['images']} labelled images, void ignored; calibration takes images from the"
-        yield f"{some['training_images']} of the"
-        yield "training set, S of them evenly spaced. *Equal* is the share of all pixels, void included, that"
-        yield "the float model"
-        yield "(bilinear, L2 norm) labels the same. Recipes: `i-vit` is Shiftmax and ShiftGELU as published"
-        yield "by I-ViT, `paper` has"
-        yield "lambda-ShiftGELU instead, both with symmetric min/max ranges, nearest upsampling and without"
-        yield "L2 norm; `intseg` is"
-        yield "this project's. Engine and fake-quant model give the same bits (tests/tools), so one number"
-        yield "stands for both."
-        yield ""
+        yield from prose(f"""
+            {some["images"]} labelled images, void ignored; calibration takes images from the
+            {some["training_images"]} of the training set, S of them evenly spaced. *Equal* is the share of all pixels,
+            void included, that the float model (bilinear, L2 norm) labels the same. Recipes: `i-vit` is Shiftmax and
+            ShiftGELU as published by I-ViT, `paper` has lambda-ShiftGELU instead, both with symmetric min/max ranges,
+            nearest upsampling and without L2 norm; `intseg` is this project's. Engine and fake-quant model give the
+            same bits (tests/tools), so one number stands for both.
+        """)
 
 
 # ------------------------------------------------------------------------------------------------------------ Table 1
@@ -226,74 +234,63 @@ def table_1(results: Results) -> Iterator[str]:
     yield "## Table 1: the integer GELU and softmax against float"
     yield ""
     yield from command(results.commands("activations"))
-    yield "Root mean square of (integer operator - float operator), eq. 15, in units of the activation; both"
-    yield "get the float"
-    yield "model's own inputs, the integer one quantized to INT8 with the ranges of `paper` from one image,"
-    yield "the last column with"
-    yield "those of `intseg`. `table` is the exact GELU on the same quantized input: what remains is"
-    yield "quantization. lambda is 1 for"
-    yield "ShiftGELU, 6 for lambda-ShiftGELU and the sigmoid."
-    yield ""
-    rows, blocks = [], []
-    for name in results.names:
-        found = results.of("activations", name)
-        if found is None:
-            rows.append([name, MISSING, *[""] * len(GELUS)])
-            continue
+    yield from prose("""
+        Root mean square of (integer operator - float operator), eq. 15, in units of the activation; both get the float
+        model's own inputs, the integer one quantized to INT8 with the ranges of `paper` from one image, the last column
+        with those of `intseg`. `table` is the exact GELU on the same quantized input: what remains is quantization.
+        lambda is 1 for ShiftGELU, 6 for lambda-ShiftGELU and the sigmoid.
+    """)
+    rows = []
+    for name, found in results.each("activations"):
         networks = {name: found["checkpoint"]}
         networks |= {f"{name}, tail x {factor}": errors for factor, errors in found["long-tailed"].items()}
         for title, errors in networks.items():
             largest = max(entry["largest_input"] for entry in errors["gelu"].values())
             values = [significant(rmse(errors["gelu"], variant)) for variant in GELUS]
             rows.append([title, f"{largest:.0f}", *values])
-        blocks.append(name)
     yield from table(("network", "largest input", *GELUS), rows)
+    yield from results.missing("activations")
     yield from _table_1_words(results)
     yield from _long_tail(results)
-    for name in blocks:
-        yield from _per_block(name, results.of("activations", name))
+    for name, found in results.each("activations"):
+        yield from _per_block(name, found)
     yield from _softmax(results)
 
 
 def _table_1_words(results: Results) -> Iterator[str]:
     yield "The paper has 4.52 against 4.35 for Tiny and 293.94 against 3.75 for Large (ADE20K), in units it"
     yield "does not state."
-    for name in results.names:
-        found = results.of("activations", name)
-        if found is None:
-            continue
+    for name, found in results.each("activations"):
         one, six, exact, fitted = (
             rmse(found["checkpoint"]["gelu"], variant)
             for variant in ("ShiftGELU", "lambda-ShiftGELU", "table", "table, fitted ranges")
         )
-        yield f"On {name} lambda = 6 takes {100 * (1 - six / one):.0f} % off the error of lambda = 1, the exact table"
-        yield f"{100 * (1 - exact / six):.0f} % off what is left, and fitted ranges"
-        yield f"{100 * (1 - fitted / exact):.0f} % of that."
-    yield "ShiftGELU and lambda-ShiftGELU compare every value with the largest of its row, and their exponentials"
-    yield "of 23 bits end about 10 below it. Beyond that, lambda = 1 clamps both exponentials and gives x / 2;"
-    yield "lambda = 6 lets both vanish and gives 0, which is right for most negative values and wrong for the"
-    yield "positive ones. The sigmoid and the table look at one value and have no such limit."
-    yield ""
+        yield f"On {name} lambda = 6 changes the error of lambda = 1 by {100 * (six / one - 1):+.0f} %, the exact table"
+        yield f"that by {100 * (exact / six - 1):+.0f} %, fitted ranges that by {100 * (fitted / exact - 1):+.0f} %."
+    yield from prose("""
+        ShiftGELU and lambda-ShiftGELU compare every value with the largest of its row, and their exponentials of 23
+        bits end about 10 below it. Beyond that, lambda = 1 clamps both exponentials and gives x / 2; lambda = 6 lets
+        both vanish and gives 0, which is right for most negative values and wrong for the positive ones. The sigmoid
+        and the table look at one value and have no such limit.
+    """)
 
 
 def _long_tail(results: Results) -> Iterator[str]:
-    names = [name for name in results.names if results.of("activations", name)]
-    if not names:
+    tailed = [(name, found) for name, found in results.each("activations") if found["long-tailed"]]
+    if not tailed:
         return
-    yield "No checkpoint here has the long tails of the paper's larger models, so they were constructed:"
-    yield "*tail x 8* has one of"
-    yield "96 outputs of every `fc1` 8 times larger and the weights of `fc2` that read it 8 times smaller,"
-    yield "which changes the float"
-    some = results.of("activations", names[0])["checkpoint"]["images"]
-    yield "model little (its own prediction is the reference here). Post-training quantization from one image,"
-    yield f"measured on {some} images, evenly spaced:"
-    yield ""
+    yield from prose(f"""
+        No checkpoint here has the long tails of the paper's larger models, so they were constructed: *tail x 8* has one
+        of 96 outputs of every `fc1` 8 times larger and the weights of `fc2` that read it 8 times smaller, which changes
+        the float model little (its own prediction is the reference here). Post-training quantization from one image,
+        measured on {tailed[0][1]["checkpoint"]["images"]} images, evenly spaced:
+    """)
     rows = []
-    for name in names:
-        for factor, errors in results.of("activations", name)["long-tailed"].items():
-            found = errors["rows"]
-            cells = [f"{miou(found[way]):.2f} ({same(found[way]):.1f} %)" for way in RECIPES]
-            rows.append([f"{name}, tail x {factor}", f"{miou(found['float']):.2f}", *cells])
+    for name, found in tailed:
+        for factor, errors in found["long-tailed"].items():
+            ways = errors["rows"]
+            cells = [f"{miou(ways[way]):.2f} ({same(ways[way]):.1f} %)" for way in RECIPES]
+            rows.append([f"{name}, tail x {factor}", f"{miou(ways['float']):.2f}", *cells])
     yield from table(("network, mIoU % (equal to its float model)", "float", *RECIPES), rows)
 
 
@@ -309,14 +306,11 @@ def _per_block(name: str, found: Document) -> Iterator[str]:
 
 
 def _softmax(results: Results) -> Iterator[str]:
-    yield "The softmax likewise: root mean square error of the probabilities times 10^5, and the mean sum of"
-    yield "a row, which"
-    yield "should be 1. The logits are INT16 in both."
-    yield ""
-    for name in results.names:
-        found = results.of("activations", name)
-        if found is None:
-            continue
+    yield from prose("""
+        The softmax likewise: root mean square error of the probabilities times 10^5, and the mean sum of a row, which
+        should be 1. The logits are INT16 in both.
+    """)
+    for name, found in results.each("activations"):
         rows, errors = [], found["checkpoint"]["softmax"]
         for block, entry in errors.items():
             values = [significant(1e5 * entry["rmse"][variant]) for variant in SOFTMAXES]
@@ -341,25 +335,18 @@ def table_2(results: Results) -> Iterator[str]:
     yield "## Table 2: interpolation and L2 norm"
     yield ""
     yield from command(results.commands("upsampling"))
-    yield "mIoU in percent, in brackets the pixels equal to float. All integer columns are integer to the"
-    yield "end, bilinear and L2"
-    yield "norm included; one calibration image. (The paper's rows with L2 norm or bilinear are not integer-only.)"
-    yield ""
-    head, columns = ["interpolation, L2 norm"], []
-    for name in results.names:
-        found = results.of("upsampling", name)
-        for way in ("float", "intseg", "paper"):
-            head.append(f"{name}, {way}" + (" otherwise" if way != "float" else ""))
-            cells = [MISSING] + [""] * (len(COMBINATIONS) - 1)
-            if found is not None:
-                rows = [found["rows"][way][combination] for combination in COMBINATIONS]
-                cells = [f"{miou(row):.2f} ({same(row):.2f})" for row in rows]
-            columns.append(cells)
-    yield from table(head, list(zip(COMBINATIONS, *columns, strict=True)))
-    for name in results.names:
-        found = results.of("upsampling", name)
-        if found is None:
-            continue
+    yield from prose("""
+        mIoU in percent, in brackets the pixels equal to float. All integer columns are integer to the end, bilinear and
+        L2 norm included; one calibration image. (The paper's rows with L2 norm or bilinear are not integer-only.)
+    """)
+    for name, found in results.each("upsampling"):
+        rows = []
+        for combination in COMBINATIONS:
+            cells = [found["rows"][way][combination] for way in ("float", "intseg", "paper")]
+            rows.append([f"{name}: {combination}", *(f"{miou(row):.2f} ({same(row):.2f})" for row in cells)])
+        yield from table(("interpolation, L2 norm", "float", "intseg otherwise", "paper otherwise"), rows)
+    yield from results.missing("upsampling")
+    for name, found in results.each("upsampling"):
         for way in ("float", "intseg", "paper"):
             near, up = (
                 np.mean([miou(found["rows"][way][f"{kind}, {l2}"]) for l2 in ("L2", "no L2")])
@@ -371,9 +358,10 @@ def table_2(results: Results) -> Iterator[str]:
             )
             yield f"{name}, {way}: bilinear instead of nearest {up - near:+.2f}, L2 norm {kept - dropped:+.2f}"
             yield "points on average."
-    yield "The paper has +1.7 and +0.9 over its models. `mask_norm` undoes any factor that the classes of a patch"
-    yield "share, so that of the L2 norm only the lengths of the class embeddings can change a label."
-    yield ""
+    yield from prose("""
+        The paper has +1.7 and +0.9 over its models. `mask_norm` undoes any factor that the classes of a patch share, so
+        that of the L2 norm only the lengths of the class embeddings can change a label.
+    """)
 
 
 # --------------------------------------------------------------------------------------------------- Tables 3 and 4
@@ -384,46 +372,16 @@ def table_3(results: Results) -> Iterator[str]:
     yield "## Tables 3 and 4: accuracy"
     yield ""
     yield from command([*results.commands("ptq"), *results.commands("qat")])
-    head = ["model", "S", "recipe"]
-    for name in results.names:
-        head += [f"{name}: mIoU %", "pixel accuracy %", "equal %"]
-    ways: dict[tuple[str, str, str], dict[str, Document]] = {("float", "-", "bilinear, L2 norm"): {}}
-    ways[("float", "-", "nearest, no L2 norm")] = {}
-    for samples in results.samples:
-        ways |= {("PTQ", str(samples), recipe): {} for recipe in RECIPES}
-    for name in results.names:
-        found = results.of("ptq", name)
-        if found is None:
-            continue
-        ways[("float", "-", "bilinear, L2 norm")][name] = found["float"]["bilinear, L2"]
-        ways[("float", "-", "nearest, no L2 norm")][name] = found["float"]["nearest, no L2"]
+    for name, found in results.each("ptq"):
+        base = found["float"]["bilinear, L2"]
+        rows = [["float", "-", "bilinear, L2 norm", *accuracy(base, base)]]
+        rows.append(["float", "-", "nearest, no L2 norm", *accuracy(found["float"]["nearest, no L2"], base)])
         for row in sorted(found["rows"], key=lambda row: (row["images"], RECIPES.index(row["recipe"]))):
-            ways.setdefault(("PTQ", str(row["images"]), row["recipe"]), {})[name] = row
-    for recipe in RECIPES:
-        trained = {name: results.of("qat", name) for name in results.names}
-        rows = {name: found["rows"][recipe] for name, found in trained.items() if found and recipe in found["rows"]}
-        ways[("QAT", "-", recipe)] = rows
-    rows = [
-        [*way, *(cell for name in results.names for cell in accuracy(found.get(name)))] for way, found in ways.items()
-    ]
-    yield from table(head, rows)
-    yield from _table_3_words(results)
-
-
-def _table_3_words(results: Results) -> Iterator[str]:
-    for name in results.names:
-        found = results.of("ptq", name)
-        if found is None:
-            continue
-        base = miou(found["float"]["bilinear, L2"])
-        counts = sorted({row["images"] for row in found["rows"]})
-        for recipe in RECIPES:
-            drops = {row["images"]: miou(row) - base for row in found["rows"] if row["recipe"] == recipe}
-            words = ", ".join(f"{drops[count]:+.2f} with {count}" for count in counts if count in drops)
-            if words:
-                yield f"{name}, `{recipe}`: mIoU {words} calibration image(s) against float."
-        near = miou(found["float"]["nearest, no L2"]) - base
-        yield f"Nearest upsampling without L2 norm costs the float model of {name} {near:+.2f}."
+            rows.append(["PTQ", str(row["images"]), row["recipe"], *accuracy(row, base)])
+        trained = (results.of("qat", name) or {"rows": {}})["rows"]
+        rows += [["QAT", "-", recipe, *accuracy(trained[recipe], base)] for recipe in RECIPES if recipe in trained]
+        yield from table((f"{name}", "S", "recipe", "mIoU %", "change", "pixel accuracy %", "equal %"), rows)
+    yield from results.missing("ptq")
     yield "The paper loses 3.9 to 6.2 points by PTQ from one image with lambda-ShiftGELU, and 0.6 to 5.0 by QAT."
     yield ""
 
@@ -433,24 +391,18 @@ def simplifications(results: Results) -> Iterator[str]:
     yield "## What each simplification costs"
     yield ""
     yield from command(results.commands("simplifications"))
-    yield "From `intseg` to `paper`, one calibration image; mIoU in percent with the change, in brackets the"
-    yield "pixels equal to"
-    yield "float. *In float*: only this in the float model. *Alone*: only this in `intseg`. *Together*: this"
-    yield "and all above it."
-    yield ""
-    for name in results.names:
-        found = results.of("simplifications", name)
-        if found is None:
-            yield f"{name}: {MISSING}."
-            yield ""
-            continue
+    yield from prose("""
+        From `intseg` to `paper`, one calibration image; mIoU in percent with the change, in brackets the pixels equal
+        to float. *In float*: only this in the float model. *Alone*: only this in `intseg`. *Together*: this and all
+        above it.
+    """)
 
-        def cell(row: Document | None) -> str:
-            return "-" if row is None else f"{miou(row):.2f} ({same(row):.2f})"
+    def cell(row: Document | None) -> str:
+        return "-" if row is None else f"{miou(row):.2f} ({same(row):.2f})"
 
-        rows = [
-            [f"{name}: nothing", cell(found["float"]), cell(found["alone"]["intseg"]), cell(found["alone"]["intseg"])]
-        ]
+    for name, found in results.each("simplifications"):
+        base = found["alone"]["intseg"]
+        rows = [[f"{name}: nothing", cell(found["float"]), cell(base), cell(base)]]
         for step, row in found["together"].items():
             rows.append([step, cell(found["in float"].get(step)), cell(found["alone"][step]), cell(row)])
         yield from table(("change", "in float", "alone", "together"), rows)
@@ -458,13 +410,12 @@ def simplifications(results: Results) -> Iterator[str]:
         yield f"Other operators alone in the float model of {name}, on the ranges of `paper` unless fitted:"
         yield ""
         yield from table(("operator", "mIoU % (equal %)"), [[step, cell(row)] for step, row in others.items()])
-        base = found["alone"]["intseg"]
-        worst = min((same(row) - same(base), step) for step, row in found["alone"].items() if step != "intseg")
-        least = max((same(row) - same(base), step) for step, row in found["alone"].items() if step != "intseg")
+        changes = [(same(row) - same(base), step) for step, row in found["alone"].items() if step != "intseg"]
+        worst, least = min(changes), max(changes)
         yield f"On {name} the costliest change alone is {worst[1]} ({worst[0]:+.2f} points of equal pixels),"
-        yield "the cheapest"
-        yield f"{least[1]} ({least[0]:+.2f})."
+        yield f"the cheapest {least[1]} ({least[0]:+.2f})."
         yield ""
+    yield from results.missing("simplifications")
 
 
 # ------------------------------------------------------------------------------------------------------------ Table 5
@@ -475,44 +426,33 @@ def table_5(results: Results) -> Iterator[str]:
     yield "## Table 5: time and memory of calibration and training"
     yield ""
     yield from command(results.commands("ptq"))
-    yield "`tools/convert.py` as a process of its own on one thread, from start to the written file:"
-    yield "processor seconds and peak"
-    yield "memory, measured by the command above. The paper's PTQ takes 1 s and 1.76 GB (Tiny, S = 1) to 82 s"
-    yield "and 12.88 GB (Large,"
-    yield "S = 500) on an A100, its QAT 8 to 70 hours."
-    yield ""
-    head, rows = ["", "S"], dict[tuple[str, str], list[str]]()
-    for i, name in enumerate(results.names):
-        head += [f"{name}: seconds", "GB"]
-        found = results.of("ptq", name)
-        if found is None:
-            continue
+    yield from prose("""
+        `tools/convert.py` as a process of its own on one thread, from start to the written file: processor seconds and
+        peak memory, measured by the command above; of QAT one training step of 8 crops. The paper's PTQ takes 1 s and
+        1.76 GB (Tiny, S = 1) to 82 s and 12.88 GB (Large, S = 500) on an A100, its QAT 8 to 70 hours.
+    """)
+    rows = []
+    for name, found in results.each("ptq"):
         for row in sorted(found["rows"], key=lambda row: (RECIPES.index(row["recipe"]), row["images"])):
-            cells = rows.setdefault((f"PTQ, {row['recipe']}", str(row["images"])), [""] * (2 * len(results.names)))
-            cells[2 * i] = f"{row['cost']['cpu_seconds']:.0f}"
-            cells[2 * i + 1] = f"{row['cost']['peak_bytes'] / 1e9:.2f}"
+            rows.append([name, "PTQ", row["recipe"], str(row["images"]), *_cost(row["cost"], "cpu_seconds", 0)])
+        if step := found.get("training"):
+            rows.append([name, "QAT, one step", "intseg", "-", *_cost(step, "cpu_seconds_per_step", 1)])
+    yield from table(("checkpoint", "", "recipe", "S", "seconds", "GB"), rows)
+    for name, found in results.each("ptq"):
+        machine = found["machine"]
+        yield f"{name} on {machine['cpu']}, PyTorch {machine.get('torch', '?')}, Python {machine['python']}."
         if found.get("training"):
-            step = found["training"]
-            cells = rows.setdefault(("QAT, intseg, one step of 8 crops", "-"), [""] * (2 * len(results.names)))
-            cells[2 * i] = f"{step['cpu_seconds_per_step']:.1f}"
-            cells[2 * i + 1] = f"{step['peak_bytes'] / 1e9:.2f}"
-    for cells in rows.values():
-        for i, name in enumerate(results.names):
-            if results.of("ptq", name) is None:
-                cells[2 * i] = MISSING
-    yield from table(head, [[*key, *cells] for key, cells in rows.items()])
-    for name in results.names:
-        found = results.of("ptq", name)
-        if found is not None:
-            machine = found["machine"]
-            yield f"{name} on {machine['cpu']}, PyTorch {machine.get('torch', '?')}, Python {machine['python']}."
-            if found.get("training"):
-                hours = 1000 * found["training"]["cpu_seconds_per_step"] / 3600
-                yield f"A QAT run of 1000 such steps (the default) would take {hours:.1f} hours of one core;"
-                yield "that is not measured."
-    yield "Starting Python and PyTorch is part of the seconds. `intseg` runs seven views of each image when there are"
-    yield "8 or fewer of them (calibrate.py)."
-    yield ""
+            hours = 1000 * found["training"]["cpu_seconds_per_step"] / 3600
+            yield f"A QAT run of 1000 such steps (the default) would take {hours:.1f} hours of one core;"
+            yield "that is not measured."
+    yield from prose("""
+        Starting Python and PyTorch is part of the seconds. `intseg` runs seven views of each image when there are 8 or
+        fewer of them (calibrate.py).
+    """)
+
+
+def _cost(cost: Document, seconds: str, digits: int) -> tuple[str, str]:
+    return f"{cost[seconds]:.{digits}f}", f"{cost['peak_bytes'] / 1e9:.2f}"
 
 
 # ----------------------------------------------------------------------------------------------------- Tables 6 and 7
@@ -536,11 +476,9 @@ def table_6(results: Results) -> Iterator[str]:
     yield "150 classes, 512 x 512; MB = 10^6 bytes. The converted checkpoints, scales and header included:"
     yield ""
     files = []
-    for name in results.names:
-        found = results.of("ptq", name)
-        row = next((row for row in found["rows"] if row["recipe"] == "intseg"), None) if found else None
+    for name, found in results.each("ptq"):
+        row = next((row for row in found["rows"] if row["recipe"] == "intseg"), None)
         if row is None:
-            files.append([name, MISSING, "", ""])
             continue
         ratio = found["float_bytes"] / row["bytes"]
         files.append([name, f"{found['float_bytes'] / 1e6:.2f}", f"{row['bytes'] / 1e6:.2f}", f"{ratio:.2f}"])
@@ -570,11 +508,11 @@ def _latency(results: Results) -> Iterator[str]:
     yield from table(("backend", *names), rows)
     if results.bench:
         machine = results.bench["machine"]
-        yield f"On {machine['cpu']} ({machine['path']}), PyTorch {machine.get('torch', '?')}, ONNX Runtime"
-        yield f"{machine.get('onnxruntime', '?')}. The paper's integer-only row (TVM on an A100) is 1.14 times"
-        yield "slower than FP32 for"
-        yield "Tiny and 1.25 times faster for Large."
-        yield ""
+        yield from prose(f"""
+            On {machine["cpu"]} ({machine["path"]}), PyTorch {machine.get("torch", "?")}, ONNX Runtime
+            {machine.get("onnxruntime", "?")}. The paper's integer-only row (TVM on an A100) is 1.14 times slower than
+            FP32 for Tiny and 1.25 times faster for Large.
+        """)
 
 
 def table_7(results: Results) -> Iterator[str]:
@@ -582,19 +520,18 @@ def table_7(results: Results) -> Iterator[str]:
     yield "## Table 7: memory traffic"
     yield ""
     if results.sizes is None:
-        yield f"{MISSING[0].upper()}{MISSING[1:]}."
+        yield f"{MISSING.capitalize()}."
         yield ""
         return
     yield from command([results.sizes["command"]])
     document = results.sizes["results"]
     bits, found = document["bits_per_mac"], document["sizes"]
     names = [name for name in PAPER_TRAFFIC if name in found]
-    yield "10^12 bits for one image of 512 x 512 with 150 classes. The paper's numbers are those of a machine"
-    yield "without any reuse:"
-    yield f"{bits['fp32']} bits for every multiply-accumulate in FP32, {bits['int8 linear']} in INT8 linear"
-    yield "layers and about"
-    yield f"{bits['int8 attention']} in the products of attention give its four sizes (also Large, at 512)."
-    yield ""
+    yield from prose(f"""
+        10^12 bits for one image of 512 x 512 with 150 classes. The paper's numbers are those of a machine without any
+        reuse: {bits["fp32"]} bits for every multiply-accumulate in FP32, {bits["int8 linear"]} in INT8 linear layers
+        and about {bits["int8 attention"]} in the products of attention give its four sizes.
+    """)
     rows = [["GMAC, linear", *(f"{found[n]['linear_macs'] / 1e9:.2f}" for n in names)]]
     rows += [["GMAC, attention and masks", *(f"{found[n]['product_macs'] / 1e9:.2f}" for n in names)]]
     rows += [["FP32, paper", *(f"{PAPER_TRAFFIC[n][0]:.2f}" for n in names)]]
@@ -621,13 +558,14 @@ def table_7(results: Results) -> Iterator[str]:
     yield from table(("", *names), rows)
     scratch = max(found[n]["traffic"]["scratch"] for n in names) / 1e6
     small = [n for n in names if found[n]["traffic"]["workspace"] < 32e6] or ["none"]
-    yield "*Node by node* reads every input and writes every output of every node once, and every weight once. The"
-    yield "engine's plan has fewer buffers: a strip of attention (scores, probabilities, context) stays in the scratch"
-    yield f"of a thread, at most {scratch:.2f} MB, which is to lie in a cache of the second level. All buffers together"
-    yield f"fit a cache of 32 MB for: {', '.join(small)}; then little but weights and image comes from memory. The"
-    yield "counts are of the graph and its plan, not of a machine: an image of several windows reads the weights"
-    yield "once per window, and a matrix product reads its operands again from a cache as often as its tiles need them."
-    yield ""
+    yield from prose(f"""
+        *Node by node* reads every input and writes every output of every node once, and every weight once. The engine's
+        plan has fewer buffers: a strip of attention (scores, probabilities, context) stays in the scratch of a thread,
+        at most {scratch:.2f} MB, which is to lie in a cache of the second level. All buffers together fit a cache of 32
+        MB for: {", ".join(small)}; then little but weights and image comes from memory. The counts are of the graph and
+        its plan, not of a machine: an image of several windows reads the weights once per window, and a matrix product
+        reads its operands again from a cache as often as its tiles need them.
+    """)
 
 
 def _formula(entry: Document, bits: Document) -> tuple[float, float]:
@@ -776,13 +714,9 @@ def figure_section(results: Results) -> Iterator[str]:
     """Figures B.6 to B.8."""
     yield "## Figures B.6 to B.8: confusion and IoU per class"
     yield ""
-    for name in results.names:
+    for name, found in results.each("ptq"):
         rows = compared(results, name)
-        if not rows:
-            yield f"{name}: {MISSING}."
-            yield ""
-            continue
-        most = max(row["images"] for row in results.found["ptq"][name]["results"]["rows"])
+        most = max(row["images"] for row in found["rows"])
         yield f"Row-normalised confusion of {name}; post-training quantization from {most} image(s):"
         yield ""
         yield f"![Confusion matrices of {name}](pictures/results_confusion_{name}.svg)"
@@ -794,6 +728,7 @@ def figure_section(results: Results) -> Iterator[str]:
         yield f"![IoU per class of {name}](pictures/results_iou_{name}.svg)"
         yield ""
         yield from _figure_words(results, name, rows)
+    yield from results.missing("ptq")
 
 
 def _figure_words(results: Results, name: str, rows: Mapping[str, Document]) -> Iterator[str]:
