@@ -13,7 +13,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import classes
@@ -183,12 +183,12 @@ def _convert(args: argparse.Namespace) -> None:
     batches = [windows(file, info) for file in files]
     twin = FakeQuantSegmenter(model, info.window, recipe)
     with tqdm(desc="calibrating", unit="batch", disable=not sys.stderr.isatty()) as bar:
-        calibrate(twin, model, batches, bar.update)
+        chosen = calibrate(twin, model, batches, bar.update)
     data = store.save(export(twin, info), args.output)
     if args.save_twin:
         save_twin(twin, args.save_twin)
     if not args.quiet:
-        _print_report(twin, model, batches[0])
+        _print_report(twin, model, batches[0], chosen)
     floats = 4 * sum(p.numel() for p in model.parameters())
     l2norm = "kept" if recipe.l2norm else "dropped"
     print(
@@ -215,10 +215,10 @@ def dataset_of(checkpoint: Path) -> str:
         return ""
 
 
-def _print_report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> None:
-    print(f"{'node':36} {'scale':>18} {'saturated':>10} {'SQNR dB':>8}")
+def _print_report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor, chosen: Mapping[str, str]) -> None:
+    print(f"{'node':36} {'scale':>18} {'saturated':>10} {'SQNR dB':>8}  chosen")
     for node, scale, saturated, sqnr in report(twin, model, images):
-        print(f"{node:36} {scale:>18} {saturated:>9.2f}% {sqnr:>8.1f}")
+        print(f"{node:36} {scale:>18} {saturated:>9.2f}% {sqnr:>8.1f}  {chosen.get(node, '')}".rstrip())
 
 
 def _fail(message: str, code: int) -> int:

@@ -256,6 +256,99 @@ def test_channel_range_covers_its_samples() -> None:
         assert torch.allclose(high - low, (x.amax(0) - x.amin(0)) * widen)
 
 
+def test_estimators_by_hand() -> None:
+    x = torch.arange(2001.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, -2.0])
+    assert [t.tolist() for t in cal.extremes(x)] == [[0, -4000], [2000, 0]]
+    assert [t.tolist() for t in cal.percentiles(x)] == [[2, -3996], [1998, -4]]
+    low, high = cal.Estimator("some", cal.extremes, 1.5)(x)
+    assert (low.tolist(), high.tolist()) == ([-500, -5000], [2500, 1000])
+    assert str(cal.Estimator("some", cal.extremes, 1.5)) == "some x 1.5"
+
+
+def test_the_estimator_is_chosen_on_samples_that_it_was_not_fitted_to() -> None:
+    even = torch.rand(8, 500, 4, generator=torch.Generator().manual_seed(0))
+    extremes, wide, robust = (
+        cal.Estimator("extremes", cal.extremes, 1.0),
+        cal.Estimator("extremes", cal.extremes, 3.0),
+        cal.Estimator("99.9 %", cal.percentiles, 1.05),
+    )
+    readers = torch.eye(4, dtype=torch.float64)
+    assert cal.choose(list(even), readers, (wide, extremes)) is extremes
+    assert cal.choose([even[0]], readers, (wide, extremes)) is extremes
+    once = even.clone()
+    once[0, 0] = 100  # takes the levels of the rest, and does not come again
+    assert cal.choose(list(once), readers, (extremes, wide, robust)) is robust
+    growing = [even[i] * (i + 1) for i in range(8)]  # the next one always reaches further
+    assert cal.choose(growing, readers, (extremes, wide)) is wide
+
+
+def test_only_what_is_read_counts_for_the_choice() -> None:
+    """A channel that no weight reads may be as bad as it likes."""
+    x = torch.randn(8, 500, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 0, 1] = torch.tensor([1e6, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    extremes, robust = cal.Estimator("extremes", cal.extremes, 1.1), cal.Estimator("99.9 %", cal.percentiles, 0.5)
+    assert cal.choose(list(x), torch.tensor([[1.0, 0.0]]).double(), (robust, extremes)) is extremes
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_was_chosen_is_told(config: str, count: int) -> None:
+    model = random_segmenter(CONFIGS[config], 1)
+    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+    chosen = cal.calibrate(twin, model, [windows(1, i, CONFIGS[config]) for i in range(count)])
+    ends = ("norm1", "norm2", "encoder.norm", "decoder_norm", "attn.qkv", "mlp.act")
+    assert {node for node in chosen if not node.endswith(ends)} == set()
+    assert set(chosen) == {node for node in twin.acts() if node.endswith(ends)}
+    names = {str(candidate) for candidate in cal.estimators(count <= cal.FEW)}
+    assert {chosen[node].removeprefix("v: ") for node in chosen if not node.endswith("act")} <= names
+    with_ema = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
+    assert cal.calibrate(with_ema, model, [windows(1, 0, CONFIGS[config])]) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Biases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mean_errors(twin: fq.FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, float]:
+    """Squared mean error per channel of the linear layers' outputs, added up, by node."""
+    floats, integers = float_nodes(model, images, twin.recipe.l2norm), integer_nodes(twin, images)
+    found = {}
+    for node, layer in twin.linears().items():
+        error = layer.y.dequantize(integers[node]) - floats[node].double()
+        found[node] = float((error.flatten(0, -2).mean(0) ** 2).sum())
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_biases_take_up_mean_errors(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = windows(8, 1, CONFIGS[config])
+    twin, model = calibrated("intseg", [images], CONFIGS[config])
+    with monkeypatch.context() as patch:
+        patch.setattr(cal, "correct_biases", lambda *arguments: None)
+        plain, _ = calibrated("intseg", [images], CONFIGS[config])
+    for seed in (1, 2):  # the calibration images, and others
+        before, after = (mean_errors(which, model, windows(8, seed, CONFIGS[config])) for which in (plain, twin))
+        assert sum(after.values()) < 0.8 * sum(before.values()), seed
+
+
+def test_a_bias_takes_up_what_is_certain_of_an_error() -> None:
+    """m (1 - s^2 / m^2) of the windows' mean errors, by hand, for the first layer: its input has no error."""
+    images = windows(3, 1)
+    twin, model = calibrated("intseg", [images])
+    layer, node = twin.encoder.patch_embed, "encoder.patch_embed"
+    layer.bias.data += torch.linspace(-0.01, 0.01, len(layer.bias))
+    start, pixels = layer.bias.detach().clone(), integer_nodes(twin, images)["patchify"].double()
+    real = pixels @ (layer.integers()["weight"].double() * layer.weight_scale[:, None]).T
+    real += layer.integers()["bias"] * layer.weight_scale
+    error = (real - float_nodes(model, images, True)[node].double()).mean(1)
+    mean, squared = error.mean(0), error.var(0) / 3
+    expected = start - mean * (1 - squared / mean**2).clamp(min=0)
+    cal.correct_biases(twin, model, images)
+    assert torch.allclose(layer.bias.detach(), expected.float(), atol=1e-7)
+    assert not any(module._forward_hooks for module in twin.modules())
+
+
 def test_fitted_ranges_are_the_best_tried() -> None:
     """Against the quantization error of Act itself, for every factor."""
     x = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3
