@@ -61,10 +61,12 @@ def test_jpeg_decodes(tmp_path: Path) -> None:
 def test_other_modes_work_and_say_so(tmp_path: Path, mode: str, note: str) -> None:
     image = Image.fromarray(RGB).convert(mode)
     image.save(tmp_path / "image.tiff")
-    picture = decode(tmp_path / "image.tiff")
-    assert np.array_equal(picture.rgb, np.asarray(image.convert("RGB")))
-    assert len(picture.notes) == 1
-    assert note in picture.notes[0]
+    # Before version 13 Pillow does not read the YCbCr that it writes.
+    for source in (image, tmp_path / "image.tiff")[: 1 if mode == "YCbCr" else 2]:
+        picture = pictures.decode(source, BACKGROUND)
+        assert np.array_equal(picture.rgb, np.asarray(image.convert("RGB")))
+        assert len(picture.notes) == 1
+        assert note in picture.notes[0]
 
 
 def test_alpha_is_composited_over_the_background(tmp_path: Path) -> None:

@@ -709,7 +709,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep", default="", help="cost against image size for these models")
     parser.add_argument("--sides", default="256,384,512,768,1024,1280,1536", help="image sizes of the sweep")
     parser.add_argument("--plot", type=Path, help="write the sweep as SVG")
-    parser.add_argument("--json", type=Path, help="write everything measured")
+    parser.add_argument("--json", type=Path, help="write everything measured; other models that the file has stay")
     options = parser.parse_args(arguments)
     for name, kind in (("models", str), ("threads", int), ("peers", str), ("sweep", str), ("sides", int)):
         setattr(options, name, [kind(v.strip()) for v in getattr(options, name).split(",") if v.strip()])
@@ -717,6 +717,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; models: {', '.join(SHAPES)}; peers: {', '.join(PEERS)}")
     return options
+
+
+def _with_earlier(report: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A report with what an earlier one of the same machine has besides: large models need a run of their own."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if earlier.get("machine") != report["machine"]:
+        return report
+    merged = {key: {**earlier.get(key, {}), **report[key]} for key in ("results", "sweep")}
+    return {**earlier, **report, **merged}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -736,6 +745,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plot and report["sweep"]:
         plot(report["sweep"], options.plot)
     if options.json:
+        report = _with_earlier(report, options.json)
         store.write_atomically(options.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0
 

@@ -149,6 +149,8 @@ class Subject:
     """A checkpoint and the labelled images it is measured on; images, labels and float predictions are kept."""
 
     memo: Memo
+    earlier: Document
+    """Results of the same experiment that are there, of the same checkpoint and data."""
 
     def __init__(self, name: str, path: Path, options: argparse.Namespace) -> None:
         self.name, self.path, self.options = name, path, options
@@ -612,8 +614,8 @@ def _training_cost(subject: Subject) -> Document:
 
 
 def qat(subject: Subject) -> Document:
-    """Tables 3 and 4: models that tools/qat.py exported."""
-    rows = {}
+    """Tables 3 and 4: models that tools/qat.py exported. Rows of recipes that are not named now stay."""
+    rows = dict(subject.earlier.get("rows", {}))
     for recipe, file in subject.options.qat.get(subject.name, {}).items():
         model = api.load(file)
         if model.info.recipe != recipe:
@@ -785,6 +787,14 @@ def up_to_date(path: Path, inputs: Document) -> bool:
     return path.exists() and read_json(path).get("inputs") == plain(inputs)
 
 
+def _earlier(path: Path, inputs: Document) -> Document:
+    """The results in a file if they are of the same checkpoint and data, else nothing."""
+    found = read_json(path) if path.exists() else {}
+    same = all(found.get("inputs", {}).get(key) == inputs[key] for key in ("format", "checkpoint_sha256", "data"))
+    results: Document = found["results"] if same else {}
+    return results
+
+
 def run(options: argparse.Namespace) -> None:
     """All that is asked for, one file after the other."""
     options.output.mkdir(parents=True, exist_ok=True)
@@ -799,6 +809,7 @@ def run(options: argparse.Namespace) -> None:
                 print(f"{file}: up to date")
                 continue
             subject.memo = Memo(file, inputs, options.force)
+            subject.earlier = _earlier(file, inputs)
             _measure(file, inputs, header(experiment, subject), functools.partial(PER_CHECKPOINT[experiment], subject))
             subject.memo.end()
     if "sizes" in wanted:

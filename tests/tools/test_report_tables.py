@@ -376,6 +376,17 @@ def test_a_qat_model_of_another_recipe_is_refused(data: Path, results: Path, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_qat_rows_of_other_recipes_stay(data: Path, results: Path, tmp_path: Path) -> None:
+    model = converted(data, data / "other.safetensors")
+    shutil.copy(results / "results" / "qat_tiny.json", tmp_path)
+    assert run(data, tmp_path, "qat", "--qat", f"intseg={data / 'other.safetensors'}") == 0
+    rows = json.loads((tmp_path / "qat_tiny.json").read_text())["results"]["rows"]
+    assert rows["paper"] == load(results, "qat_tiny.json")["rows"]["paper"]
+    assert rows["intseg"]["confusion"] == counted(data, model)
+    assert run(data, tmp_path, "qat", "--qat", f"intseg={data / 'other.safetensors'}", "--limit", "1") == 0
+    assert list(json.loads((tmp_path / "qat_tiny.json").read_text())["results"]["rows"]) == ["intseg"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,6 +481,17 @@ def test_latencies_come_from_the_bench(docs: Path) -> None:
     assert "| ONNX Runtime FP32 | 584.0 |" in page
     assert "| PyTorch FP32 | not measured |" in page
     assert "On A CPU (vnni)" in page
+
+
+def test_a_bench_of_one_model_keeps_the_others_of_the_same_machine(tmp_path: Path) -> None:
+    file, here = tmp_path / "bench.json", {"cpu": "a"}
+    new = {"machine": here, "results": {"base": 1}, "sweep": {}}
+    assert bench._with_earlier(new, file) == new
+    old = {"machine": here, "results": {"tiny": 2, "base": 3}, "sweep": {"tiny": 4}, "cold_start_s": 5}
+    file.write_text(json.dumps(old))
+    expected = {"machine": here, "results": {"tiny": 2, "base": 1}, "sweep": {"tiny": 4}, "cold_start_s": 5}
+    assert bench._with_earlier(new, file) == expected
+    assert bench._with_earlier({**new, "machine": {"cpu": "b"}}, file)["results"] == {"base": 1}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": "other"}'])
