@@ -259,7 +259,9 @@ def test_channel_range_covers_its_samples() -> None:
 def test_estimators_by_hand() -> None:
     x = torch.arange(2001.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, -2.0])
     assert [t.tolist() for t in cal.extremes(x)] == [[0, -4000], [2000, 0]]
-    assert [t.tolist() for t in cal.percentiles(x)] == [[2, -3996], [1998, -4]]
+    assert [t.tolist() for t in cal.percentiles(x)] == [[3, -3994], [1997, -6]]  # 3 of 2,001 at either end
+    assert [t.tolist() for t in cal.percentiles(x[:600])] == [[1, -1196], [598, -2]]
+    assert [t.tolist() for t in cal.percentiles(x[:1])] == [[0, 0], [0, 0]]
     low, high = cal.Estimator("some", cal.extremes, 1.5)(x)
     assert (low.tolist(), high.tolist()) == ([-500, -5000], [2500, 1000])
     assert str(cal.Estimator("some", cal.extremes, 1.5)) == "some x 1.5"
@@ -346,7 +348,7 @@ def test_a_bias_takes_up_what_is_certain_of_an_error() -> None:
     expected = start - mean * (1 - squared / mean**2).clamp(min=0)
     cal.correct_biases(twin, model, images)
     assert torch.allclose(layer.bias.detach(), expected.float(), atol=1e-7)
-    assert not any(module._forward_hooks for module in twin.modules())
+    assert not any(module._forward_pre_hooks for module in twin.modules())
 
 
 def test_fitted_ranges_are_the_best_tried() -> None:
