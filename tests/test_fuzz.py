@@ -116,7 +116,7 @@ def _size(folder: Path) -> int:
 
 
 def test_every_plant_is_looked_for():
-    assert {name for plants in PLANTS.values() for name in plants} | {"crash"} == set(hostile().PLANTS)
+    assert {name for plants in PLANTS.values() for name in plants} | {"crash", "unbuilt"} == set(hostile().PLANTS)
 
 
 def test_a_crash_is_found(tmp_path: Path):
@@ -127,6 +127,23 @@ def test_a_crash_is_found(tmp_path: Path):
     assert found["files"] == 60
     assert sum(count for *_, count in found["stages"]) == 60
     assert found["failures"][0]["index"] > 0  # files of the worker that died are among the 60
+
+
+def test_a_file_that_cannot_be_made_is_found(tmp_path: Path):
+    """A slip of the fuzzer itself is a failure and not the end of the campaign."""
+    code, found = fuzz(tmp_path, "--count", "60", "--plant", "unbuilt", "--kind", "folder")
+    assert code == 1
+    assert found["files"] == 60
+    (failure,) = found["failures"]
+    assert failure["error"] == "ZeroDivisionError: a mutation that cannot be made"
+    assert (Path(failure["folder"]) / "failure.json").is_file()
+
+
+def test_a_node_whose_op_is_no_text_is_spoiled():
+    for op in ({}, [], None, 3):
+        for seed in range(200):
+            document = {"nodes": [{"name": "a", "op": op, "attrs": {"out": "int8"}, "inputs": ["a"], "shape": [1]}]}
+            hostile()._spoil_node(document, Random(seed))
 
 
 def test_a_header_spoiled_twice():

@@ -283,6 +283,7 @@ def smaller(case: Case, fails: Callable[[Files], bool], seconds: float) -> Files
 def save(failure: Failure, case: Case, files: Files, reduced: Files | None, out: Path) -> None:
     """Write a failure: its files, the smaller ones, and what happened."""
     folder = out / f"{failure.kind}-{failure.seed}-{failure.index}"
+    folder.mkdir(parents=True, exist_ok=True)
     for place, content in (("files", files), ("smaller", reduced)):
         for name, data in (content or {}).items():
             (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -392,8 +393,10 @@ def work(job: dict[str, Any]) -> Counts:
                 break
             progress[:] = index.to_bytes(8, "little")
             case = hostile.case(job["seed"], index, tuple(job["kinds"]))
-            files = case.files()
-            stage, outcome, error = guard.read(case.kind, files)
+            files, error = built(case)
+            stage = outcome = ""
+            if error is None:
+                stage, outcome, error = guard.read(case.kind, files)
             if error is None:
                 entry = Read((case.kind, outcome, stage))
             else:
@@ -403,13 +406,21 @@ def work(job: dict[str, Any]) -> Counts:
                     details = "".join(traceback.format_exception(error))[-4000:]
                     what = f"{type(error).__name__}: {error}"[:500]
                     entry.failure = Failure(case.kind, job["seed"], index, what, entry.key, details)
-                    reduced = smaller(case, _same(guard, case.kind, entry.key), job["shrink"])
+                    reduced = smaller(case, _same(guard, case.kind, entry.key), job["shrink"]) if files else None
                     save(entry.failure, case, files, reduced, Path(job["out"]))
             counts.count(entry)
             journal.write(json.dumps(asdict(entry)).encode() + b"\n")
     counts.cpu, counts.slowest = time.process_time() - start, guard.slowest
     counts.memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return counts
+
+
+def built(case: Case) -> tuple[Files, BaseException | None]:
+    """The files of a case; none, and why, where this program cannot make them: a failure too, and no end of the run."""
+    try:
+        return case.files(), None
+    except Exception as error:
+        return {}, error
 
 
 def _same(guard: Guard, kind: str, key: str) -> Callable[[Files], bool]:
@@ -539,7 +550,7 @@ def _add_crash(counts: Counts, settings: Settings, index: int, code: int, errors
     if failure.key in {known.key for known in counts.failures}:
         counts.repeated += 1
     else:
-        save(failure, case, case.files(), None, settings.out)
+        save(failure, case, built(case)[0], None, settings.out)
         counts.failures.append(failure)
     counts.files += 1
     counts.stages[case.kind, "failed", "crash"] += 1

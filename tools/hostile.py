@@ -511,7 +511,8 @@ def _spoil_node(document: dict[str, Any], r: Random) -> None:
     kind = r.randrange(10)
     if kind < 4 and isinstance(node.get("attrs"), dict) and node["attrs"]:
         name = r.choice(list(node["attrs"]))
-        choice = OPS[node["op"]].attrs.get(name, range(2)) if node.get("op") in OPS else range(2)
+        op = OPS.get(str(node.get("op")))  # by now it may be anything
+        choice = op.attrs.get(name, range(2)) if op else range(2)
         node["attrs"][name] = _near(choice, r)
     elif kind == 4 and isinstance(node.get("inputs"), list) and node["inputs"]:
         node["inputs"][r.randrange(len(node["inputs"]))] = r.choice((*names, IMAGE, names[i], names[-1], "cls", "none"))
@@ -1516,6 +1517,18 @@ def _plant_crash() -> None:
         return real(name, value)
 
     traces._entry = planted
+
+
+def _plant_unbuilt() -> None:
+    kind = KINDS["folder"]
+    real = kind.build
+
+    def planted(base: int, steps: Sequence[int]) -> Files:
+        if steps and steps[0] % 10 == 0:
+            raise ZeroDivisionError("a mutation that cannot be made")
+        return real(base, steps)
+
+    kind.build = planted  # type: ignore[method-assign]
 
 
 PLANTS: dict[str, Callable[[], None]] = {
