@@ -1,6 +1,7 @@
-"""Tools run as scripts and import each other by file name: put their folder on the path as Python would."""
+"""Tools run as scripts and import each other by file name: their folder and this one go on the path, as Python would do."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2] / "tools"), str(HERE.parent)]

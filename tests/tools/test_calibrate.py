@@ -8,6 +8,8 @@ import calibrate as cal
 import fakequant as fq
 import pytest
 import torch
+from configs import LINEAR
+from configs import SMALL as CONFIG
 from export import MOVERS, export
 from segmenter import Segmenter, SegmenterConfig, random_segmenter
 from torch import Tensor
@@ -16,25 +18,9 @@ from intseg.graph import ModelInfo
 
 torch.set_num_threads(1)
 
-CONFIG = SegmenterConfig(
-    image_size=(32, 48),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=48,
-    n_cls=5,
-    window=(32, 48),
-    stride=(16, 32),
-    d_decoder=48,
-    dec_layers=1,
-    dec_heads=3,
-    dec_mlp_dim=40,
-)
-NO_DECODER = {"d_decoder": 0, "dec_layers": 0, "dec_heads": 0, "dec_mlp_dim": 0}
 CONFIGS = {
     "mask": CONFIG,
-    "linear": dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER),
+    "linear": LINEAR,
     "distilled": dataclasses.replace(CONFIG, distilled=True, normalization="deit"),
 }
 RECIPES = {

@@ -1,5 +1,6 @@
 """tools/convert.py and tools/evaluate.py as a user runs them, on a small random checkpoint."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,25 +12,12 @@ import numpy as np
 import pytest
 import segmenter
 import torch
+from configs import CAMVID
 from PIL import Image
 
 import intseg
 
-CONFIG = segmenter.SegmenterConfig(
-    image_size=(32, 48),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=64,
-    n_cls=11,
-    window=(32, 48),
-    stride=(24, 40),
-    d_decoder=32,
-    dec_layers=1,
-    dec_heads=2,
-    dec_mlp_dim=64,
-)
+CONFIG = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(24, 40))
 
 
 @pytest.fixture(scope="module")

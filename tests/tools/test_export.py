@@ -14,6 +14,7 @@ import pytest
 import torch
 from calibrate import calibrate
 from compare import assert_equal
+from configs import SMALL
 from export import MOVERS, export
 from segmenter import SegmenterConfig, random_segmenter
 from torch import Tensor
@@ -26,21 +27,7 @@ from intseg.ops import RUN
 
 torch.set_num_threads(1)
 
-MASK = SegmenterConfig(
-    image_size=(32, 48),
-    patch=16,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=48,
-    n_cls=5,
-    window=(32, 48),
-    stride=(16, 32),
-    d_decoder=48,
-    dec_layers=2,
-    dec_heads=3,
-    dec_mlp_dim=40,
-)
+MASK = dataclasses.replace(SMALL, patch=16, dec_layers=2)
 
 
 def variant(**changes: object) -> SegmenterConfig:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from calibrate import calibrate
+from configs import NO_DECODER, SMALL
 from segmenter import SegmenterConfig, random_segmenter
 from torch import Tensor
 
@@ -18,22 +19,8 @@ from intseg.ops import _arith
 
 torch.set_num_threads(1)
 
-CONFIG = SegmenterConfig(
-    image_size=(16, 24),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=48,
-    n_cls=5,
-    window=(16, 24),
-    stride=(8, 16),
-    d_decoder=48,
-    dec_layers=1,
-    dec_heads=3,
-    dec_mlp_dim=40,
-)
-LINEAR = dataclasses.replace(CONFIG, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0)
+CONFIG = dataclasses.replace(SMALL, image_size=(16, 24), window=(16, 24), stride=(8, 16))
+LINEAR = dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER)
 RECIPES = {
     **fq.RECIPES,
     "sigmoid": dataclasses.replace(fq.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),

@@ -7,29 +7,12 @@ import make_hard
 import pytest
 import torch
 from calibrate import normalise
+from configs import LINEAR
+from configs import SMALL as CONFIG
 from segmenter import Segmenter, SegmenterConfig, load_checkpoint, random_segmenter, save_checkpoint
 from torch import Tensor
 
 torch.set_num_threads(1)
-
-CONFIG = SegmenterConfig(
-    image_size=(32, 48),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=48,
-    n_cls=5,
-    window=(32, 48),
-    stride=(16, 32),
-    d_decoder=48,
-    dec_layers=1,
-    dec_heads=3,
-    dec_mlp_dim=40,
-)
-LINEAR = SegmenterConfig(
-    **{**vars(CONFIG), "decoder": "linear", "d_decoder": 0, "dec_layers": 0, "dec_heads": 0, "dec_mlp_dim": 0}
-)
 
 
 def images() -> Tensor:

@@ -11,30 +11,15 @@ import numpy as np
 import pytest
 import quant_report
 import torch
+from configs import SMALL as CONFIG
 from export import export
 from PIL import Image
-from segmenter import Segmenter, SegmenterConfig, random_segmenter, save_checkpoint
+from segmenter import Segmenter, random_segmenter, save_checkpoint
 
 from intseg import api, store
 from intseg.graph import Graph
 
 torch.set_num_threads(1)
-
-CONFIG = SegmenterConfig(
-    image_size=(32, 48),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=48,
-    n_cls=5,
-    window=(32, 48),
-    stride=(16, 32),
-    d_decoder=48,
-    dec_layers=1,
-    dec_heads=3,
-    dec_mlp_dim=40,
-)
 
 
 def shot(folder: Path) -> Path:

@@ -20,26 +20,12 @@ import qat
 import report
 import segmenter
 import torch
+from configs import CAMVID as CONFIG
 from PIL import Image
 from torch.nn import functional as F
 
 from intseg import api, evaluate, image, inspect_model
 
-CONFIG = segmenter.SegmenterConfig(
-    image_size=(32, 32),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=64,
-    n_cls=11,
-    window=(32, 32),
-    stride=(24, 24),
-    d_decoder=32,
-    dec_layers=1,
-    dec_heads=2,
-    dec_mlp_dim=64,
-)
 Capture = pytest.CaptureFixture[str]
 
 

@@ -16,26 +16,11 @@ import segmenter
 import torch
 import train
 import training
+from configs import CAMVID as CONFIG
 from PIL import Image
 
 import intseg
 from intseg.errors import InputError
-
-CONFIG = segmenter.SegmenterConfig(
-    image_size=(32, 32),
-    patch=8,
-    d_model=32,
-    n_layers=2,
-    n_heads=2,
-    mlp_dim=64,
-    n_cls=11,
-    window=(32, 32),
-    stride=(24, 24),
-    d_decoder=32,
-    dec_layers=1,
-    dec_heads=2,
-    dec_mlp_dim=64,
-)
 
 
 @pytest.fixture(scope="module")
