@@ -141,7 +141,7 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: cannot read the list: {reason}; give a text file with an image a line") from None
     if "\0" in text:
         raise InputError(f"{path}: the list holds a null byte; give a text file with an image a line")
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]  # splitlines() also splits at other characters
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise InputError(f"{path}: the list is empty, expected an image a line")

@@ -92,6 +92,12 @@ def test_a_file_may_be_named_like_a_pattern_or_a_list() -> None:
         assert found(name) == [(name, name.removesuffix(".png"))]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_has_a_file_a_line_whatever_else_is_in_the_names(end: str) -> None:
+    Path("l.txt").write_bytes(end.join(["\ufeffa\x0bb.png", "", "c\u2028d.png ", "# no", "e\x85f.png"]).encode())
+    assert [source for source, _ in found("@l.txt")] == ["a\x0bb.png", "c\u2028d.png", "e\x85f.png"]
+
+
 @pytest.mark.parametrize(
     ("argument", "word"),
     [("*.bmp", "no file matches"), ("@none.txt", "No such file"), ("@empty.txt", "is empty"), ("empty", "-r looks")],

@@ -1313,8 +1313,7 @@ class Texts(Kind):
             pictures.stored_values(classes, mapping=path)
         else:
             # A list names files and folders of its user's choice; chance must not make it leave the folder of the case.
-            lines = Path(path).read_bytes().replace(b"\0", b"").splitlines()
-            if any(os.path.isabs(line.strip()) or b".." in line for line in lines):
+            if any(os.path.isabs(line) or ".." in line for line in batch._lines(Path(path))):
                 return "accepted"
             with contextlib.chdir(folder):
                 sources = batch.find_sources([f"@{path}"])

@@ -1,4 +1,4 @@
-"""Tools run as scripts and import each other by file name: their folder and this one go on the path, as Python would do."""
+"""Tools run as scripts and import each other by file name: their folder and this one go on the path."""
 
 import sys
 from pathlib import Path
