@@ -11,24 +11,20 @@ import glob
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intseg import api, strict_json
+from intseg import api, strict_json, workers
 from intseg import image as pictures
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
@@ -295,16 +291,8 @@ def outcomes(
         yield from (process(source, model, options) for source in sources)
         return
     arguments = (pickle.dumps(model), options)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
-        try:
-            yield from _in_order(pool, sources, _AHEAD * jobs)
-        except BrokenProcessPool:
-            raise InputError(
-                "a process ended without a word, perhaps for lack of memory; --resume continues, with fewer --jobs"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with workers.pool(jobs, _start_worker, *arguments) as pool:
+        yield from _in_order(pool, sources, _AHEAD * jobs)
 
 
 def _warm(model: api.Model, options: Options) -> None:
@@ -328,21 +316,11 @@ _worker: tuple[api.Model, Options] | IntsegError | None = None
 
 def _start_worker(model: bytes, options: Options) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it and stops the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _worker = (pickle.loads(model), options)
         _warm(*_worker)
     except IntsegError as error:  # raised here, it would be a traceback of the pool
         _worker = error
-
-
-def _end_with_parent() -> None:
-    """A killed parent does not tell its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(source: Source) -> Outcome:

@@ -10,13 +10,8 @@ import hashlib
 import io
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, backends, strict_json
+from intseg import api, backends, strict_json, workers
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError, one_line
 from intseg.image import decode_labels
 
@@ -317,16 +312,8 @@ def _counts(pairs: Sequence[Pair], model: api.Model, job: _Job, jobs: int) -> It
     if jobs <= 1:
         yield from (_count(pair, model, job) for pair in pairs)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(job,)) as pool:
-        try:
-            yield from pool.map(_work, pairs)
-        except BrokenProcessPool:
-            raise InputError(
-                "a process ended without a word, perhaps for lack of memory; use fewer --jobs, and --resume to go on"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with workers.pool(jobs, _start_worker, job) as pool:
+        yield from pool.map(_work, pairs)
 
 
 _worker: tuple[api.Model, _Job] | IntsegError | None = None
@@ -334,20 +321,10 @@ _worker: tuple[api.Model, _Job] | IntsegError | None = None
 
 def _start_worker(job: _Job) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it and stops the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _worker = (api.load(Path(job.weights)), job)
     except IntsegError as error:  # raised here, it would be a traceback of the pool
         _worker = error
-
-
-def _end_with_parent() -> None:
-    """A killed parent does not tell its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(pair: Pair) -> Counts:

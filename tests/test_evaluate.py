@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import cli, evaluate, store
+from intseg import cli, evaluate, store, workers
 from intseg.errors import InputError, UsageError
 
 Capture = pytest.CaptureFixture[str]
@@ -409,7 +409,7 @@ def test_a_process_that_ends_is_one_error(tmp_path: Path, monkeypatch: pytest.Mo
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
     pairs = evaluate.find_pairs(tmp_path / "val", tmp_path / "valannot")
-    monkeypatch.setattr(evaluate, "ProcessPoolExecutor", BrokenPool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", BrokenPool)
     with pytest.raises(InputError, match="fewer --jobs"):
         evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, ignore=11)
 
