@@ -208,12 +208,16 @@ def calibrate(
     model: Segmenter,
     batches: Sequence[Tensor],
     progress: Callable[[], None] = lambda: None,
+    candidates: Sequence[Estimator] | None = None,
+    correct: bool = True,
 ) -> dict[str, str]:
     """Set every range, weight scale and bias of the twin, in place. Returns what was chosen, by node.
 
-    model     the float model the twin was built from
-    batches   uint8 windows [B, H, W, 3], one batch per calibration image, in a fixed order
-    progress  called once per batch that ran through the float model
+    model       the float model the twin was built from
+    batches     uint8 windows [B, H, W, 3], one batch per calibration image, in a fixed order
+    progress    called once per batch that ran through the float model
+    candidates  for fitted ranges per channel; those of `estimators` by default
+    correct     whether biases take up mean errors, where ranges are fitted
     """
     width = 2 * twin.config.d_model
     acts = twin.acts().items()
@@ -228,10 +232,10 @@ def calibrate(
         if twin.recipe.ranges == "ema":
             _ema(twin, stats)
         else:
-            chosen = _fit(twin, stats, few)
+            chosen = _fit(twin, stats, few, candidates or estimators(few))
         for layer in twin.linears().values():
             layer.fit_weight_scale()
-        if twin.recipe.ranges == "fit":
+        if twin.recipe.ranges == "fit" and correct:
             views = [batch for i, batch in enumerate(batches) if not few or i % VIEWS in CORRECTED_VIEWS]
             correct_biases(twin, model, _some_windows(twin, views))
     return chosen
@@ -333,8 +337,8 @@ def widened(low: Tensor, high: Tensor, widen: float) -> tuple[Tensor, Tensor]:
 def estimators(few: bool) -> tuple[Estimator, ...]:
     """Candidates for the per-channel ranges of a node.
 
-    From few images all have about equal room for what was not seen, since views of one image are too much alike to tell
-    how much is needed: choosing the room by them as well cost 0.07 % of the pixels on average, 0.3 % at worst.
+    From few images all have about equal room for what was not seen: views of one image are too much alike to tell how
+    much is needed (docs/RESULTS.md, "What calibration chooses").
     """
     if few:
         rooms = ((WIDEN_FEW, extremes), (1.8, fit_range), (2.0, percentiles))
@@ -380,9 +384,11 @@ def _readers(twin: FakeQuantSegmenter) -> dict[str, Tensor]:
     return {node: torch.cat([layer.weight for layer in found]).double() for node, found in layers.items()}
 
 
-def _fit(twin: FakeQuantSegmenter, stats: dict[str, Stats], few: bool) -> dict[str, str]:
+def _fit(
+    twin: FakeQuantSegmenter, stats: dict[str, Stats], few: bool, candidates: Sequence[Estimator]
+) -> dict[str, str]:
     """Every range; what was chosen, by node."""
-    widen, candidates, acts = WIDEN_FEW if few else WIDEN_MANY, estimators(few), twin.acts()
+    widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
     chosen: dict[str, str] = {}
     for node, readers in _readers(twin).items():
         best = choose(stats[node].samples, readers, candidates)
@@ -559,9 +565,7 @@ def correct_biases(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -
     """Take the mean error of every linear layer's outputs from its bias, one layer after the other, in place.
 
     Each is corrected with all before it corrected. Of a channel's mean error over the windows only what exceeds its
-    uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean. On 40 training images of
-    CamVid and three calibration images this won 0.03 % of the pixels on a plain model and 0.00 on one with outliers
-    (tools/make_hard.py), where the whole mean lost 0.02.
+    uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean.
 
     images  uint8 [B, H, W, 3]
     """

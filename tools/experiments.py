@@ -9,6 +9,7 @@ upsampling       Table 2: nearest or bilinear, L2 norm kept or dropped
 ptq              Tables 3 to 5: post-training quantization from few and many images, its time and memory
 qat              Tables 3 and 4: models that tools/qat.py wrote
 simplifications  what each difference between the recipes intseg and paper costs
+calibration      what the choices of calibration win, on training images that it does not see
 sizes            Tables 6 and 7: size and memory traffic of the four published sizes; needs no data
 
 What was measured before with the same checkpoint and options is kept, also of an experiment that was ended early. The
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +40,7 @@ import bench
 import classes
 import numpy as np
 import torch
-from calibrate import calibrate, normalise, tapped
+from calibrate import WIDEN_FEW, Estimator, calibrate, estimators, extremes, normalise, tapped
 from convert import dataset_of, find_images, model_info, recipe_for, windows
 from evaluate import float_labels
 from export import export
@@ -160,6 +162,7 @@ class Subject:
         self.layout = evaluate.LAYOUTS[options.layout]
         self.classes = classes.for_model(self.model.config.n_cls, dataset_of(path), None)
         self.info = self.info_of(RECIPES["intseg"])
+        self._training_labels: dict[Path, Labels] = {}
         self.pairs, training = (
             evaluate.find_pairs(*self.layout.folders(options.root, split), self.layout.key)
             for split in (options.split, options.train)
@@ -241,8 +244,21 @@ class Subject:
         model, info = model or self.model, self.info_of(recipe)
         twin = FakeQuantSegmenter(model, info.window, recipe)
         calibrate(twin, model, [windows(file, info) for file in find_images(self.training, samples)])
+        return self.exported(twin)
+
+    def exported(self, twin: FakeQuantSegmenter) -> api.Model:
+        """The engine's model of a calibrated twin."""
+        info = self.info_of(twin.recipe)
         data = store.dumps(export(twin, info))
         return api.Model(store.loads(data), hashlib.sha256(data).hexdigest(), Path(f"{info.name}.safetensors"))
+
+    def training_labels(self, file: Path) -> Labels:
+        """The float prediction (bilinear, L2 norm) of a training image."""
+        if file not in self._training_labels:
+            rgb = pictures.decode(file, self.info.pad).rgb
+            size = (rgb.shape[0], rgb.shape[1])
+            self._training_labels[file] = float_labels(self.model, self.batch(rgb), size, self.info, "bilinear")
+        return self._training_labels[file]
 
     def engine_rows(
         self, model: api.Model, upsamplings: Sequence[str] = (), reference: Mapping[int, Labels] | None = None
@@ -539,6 +555,62 @@ def simplifications(subject: Subject) -> Document:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What calibration chooses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+FIXED = Estimator("extremes", extremes, WIDEN_FEW)
+CALIBRATIONS: Mapping[str, Mapping[str, Any]] = {
+    "one estimator for all nodes, biases as they are": {"candidates": (FIXED,), "correct": False},
+    "one estimator for all nodes, biases corrected": {"candidates": (FIXED,), "correct": True},
+    "estimator chosen per node, biases as they are": {"correct": False},
+    "estimator chosen per node, biases corrected": {},
+    "estimator and room chosen per node, biases corrected": {"candidates": estimators(False)},
+}
+"""Ways to calibrate from one image."""
+
+
+def calibration(subject: Subject) -> Document:
+    """Pixels equal to float on training images, for three calibration images and every way to use them."""
+    total = len(subject.training)
+    if total < 2:
+        raise InputError(
+            f"{subject.options.root}: 1 training image, expected one to calibrate with and others to judge"
+        )
+    calibrating = min(3, total // 2)
+    starts = [i * total // calibrating for i in range(calibrating)]
+    others = [i for i in range(total) if i not in starts]
+    count = min(subject.options.images, len(others))
+    judged = [others[i * len(others) // count] for i in range(count)]
+    found: Document = {"images": len(judged), "ways": {}, "chosen": []}
+    for way, options in CALIBRATIONS.items():
+        parts = [
+            subject.memo(f"{way}, {start}", functools.partial(_calibrated, subject, start, judged, options))
+            for start in starts
+        ]
+        found["ways"][way] = [part["equal"] for part in parts]
+        if not options:
+            found["chosen"] = [part["chosen"] for part in parts]
+    return found
+
+
+def _calibrated(subject: Subject, start: int, judged: Sequence[int], options: Mapping[str, Any]) -> Document:
+    info, files = subject.info, [subject.training[i] for i in judged]
+    twin = FakeQuantSegmenter(subject.model, info.window, RECIPES["intseg"])
+    chosen = calibrate(twin, subject.model, [windows(subject.training[start], info)], **options)
+    engine = subject.exported(twin)
+    backend = backends.resolve(subject.options.backend)
+    same = pixels = 0
+    for i in _bar(range(len(files)), f"calibrated with image {start}"):
+        rgb = pictures.decode(files[i], info.pad).rgb
+        labels = api.run(rgb, engine, backend, subject.options.threads).labels
+        reference = subject.training_labels(files[i])
+        same, pixels = same + int((labels == reference).sum()), pixels + labels.size
+    counts = Counter(name for node, name in chosen.items())
+    return {"equal": {"same": same, "pixels": pixels}, "chosen": dict(sorted(counts.items()))}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Tables 3 to 5: post-training quantization, and its cost
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -705,6 +777,7 @@ PER_CHECKPOINT: Mapping[str, Callable[[Subject], Document]] = {
     "upsampling": upsampling,
     "activations": activations,
     "simplifications": simplifications,
+    "calibration": calibration,
     "ptq": ptq,
     "qat": qat,
 }
@@ -714,6 +787,7 @@ OPTIONS = {
     "upsampling": ("split", "limit"),
     "activations": ("split", "limit", "images", "tails"),
     "simplifications": ("split", "limit"),
+    "calibration": ("split", "limit", "train", "images"),
     "ptq": ("split", "limit", "train", "samples", "recipes", "qat_steps"),
     "qat": ("split", "limit"),
 }
@@ -875,7 +949,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=Path, default=Path("docs/results"), help="folder of the files (docs/results)")
     p.add_argument("--samples", nargs="+", default=["1", "all", "32"], help="calibration images of ptq (1 all 32)")
     p.add_argument("--recipes", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES), help="of ptq (all)")
-    p.add_argument("--images", type=int, default=26, help="for the errors of Table 1, evenly spaced (26)")
+    p.add_argument("--images", type=int, default=26, help="of activations and calibration, evenly spaced (26)")
     p.add_argument("--tails", type=int, nargs="*", default=[8, 16], help="factors of Table 1's long tails (8 16)")
     p.add_argument("--qat-steps", type=int, default=3, help="training steps that are timed by ptq; 0 for none (3)")
     p.add_argument("--sizes", nargs="+", choices=list(bench.SHAPES), default=list(bench.SHAPES), help="of sizes (all)")

@@ -97,17 +97,17 @@ def test_table_2_counts_what_eval_counts(
     assert row["pixels"] == 3 * 40 * 56
     floats = load(results, "upsampling_tiny.json")["rows"]["float"]
     assert floats["bilinear, L2"]["same_as_float"] == 3 * 40 * 56
-    reference = [float_prediction(data, seed) for seed in (5, 6, 7)]
+    reference = [float_prediction(data, f"val/{seed}") for seed in (5, 6, 7)]
     labels = [api.run(data / "val" / f"{seed}.png", model, "numpy").labels for seed in (5, 6, 7)]
     equal = sum(int((a == b).sum()) for a, b in zip(reference, labels, strict=True))
     assert row["same_as_float"] == equal
 
 
-def float_prediction(data: Path, seed: int) -> Any:
+def float_prediction(data: Path, name: str) -> Any:
     """By the float model's windows, put together here: sum of the scores over their number, bilinear, argmax."""
     model = segmenter.load_checkpoint(data / "checkpoint")
     info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
-    rgb = image.decode(data / "val" / f"{seed}.png", info.pad).rgb
+    rgb = image.decode(data / f"{name}.png", info.pad).rgb
     total, count = np.zeros((5, 7, 11)), np.zeros((5, 7, 1))
     for (top, left), window in image.cut_windows(rgb, info):
         with torch.no_grad():
@@ -142,6 +142,30 @@ def test_simplifications_go_from_intseg_to_paper(data: Path, results: Path, tmp_
     assert found["in float"]["no L2 norm"] == floats["bilinear, no L2"]
     assert set(experiments.IN_FLOAT) <= set(found["in float"])
     assert found["in float"]["lambda-ShiftGELU"] != found["in float"]["table, fitted ranges"]
+
+
+def test_calibrations_are_counted_on_images_that_they_did_not_see(data: Path, results: Path, tmp_path: Path) -> None:
+    found = load(results, "calibration_tiny.json")
+    assert list(found["ways"]) == list(experiments.CALIBRATIONS)
+    assert found["images"] == 2  # of three, one calibrates
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    for seed in range(8, 12):
+        rgb, labels = make_scenes.scene(seed, 40, 56)
+        Image.fromarray(rgb).save(root / "train" / f"{seed}.png")
+        Image.fromarray(labels).save(root / "trainannot" / f"{seed}.png")
+    assert run(root, tmp_path, "calibration") == 0
+    found = json.loads((tmp_path / "calibration_tiny.json").read_text())["results"]
+    names = ["0", "1", "10", "11", "2", "8", "9"]
+    starts = [names[0], names[2], names[4]]
+    judged = [name for name in names if name not in starts]
+    assert found["images"] == len(judged) == 4
+    model = converted(root, tmp_path / "m.safetensors")
+    labels = {name: api.run(root / "train" / f"{name}.png", model, "numpy").labels for name in judged}
+    same = sum(int((float_prediction(root, f"train/{name}") == labels[name]).sum()) for name in judged)
+    first = found["ways"]["estimator chosen per node, biases corrected"][0]
+    assert first == {"same": same, "pixels": 4 * 40 * 56}
+    assert sum(found["chosen"][0].values()) == 3 * 4 + 2  # 3 blocks with 4 nodes each, and 2 norms
 
 
 def test_recipes_that_are_left_out_of_the_steps_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,13 +312,21 @@ def test_traffic_of_a_graph() -> None:
 
 def test_files_say_what_they_are_and_nothing_of_the_machine(data: Path, results: Path) -> None:
     files = sorted((results / "results").iterdir())
-    parts = ["activations_tiny", "ptq_tiny", "qat_tiny", "simplifications_tiny", "sizes", "upsampling_tiny"]
+    parts = [
+        "activations_tiny",
+        "calibration_tiny",
+        "ptq_tiny",
+        "qat_tiny",
+        "simplifications_tiny",
+        "sizes",
+        "upsampling_tiny",
+    ]
     assert [file.name for file in files] == [f"{part}.json" for part in parts]
     for file in files:
         text = file.read_text()
         assert str(data) not in text
         assert "/" not in json.loads(text)["command"].replace("tools/experiments.py", "")
-    command = json.loads(files[2].read_text())["command"]
+    command = json.loads(files[3].read_text())["command"]
     assert command.endswith("--checkpoint tiny=checkpoint --qat tiny:paper=trained.safetensors")
 
 
@@ -439,8 +471,8 @@ def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     assert report.main(["--docs", str(tmp_path)]) == 0
     page = (tmp_path / "RESULTS.md").read_text()
-    assert page.count("Not measured: no checkpoint at all.") == 5
-    assert page.count("## ") == 8
+    assert page.count("Not measured: no checkpoint at all.") == 6
+    assert page.count("## ") == 9
     assert not (tmp_path / "pictures").exists()
 
 
@@ -453,7 +485,7 @@ def test_checkpoints_without_an_experiment_are_named(docs: Path) -> None:
     assert report.Results(docs / "results").names == ["tiny", "bundled", "another"]
     assert report.main(["--docs", str(docs)]) == 0
     page = (docs / "RESULTS.md").read_text()
-    assert page.count("Not measured: bundled, another.") == 3  # Tables 1 and 2, simplifications
+    assert page.count("Not measured: bundled, another.") == 4  # Tables 1 and 2, simplifications, calibration
     assert page.count("| bundled | S | recipe |") == 1
 
 
