@@ -337,17 +337,12 @@ def widened(low: Tensor, high: Tensor, widen: float) -> tuple[Tensor, Tensor]:
 def estimators(few: bool) -> tuple[Estimator, ...]:
     """Candidates for the per-channel ranges of a node.
 
-    From few images all have about equal room for what was not seen: views of one image are too much alike to tell how
-    much is needed (docs/RESULTS.md, "What calibration chooses").
+    All have about equal room for what was not seen. Samples left out do not tell how much is needed: they are views of
+    the same image, or images of the same set (docs/RESULTS.md, "What calibration chooses").
     """
-    if few:
-        rooms = ((WIDEN_FEW, extremes), (1.8, fit_range), (2.0, percentiles))
-    else:
-        rooms = ((WIDEN_MANY, extremes), (1.0, extremes), (1.1, extremes), (1.4, extremes), (1.6, extremes))
-        rooms += ((1.0, fit_range), (1.25, fit_range), (1.5, fit_range))
-        rooms += ((1.0, percentiles), (1.25, percentiles), (1.5, percentiles), (1.75, percentiles))
-    names = {extremes: "extremes", fit_range: "least squares", percentiles: "99.9 %"}
-    return tuple(Estimator(names[find], find, widen) for widen, find in rooms)
+    rooms = (WIDEN_FEW, 1.8, 2.0) if few else (WIDEN_MANY, 1.4, 1.6)
+    ways = (("extremes", extremes), ("least squares", fit_range), ("99.9 %", percentiles))
+    return tuple(Estimator(name, find, room) for (name, find), room in zip(ways, rooms, strict=True))
 
 
 def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Estimator]) -> Estimator:

@@ -560,12 +560,15 @@ def simplifications(subject: Subject) -> Document:
 
 
 FIXED = Estimator("extremes", extremes, WIDEN_FEW)
+ROOMS = tuple(
+    dataclasses.replace(estimator, widen=room) for estimator in estimators(True) for room in (1.0, 1.2, 1.4, 1.6)
+)
 CALIBRATIONS: Mapping[str, Mapping[str, Any]] = {
     "one estimator for all nodes, biases as they are": {"candidates": (FIXED,), "correct": False},
     "one estimator for all nodes, biases corrected": {"candidates": (FIXED,), "correct": True},
     "estimator chosen per node, biases as they are": {"correct": False},
     "estimator chosen per node, biases corrected": {},
-    "estimator and room chosen per node, biases corrected": {"candidates": estimators(False)},
+    "estimator and room chosen per node, biases corrected": {"candidates": ROOMS},
 }
 """Ways to calibrate from one image."""
 
