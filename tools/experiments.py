@@ -818,7 +818,8 @@ def header(experiment: str, subject: Subject) -> Document:
     command = f"python tools/experiments.py {experiment} --root {options.layout_name} "
     command += f"--checkpoint {subject.name}={subject.path.name}"
     if experiment == "qat":
-        files = options.qat.get(subject.name, {})
+        kept = dict.fromkeys(subject.earlier.get("rows", {}), Path("model.safetensors"))
+        files = {**kept, **options.qat.get(subject.name, {})}
         command += "".join(f" --qat {subject.name}:{recipe}={file.name}" for recipe, file in files.items())
     return {
         "experiment": experiment,
@@ -885,8 +886,8 @@ def run(options: argparse.Namespace) -> None:
             if not options.force and up_to_date(file, inputs):
                 print(f"{file}: up to date")
                 continue
-            subject.memo = Memo(file, inputs, options.force)
             subject.earlier = _earlier(file, inputs)
+            subject.memo = Memo(file, inputs, options.force)
             _measure(file, inputs, header(experiment, subject), functools.partial(PER_CHECKPOINT[experiment], subject))
             subject.memo.end()
     if "sizes" in wanted:

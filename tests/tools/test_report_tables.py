@@ -398,7 +398,9 @@ def test_qat_rows_of_other_recipes_stay(data: Path, results: Path, tmp_path: Pat
     model = converted(data, data / "other.safetensors")
     shutil.copy(results / "results" / "qat_tiny.json", tmp_path)
     assert run(data, tmp_path, "qat", "--qat", f"intseg={data / 'other.safetensors'}") == 0
-    rows = json.loads((tmp_path / "qat_tiny.json").read_text())["results"]["rows"]
+    document = json.loads((tmp_path / "qat_tiny.json").read_text())
+    assert document["command"].endswith("--qat tiny:paper=model.safetensors --qat tiny:intseg=other.safetensors")
+    rows = document["results"]["rows"]
     assert rows["paper"] == load(results, "qat_tiny.json")["rows"]["paper"]
     assert rows["intseg"]["confusion"] == counted(data, model)
     assert run(data, tmp_path, "qat", "--qat", f"intseg={data / 'other.safetensors'}", "--limit", "1") == 0
