@@ -245,7 +245,7 @@ FAULTS = {
     "floor": Fault("tiny", "proj", part(linear, rounding=floor), "round down (floor)"),
     "double rounding": Fault("tiny", "patch_embed", part(linear, rounding=twice(3)), "double rounding"),
     "double rounding, high product": Fault(
-        "intseg", f"{B0}mlp.fc1", part(linear, rounding=twice(31)), "double rounding (31 bits first"
+        "intseg", f"{B0}mlp.fc2", part(linear, rounding=twice(31)), "double rounding (31 bits first"
     ),
     "wrap": Fault("tiny", "qkv", part(linear, narrow=wrap), "wraps instead of saturating"),
     "symmetric clamp": Fault("tiny", "qkv", part(linear, narrow=symmetric), "symmetric range"),
@@ -283,7 +283,7 @@ FAULTS = {
     "int32 variance": Fault("clamp", "norm2", part(layernorm, variance=int32), "INT32 accumulator"),
     "INT32 product": Fault("i-vit", f"{B0}mlp.fc1", part(linear, product=int32), "wraps at 32 bits"),
     "activation without sign": Fault("tiny", "proj", before("linear", lambda x: x.view(np.uint8)), "without sign"),
-    "mean rounded down": Fault("intseg", f"{B0}norm1", part(layernorm, mean=lambda t, n: t // n), "mean rounded down"),
+    "mean rounded down": Fault("intseg", f"{B0}norm2", part(layernorm, mean=lambda t, n: t // n), "mean rounded down"),
     "clamped branches": Fault("clamp", "add_attn", part(add, clamp=True), "branches clamped"),
     "exponential from 32768": Fault("intseg", f"{B0}attn.softmax", part(softmax2, one=32768), "32768"),
     "other int_div": Fault(

@@ -443,7 +443,14 @@ def calibration(results: Results) -> Iterator[str]:
             for estimator, nodes in part.items():
                 chosen[estimator] = chosen.get(estimator, 0) + nodes
         words = ", ".join(f"`{estimator}` {nodes}" for estimator, nodes in chosen.items())
-        yield f"What was chosen for {name}, nodes of all three models: {words}."
+        mean = {
+            way: np.mean([100 * part["same"] / part["pixels"] for part in parts])
+            for way, parts in found["ways"].items()
+        }
+        plain, corrected, chosen_only, both, room = mean.values()
+        yield f"Chosen for {name}, nodes of all models: {words}. On average biases change {corrected - plain:+.3f}"
+        yield f"points, the estimators {chosen_only - plain:+.3f}, both {both - plain:+.3f}, and a chosen room besides"
+        yield f"{room - plain:+.3f}."
         yield ""
     yield from results.missing("calibration")
 
