@@ -264,7 +264,9 @@ def _ema(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
         act.set_max(pixels.abs().max())
     _constants(twin, 1.0)
     for name, block in _blocks(twin):
-        _shiftmax(block.attn, stats[f"{name}.attn.scores"])
+        _fit_softmax(block.attn, stats[f"{name}.attn.scores"])
+        for act, table in ((block.fc1_act, block.gelu.table_x), (block.gelu_act, block.gelu.table_y)):
+            table.set(act.scale[:1])
 
 
 def _constants(twin: FakeQuantSegmenter, margin: float) -> None:
@@ -281,6 +283,14 @@ def _constants(twin: FakeQuantSegmenter, margin: float) -> None:
 
 def _blocks(twin: FakeQuantSegmenter) -> Iterator[tuple[str, QBlock]]:
     return ((name, module) for name, module in twin.named_modules() if isinstance(module, QBlock))
+
+
+def _fit_softmax(attn: QAttention, stats: Stats) -> None:
+    """What a step of the logits stands for: as fine as leaves them room, or what Shiftmax makes the best of."""
+    if attn.softmax.op == "shiftmax":
+        return _shiftmax(attn, stats)
+    largest = stats.largest * LOG2_E * MARGIN
+    attn.softmax.frac_bits.fill_(max(0, min(12, int(torch.tensor(32767 / largest).log2().floor()))))
 
 
 def _shiftmax(attn: QAttention, stats: Stats) -> None:
@@ -461,11 +471,7 @@ def _fit_attention(
     attn.qkv_act.set(torch.cat([q_scale, c / q_scale, v_scale]), torch.cat([zero, k_mid, v_mid]))
     attn.context_act.set_max(_context_range(attn, stats[f"{name}.merge"].sampled() - v_mid, v) * widen)
     attn.context_act.mid.copy_(v_mid)
-    if attn.softmax.op == "shiftmax":
-        _shiftmax(attn, stats[f"{name}.scores"])
-    else:
-        largest = stats[f"{name}.scores"].largest * LOG2_E * MARGIN
-        attn.softmax.frac_bits.fill_(max(0, min(12, int(torch.tensor(32767 / largest).log2().floor()))))
+    _fit_softmax(attn, stats[f"{name}.scores"])
     return f"v: {best}"
 
 

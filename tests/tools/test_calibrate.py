@@ -171,6 +171,31 @@ def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
     assert float(twin.encoder.pos_act.scale) == pytest.approx(position / 32767)
 
 
+def test_a_gelu_table_of_moving_averages_is_the_gelu() -> None:
+    images = windows(2, 1)
+    model = random_segmenter(CONFIG, 1)
+    twin = fq.FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges="ema"))
+    cal.calibrate(twin, model, [images])
+    x = torch.arange(-128, 128)
+    for block in twin.encoder.blocks:
+        found = block.gelu_act.scale[0] * block.gelu.integers()["table"]
+        error = found - torch.nn.functional.gelu(x * block.fc1_act.scale[0])
+        assert float(error[1:].abs().max()) <= 0.5001 * float(block.gelu_act.scale[0])
+
+
+@pytest.mark.parametrize("ranges", ["ema", "fit"])
+def test_logits_of_softmax2_have_room(ranges: str) -> None:
+    """Large logits: the default of 10 fraction bits would saturate them."""
+    model, images = random_segmenter(CONFIG, 1), windows(2, 1)
+    model.encoder.blocks[0].attn.qkv.weight.data *= 20
+    twin = fq.FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges=ranges))
+    cal.calibrate(twin, model, [images])
+    largest = float(float_nodes(model, images, True)["encoder.blocks.0.attn.scores"].abs().max())
+    assert largest > 32
+    bits = int(twin.encoder.blocks[0].attn.softmax.frac_bits)
+    assert 2**12 <= largest * math.log2(math.e) * 2**bits <= 2**15  # views of the image may reach further
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_weight_scales_use_all_127_steps(recipe: str) -> None:
     twin, _ = calibrated(recipe, [windows(2, 1)])
