@@ -347,8 +347,8 @@ def widened(low: Tensor, high: Tensor, widen: float) -> tuple[Tensor, Tensor]:
 def estimators(few: bool) -> tuple[Estimator, ...]:
     """Candidates for the per-channel ranges of a node.
 
-    All have about equal room for what was not seen. How much is needed the views of one image are too much alike to tell
-    (docs/RESULTS.md, "What calibration chooses"), and from many images choosing it as well won nothing.
+    All have about equal room for what was not seen. Views of one image are too much alike to tell how much is needed
+    (docs/RESULTS.md, "What calibration chooses"), and choosing it from many images won nothing.
     """
     rooms = (WIDEN_FEW, 1.8, 2.0) if few else (WIDEN_MANY, 1.4, 1.6)
     ways = (("extremes", extremes), ("least squares", fit_range), ("99.9 %", percentiles))
