@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pretrained
 import segmenter
 import torch
 import training
@@ -54,6 +55,14 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="train.py", description="Train a float Segmenter.")
     p.add_argument("--model", choices=sorted(segmenter.SIZES), help="size of the model (default: --from's, or tiny)")
     p.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from these parameters")
+    p.add_argument(
+        "--encoder", type=Path, metavar="FILE", help="start from this ViT or DeiT (timm's names) and a fresh decoder"
+    )
+    p.add_argument(
+        "--normalization",
+        choices=sorted(segmenter.STATS),
+        help="how pixels enter --encoder (default: what config.json beside it says)",
+    )
     p.add_argument("--patch", type=int, default=16)
     p.add_argument(
         "--window", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="pixels, crop and window"
@@ -61,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="between windows (default: 7/8 of it)")
     add_common(p, steps=5000, lr=1e-3)
     p.add_argument("--drop-path", type=float, default=0.1)
+    p.add_argument("--layer-decay", type=float, default=1.0, help="learning rate of a block, of the next one's")
     return p
 
 
@@ -81,6 +91,7 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--limit", type=int, help="measure the first images only")
+    p.add_argument("--sample", type=int, default=1, metavar="K", help="measure every K-th image only")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument(
         "--precision",
@@ -105,6 +116,7 @@ def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: fl
         drop_path=drop_path,
         seed=args.seed,
         precision=args.precision,
+        layer_decay=getattr(args, "layer_decay", 1.0),
     )
 
 
@@ -134,12 +146,18 @@ def float_miou(
 def val_pairs(args: argparse.Namespace) -> tuple[evaluate.Pair, ...]:
     """The pairs to measure on; none when --val is empty."""
     layout = evaluate.LAYOUTS[args.layout]
-    return evaluate.find_pairs(*layout.folders(args.root, args.val), layout.key)[: args.limit] if args.val else ()
+    if not args.val:
+        return ()
+    return evaluate.find_pairs(*layout.folders(args.root, args.val), layout.key)[:: args.sample][: args.limit]
 
 
 def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
     window = (args.window[0], args.window[1])
     stride = tuple(args.stride) if args.stride else tuple(side // args.patch * 7 // 8 * args.patch for side in window)
+    if args.encoder is not None:
+        return pretrained.segmenter_from(
+            args.encoder, n_cls, window, (stride[0], stride[1]), args.normalization, args.seed
+        )
     config = segmenter.config_for(
         args.model or "tiny",
         n_cls=n_cls,
@@ -173,14 +191,32 @@ def _train(args: argparse.Namespace) -> None:
     if args.resume:
         trainer.resume()
     info = model_info(model.config, recipe_for("intseg"), "float", for_model(n_cls, args.layout, None))
+    print_plan(model, settings, len(data.pairs), len(pairs), args.every)
 
     def measure(averaged: nn.Module) -> float:
+        """Keep the average that is best on val; without val the last."""
         assert isinstance(averaged, segmenter.Segmenter)
-        segmenter.save_checkpoint(averaged, args.output, args.layout)
-        return float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+        score = float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+        if not pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
+            segmenter.save_checkpoint(averaged, args.output, args.layout)
+        return score
 
     trainer.run(args.every, measure)
     print(f"{args.output / 'checkpoint.pth'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")
+
+
+def print_plan(model: segmenter.Segmenter, settings: training.Settings, train: int, val: int, every: int) -> None:
+    """What the run will do, and what was assumed, on standard error."""
+    for note in model.info.notes:
+        print(f"assumed: {note}", file=sys.stderr)
+    s, c = settings, model.config
+    print(
+        f"{s.steps} steps of {s.batch} crops of {s.crop[0]} x {s.crop[1]} from {train} images "
+        f"({s.steps * s.batch / train:.1f} epochs); learning rate 0 to {s.lr:g} in {s.warmup} steps, then {s.schedule} "
+        f"to 0, times {s.layer_decay:g} a block; pixels: mean {c.mean}, std {c.std}; "
+        f"every {every} steps a checkpoint" + (f" and the mIoU of {val} images" if val else ""),
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

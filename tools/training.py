@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,6 +37,10 @@ Scores = Callable[[nn.Module, Tensor], Tensor]
 """(model, uint8 [B, H, W, 3]) -> float scores [B, h, w, C] on the patch grid."""
 
 
+_BLOCK: Final = re.compile(r"encoder\.blocks\.(\d+)\.")
+_EMBEDDING: Final = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.dist_token")
+
+
 class DivergedError(IntsegError):
     """The loss is not a number any more; the last good checkpoint is kept."""
 
@@ -52,6 +57,7 @@ class Settings:
     class_power     classes weigh frequency^-class_power, normalised to mean one over the pixels
     ema             decay of the moving average of parameters that is saved and measured; 0 for the last ones
     drop_path       largest probability to skip a branch, growing linearly with depth
+    layer_decay     each encoder block learns at this times the rate of the next one, the embedding slowest
     precision       "float32", or "bfloat16": matrix products of the training steps only. Parameters, their average,
                     the optimizer and every measurement stay float32, so it does not touch what eval mode computes
     """
@@ -71,6 +77,7 @@ class Settings:
     clip: float = 1.0
     seed: int = 0
     precision: str = "float32"
+    layer_decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ class Trainer:
         self.model, self.scores, self.data, self.settings = model.to(device), scores, data, settings
         self.folder, self.device, self.upsample, self.on_step = folder, device, upsample, on_step
         self.average = {name: value.detach().clone() for name, value in model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.lr)
+        self.optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.lr)
         weights = data.frequencies() ** -settings.class_power
         weights /= (weights * data.frequencies()).sum()
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
@@ -245,7 +252,7 @@ class Trainer:
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.settings, self.step)
+            group["lr"] = rate(self.settings, self.step) * group["share"]
         mixed = torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
         )
@@ -339,13 +346,17 @@ class _Swapped:
         self._swap()
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices; none for biases, norms and learned tokens."""
-    decayed, plain = [], []
+def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for biases, norms and learned tokens; `share` of the rate by depth."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    layers = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := _BLOCK.match(name))), default=-1)
     for name, parameter in model.named_parameters():
         token = any(word in name for word in ("token", "embed", "cls_emb")) and "patch_embed" not in name
-        (plain if parameter.ndim < 2 or token else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        decay = 0.0 if parameter.ndim < 2 or token else settings.weight_decay
+        block = _BLOCK.match(name)
+        below = layers - int(block[1]) if block else (layers + 1) * name.startswith(_EMBEDDING)
+        groups.setdefault((settings.layer_decay**below, decay), []).append(parameter)
+    return [{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()]
 
 
 def _prefetched(
