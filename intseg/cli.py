@@ -38,7 +38,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 _BACKENDS = ("auto", "numpy", "numba")
-_LAYOUTS = ("camvid", "ade20k", "cityscapes", "pairs")
+_LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
 
 _DESCRIPTION = "Integer-only semantic segmentation, the same bits on every machine."
 _EPILOG = """\
@@ -77,7 +77,7 @@ def _infer_arguments(parser: argparse.ArgumentParser) -> None:
     overlay.add_argument("--no-overlay", action="store_true", help="write the labels only")
     add("--opacity", type=_fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
     add("--legend", action=argparse.BooleanOptionalAction, help="below overlays; default: for one image")
-    add("--palette", metavar="P", default="model", help="model, voc, distinct, gray, or a file of colours")
+    add("--palette", metavar="P", default="model", help="model, voc, distinct, gray, a data set, or a file of colours")
     values = parser.add_mutually_exclusive_group()
     values.add_argument("--label-offset", type=_natural, metavar="N", default=0, help="added to every stored label")
     values.add_argument("--label-map", metavar="M", help="stored instead: JSON file, or 'road=7,*=0'")
@@ -354,6 +354,7 @@ layouts under --root, for --split val:
   camvid       val/*.png, valannot/*.png                          11 classes, label 11 is void
   ade20k       images/validation, annotations/validation          150 classes, label 0 is void
   cityscapes   leftImg8bit/val/*, gtFine/val/*_labelTrainIds.png  19 classes, label 255 is void
+  idd_lite     leftImg8bit/val/*, gtFine/val/*_label.png          7 classes, label 255 is void
   pairs        --images DIR --labels DIR, equal names             any classes, void by --ignore
 
 examples:

@@ -160,7 +160,16 @@ def _stem(file: Path) -> str | None:
 
 
 def _cityscapes_key(file: Path) -> str | None:
-    for ending in ("_leftImg8bit.png", "_gtFine_labelTrainIds.png"):
+    return _drive(file, "_leftImg8bit.png", "_gtFine_labelTrainIds.png")
+
+
+def _idd_lite_key(file: Path) -> str | None:
+    return _drive(file, "_image.jpg", "_label.png")
+
+
+def _drive(file: Path, *endings: str) -> str | None:
+    """Folder and name without its ending: names are unique within a drive only."""
+    for ending in endings:
         if file.name.endswith(ending):
             return f"{file.parent.name}/{file.name.removesuffix(ending)}"
     return None
@@ -170,6 +179,7 @@ LAYOUTS = {
     "camvid": Layout(_camvid, _stem, ignore=11, n_cls=11),
     "ade20k": Layout(_ade20k, _stem, ignore=0, offset=1, n_cls=150),
     "cityscapes": Layout(_cityscapes, _cityscapes_key, ignore=255, n_cls=19),
+    "idd_lite": Layout(_cityscapes, _idd_lite_key, ignore=255, n_cls=7),
     "pairs": Layout(_camvid, _stem, ignore=None),
 }
 """What `--layout` takes; the folders of `pairs` are given one by one."""

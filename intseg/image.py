@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import strict_json
+from intseg import palettes, strict_json
 from intseg.errors import InputError, UsageError, suggest
 from intseg.graph import ModelInfo
 
@@ -404,8 +404,9 @@ def palette(spec: str, classes: Sequence[str], own: Sequence[Colour]) -> tuple[C
     """The colours of every class by the name of a palette or from a file.
 
     spec     "model" (the model's own), "voc" (the colours of PASCAL VOC), "distinct" (hues spread by the golden angle),
-             "gray" (black to white), or a file: one colour a line as "#rrggbb" or "red green blue", after a class
-             name or in the order of the classes; lines that begin with "//" are comments
+             "gray" (black to white), a data set of intseg.palettes whose classes the model has, or a file: one colour a
+             line as "#rrggbb" or "red green blue", after a class name or in the order of the classes; lines that begin
+             with "//" are comments
     classes  class names
     own      the model's colours
     Raises UsageError for an unknown name, InputError for a file that cannot be read or is malformed.
@@ -414,9 +415,10 @@ def palette(spec: str, classes: Sequence[str], own: Sequence[Colour]) -> tuple[C
         return tuple(own)
     if spec in PALETTES:
         return tuple(PALETTES[spec](i, len(classes)) for i in range(len(classes)))
-    path = Path(spec)
+    files = palettes.files()
+    path = files.get(spec, Path(spec))
     if not path.exists() and not path.suffix:
-        known = ("model", *PALETTES)
+        known = ("model", *dict.fromkeys((*PALETTES, *files)))
         raise UsageError(f"palette {spec!r} is unknown, expected a file or {', '.join(known)}{suggest(spec, known)}")
     colours = list(own)
     for row, (line, name, colour) in enumerate(_colour_lines(path)):

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from intseg import image as pictures
-from intseg import store
+from intseg import palettes, store
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import ModelInfo
 
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks (default: the recipe's)")
     p.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="pixels of a window (default: checkpoint's)")
     p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels between windows")
-    p.add_argument("--classes", help="names: a file with one a line, or " + " or ".join(classes.KNOWN))
+    p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
     p.add_argument("--name", help="of the model (default: the output's file name)")
     p.add_argument("--save-twin", type=Path, help="also save the fake-quant model's state (.pth), for QAT")
     p.add_argument("-q", "--quiet", action="store_true", help="no table of layers")
@@ -175,7 +175,8 @@ def _convert(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output}: the folder does not exist; create it or choose another")
     model = load_checkpoint(args.checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.l2norm)
-    named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), args.classes)
+    dataset, stated = dataset_of(args.checkpoint), dict(model.info.classes)
+    named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
     info = model_info(model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg")

@@ -27,7 +27,7 @@ from export import export
 from fakequant import RECIPES, FakeQuantSegmenter
 from segmenter import CheckpointError, load_checkpoint
 from torch import Tensor, nn
-from train import add_common, fail, settings_from, val_pairs
+from train import add_common, fail, layout_from, settings_from, val_pairs
 
 from intseg import evaluate, store
 from intseg import image as pictures
@@ -85,9 +85,9 @@ def twin_miou(
 
 
 def _train(args: argparse.Namespace) -> None:
-    layout = evaluate.LAYOUTS[args.layout]
+    layout = layout_from(args)
     model = load_checkpoint(args.checkpoint)
-    data = training.examples(args.root, args.split, args.layout, model.config.n_cls)
+    data = training.examples(args.root, args.split, layout, model.config.n_cls)
     pairs = val_pairs(args)
     recipe = recipe_for(args.recipe)
     named = for_model(model.config.n_cls, dataset_of(args.checkpoint), None)

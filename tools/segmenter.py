@@ -425,6 +425,7 @@ class LoadInfo:
     source: Literal["segmenter", "mmseg"] = "segmenter"
     ignored: tuple[str, ...] = ()  # parameters of the file that segmentation does not use
     notes: tuple[str, ...] = ()  # values that were assumed because nothing states them
+    classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()  # names and colours that the checkpoint's meta states
 
 
 class Segmenter(nn.Module):
@@ -524,7 +525,8 @@ def load_checkpoint(path: str | os.PathLike[str], variant: str | os.PathLike[str
     """
     file = Path(path)
     file = file / "checkpoint.pth" if file.is_dir() else file
-    state, source = published_names(_tensors(_read(file), file))
+    raw = _read(file)
+    state, source = published_names(_tensors(raw, file))
     if variant is None and (file.parent / "variant.yml").is_file():
         variant = file.parent / "variant.yml"
     ignored = tuple(name for name in state if UNUSED.fullmatch(name))
@@ -534,7 +536,7 @@ def load_checkpoint(path: str | os.PathLike[str], variant: str | os.PathLike[str
         model = Segmenter(config)
     _check_state(state, model, file)
     model.load_state_dict({k: v.to(torch.float32, copy=True).contiguous() for k, v in state.items()}, assign=True)
-    model.info = LoadInfo(source, ignored, notes)
+    model.info = LoadInfo(source, ignored, notes, _stated_classes(raw, config.n_cls))
     return model.eval()
 
 
@@ -600,6 +602,21 @@ def _tensors(raw: object, file: Path) -> State:
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise CheckpointError(f"{file}: {name} is {found}, expected a float tensor; save the float model again")
     return {str(name): value for name, value in state.items()}
+
+
+def _stated_classes(raw: object, n_cls: int) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    """Classes of mmsegmentation's meta: CLASSES and PALETTE (0.x) or dataset_meta (1.x); empty where it has none."""
+    meta = raw.get("meta") if isinstance(raw, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    meta |= meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else {}
+    names, colours = (meta.get(key, meta.get(key.upper())) for key in ("classes", "palette"))
+    try:
+        names = [" ".join(name.split()) for name in names]
+        found = [(int(r), int(g), int(b)) for r, g, b in colours]
+    except (TypeError, ValueError, AttributeError):
+        return ()
+    usable = len(set(names)) == len(names) == len(found) == n_cls and all(0 <= v <= 255 for c in found for v in c)
+    return tuple(zip(names, found, strict=True)) if usable else ()
 
 
 def _check_state(state: State, model: Segmenter, file: Path) -> None:

@@ -1,10 +1,12 @@
-"""Train a float Segmenter on a labelled data set, from scratch or from a checkpoint.
+"""Train a float Segmenter on a labelled data set, from scratch, from a checkpoint or from a pretrained encoder.
 
     python tools/train.py --root CamVid -o runs/tiny --steps 20000 --device cuda
     python tools/train.py --root CamVid -o runs/tiny --steps 20000 --device cuda --resume
+    python tools/train.py --root CamVid -o runs/camvid --encoder vit_tiny_patch16_224.safetensors --layer-decay 0.85
 
 The output folder receives state.pth (to resume), log.jsonl, curves.png and, at every report, checkpoint.pth with
-variant.yml in the published layout, ready for tools/convert.py: the moving average of the parameters.
+variant.yml in the published layout, ready for tools/convert.py: the moving average of the parameters that has measured
+best on --val so far, the last one without --val.
 """
 
 from __future__ import annotations
@@ -15,20 +17,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import classes
 import numpy as np
 import pretrained
 import segmenter
 import torch
 import training
 from calibrate import normalise
-from classes import for_model
 from convert import model_info, recipe_for
 from evaluate import float_labels
 from torch import Tensor, nn
 
-from intseg import evaluate
+from intseg import evaluate, palettes
 from intseg import image as pictures
-from intseg.errors import IntsegError
+from intseg.errors import IntsegError, UsageError
 from intseg.graph import ModelInfo
 
 
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         choices=sorted(segmenter.STATS),
         help="how pixels enter --encoder (default: what config.json beside it says)",
     )
+    p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
     p.add_argument("--patch", type=int, default=16)
     p.add_argument(
         "--window", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="pixels, crop and window"
@@ -77,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
 def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     """Arguments of training and of QAT."""
     p.add_argument("--root", type=Path, required=True, help="data set folder")
-    p.add_argument("--layout", choices=sorted(set(evaluate.LAYOUTS) - {"pairs"}), default="camvid")
+    p.add_argument(
+        "--layout", choices=sorted(evaluate.LAYOUTS), default="camvid", help="pairs: ROOT/SPLIT and ROOT/SPLITannot"
+    )
+    p.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted (default: the layout's)")
     p.add_argument("--split", default="train")
     p.add_argument("--val", default="val", help="split to measure, or '' for none")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
@@ -100,6 +106,12 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
         help="of matrix products in training steps; bfloat16 halves the time where the CPU or GPU has it",
     )
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
+
+
+def layout_from(args: argparse.Namespace) -> evaluate.Layout:
+    """The layout that the common arguments describe."""
+    layout = evaluate.LAYOUTS[args.layout]
+    return layout if args.ignore is None else dataclasses.replace(layout, ignore=args.ignore)
 
 
 def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: float) -> training.Settings:
@@ -145,10 +157,20 @@ def float_miou(
 
 def val_pairs(args: argparse.Namespace) -> tuple[evaluate.Pair, ...]:
     """The pairs to measure on; none when --val is empty."""
-    layout = evaluate.LAYOUTS[args.layout]
+    layout = layout_from(args)
     if not args.val:
         return ()
     return evaluate.find_pairs(*layout.folders(args.root, args.val), layout.key)[:: args.sample][: args.limit]
+
+
+def _classes(args: argparse.Namespace, count: int | None) -> dict[str, classes.Colour]:
+    """Names and colours; a layout of any classes needs --classes. Raises UsageError for names that do not fit."""
+    if count is None and args.classes is None:
+        raise UsageError("layout pairs needs --classes NAMES: they say how many there are")
+    try:
+        return classes.for_model(count or len(classes.named(args.classes)), args.layout, args.classes)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--classes: {error}") from None
 
 
 def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
@@ -180,9 +202,10 @@ def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
 
 
 def _train(args: argparse.Namespace) -> None:
-    layout = evaluate.LAYOUTS[args.layout]
-    n_cls = layout.n_cls or 0
-    data = training.examples(args.root, args.split, args.layout, n_cls)
+    layout = layout_from(args)
+    named = _classes(args, layout.n_cls)
+    n_cls = len(named)
+    data = training.examples(args.root, args.split, layout, n_cls)
     pairs = val_pairs(args)
     model = _new_model(args, n_cls)
     settings = settings_from(args, model.config.window, args.drop_path)
@@ -190,7 +213,8 @@ def _train(args: argparse.Namespace) -> None:
     trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
     if args.resume:
         trainer.resume()
-    info = model_info(model.config, recipe_for("intseg"), "float", for_model(n_cls, args.layout, None))
+    info = model_info(model.config, recipe_for("intseg"), "float", named)
+    dataset = args.classes if args.classes in palettes.files() else args.layout
     print_plan(model, settings, len(data.pairs), len(pairs), args.every)
 
     def measure(averaged: nn.Module) -> float:
@@ -198,11 +222,16 @@ def _train(args: argparse.Namespace) -> None:
         assert isinstance(averaged, segmenter.Segmenter)
         score = float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
         if not pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
-            segmenter.save_checkpoint(averaged, args.output, args.layout)
+            segmenter.save_checkpoint(averaged, args.output, dataset)
         return score
 
     trainer.run(args.every, measure)
-    print(f"{args.output / 'checkpoint.pth'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")
+    best = max(trainer.log, key=lambda entry: entry["mIoU"]) if pairs else trainer.log[-1]
+    print(
+        f"{args.output / 'checkpoint.pth'}: average at step {best['step']} of {settings.steps}"
+        + (f", mIoU {best['mIoU']:.2f} %" if pairs else "")
+        + f"; last loss {trainer.log[-1]['loss']:.4f}"
+    )
 
 
 def print_plan(model: segmenter.Segmenter, settings: training.Settings, train: int, val: int, every: int) -> None:

@@ -120,13 +120,12 @@ def _load(examples: Examples, index: int) -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(rgb), Image.fromarray(labels.astype(np.uint8))
 
 
-def examples(root: Path, split: str, layout: str, n_cls: int) -> Examples:
+def examples(root: Path, split: str, layout: evaluate.Layout, n_cls: int) -> Examples:
     """A split of a data set in one of the layouts of `intseg eval`. Raises InputError for missing or unpaired files."""
-    found = evaluate.LAYOUTS[layout]
-    pairs = evaluate.find_pairs(*found.folders(root, split), found.key)
-    if found.n_cls is not None and found.n_cls != n_cls:
-        raise MismatchError(f"layout {layout} has {found.n_cls} classes, the model has {n_cls}, expected equal counts")
-    return Examples(pairs, n_cls, found.ignore, found.offset)
+    pairs = evaluate.find_pairs(*layout.folders(root, split), layout.key)
+    if layout.n_cls not in (None, n_cls):
+        raise MismatchError(f"the data set has {layout.n_cls} classes, the model has {n_cls}, expected equal counts")
+    return Examples(pairs, n_cls, layout.ignore, layout.offset)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """tools/train.py and tools/qat.py: the same steps for the same seed, resume as if unbroken, engine equal to twin."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ import convert
 import fakequant
 import make_scenes
 import numpy as np
+import pretrained
 import pytest
 import qat
+import safetensors.torch
 import segmenter
 import torch
 import train
@@ -20,6 +23,7 @@ from configs import CAMVID as CONFIG
 from PIL import Image
 
 import intseg
+from intseg import evaluate
 from intseg.errors import InputError
 
 
@@ -162,7 +166,7 @@ def test_ranges_follow_only_until_frozen(data: Path) -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
-    found = training.examples(data, "train", "camvid", 11)
+    found = training.examples(data, "train", evaluate.LAYOUTS["camvid"], 11)
     settings = training.Settings(steps=10, batch=3, crop=(40, 56))
     a, b, c = (training.batch(found, settings, step) for step in (4, 4, 5))
     assert torch.equal(a[0], b[0])
@@ -175,7 +179,7 @@ def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
 
 
 def test_every_image_is_used_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = training.examples(data, "train", "camvid", 11)
+    found = training.examples(data, "train", evaluate.LAYOUTS["camvid"], 11)
     used: list[int] = []
     load = training.Examples.load
     monkeypatch.setattr(training.Examples, "load", lambda self, i: used.append(i) or load(self, i))
@@ -214,7 +218,7 @@ def test_a_label_outside_the_classes_names_the_file(data: Path, tmp_path: Path) 
         (tmp_path / folder).mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "train" / "a.png")
     Image.fromarray(np.full((8, 8), 12, np.uint8)).save(tmp_path / "trainannot" / "a.png")
-    found = training.examples(tmp_path, "train", "camvid", 11)
+    found = training.examples(tmp_path, "train", evaluate.LAYOUTS["camvid"], 11)
     with pytest.raises(InputError, match=r"a\.png: label 12, expected 0 to 10"):
         found.load(0)
 
@@ -227,3 +231,95 @@ def test_schedules_warm_up_and_end_near_zero(schedule: str) -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] < 0.03
+
+
+def save_encoder(folder: Path, stats: float = 0.5) -> Path:
+    """A ViT in timm's names with a 1000-class head, 2 blocks of 32 channels, 4 x 4 patches; and its config.json."""
+    config = dataclasses.replace(CONFIG, image_size=(64, 64), patch=16)
+    whole = segmenter.random_segmenter(config, 5).state_dict()
+    state = {name.removeprefix("encoder."): value for name, value in whole.items() if name.startswith("encoder.")}
+    state["head.weight"], state["head.bias"] = torch.zeros(1000, config.d_model), torch.zeros(1000)
+    folder.mkdir()
+    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, folder / "vit.safetensors")
+    cfg = {"pretrained_cfg": {"mean": [stats] * 3, "std": [0.5] * 3}}
+    (folder / "config.json").write_text(json.dumps(cfg))
+    return folder / "vit.safetensors"
+
+
+def test_a_pretrained_encoder_is_taken_whole(tmp_path: Path) -> None:
+    file = save_encoder(tmp_path / "vit")
+    model = pretrained.segmenter_from(file, 7, window=(64, 96), stride=(48, 80))
+    c = model.config
+    assert (c.image_size, c.window, c.stride, c.n_cls) == ((64, 96), (64, 96), (48, 80), 7)
+    assert (c.normalization, c.dec_layers, c.d_decoder) == ("vit", 2, c.d_model)
+    assert set(model.info.ignored) == {"encoder.head.weight", "encoder.head.bias"}
+    theirs, ours = safetensors.torch.load_file(file), model.encoder.state_dict()
+    assert [name for name in ours if name != "pos_embed" and not torch.equal(ours[name], theirs[name])] == []
+    assert torch.equal(ours["pos_embed"], segmenter.resize_pos_embed(theirs["pos_embed"], (4, 4), (4, 6), 1))
+    square = pretrained.segmenter_from(file, 7)
+    assert torch.equal(square.encoder.pos_embed, theirs["pos_embed"])
+    other = pretrained.segmenter_from(file, 7, seed=1)
+    assert not torch.equal(square.decoder.get_parameter("cls_emb"), other.decoder.get_parameter("cls_emb"))
+    assert torch.equal(square.decoder.get_parameter("blocks.0.norm1.weight").detach(), torch.ones(32))
+
+
+def test_the_encoders_own_normalization_or_a_word(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(segmenter.CheckpointError, match=r"mean and std are \(\(0.25, 0.25, 0.25\)"):
+        pretrained.segmenter_from(save_encoder(tmp_path / "odd", 0.25), 7)
+    file = save_encoder(tmp_path / "vit")
+    (file.parent / "config.json").unlink()
+    assert any("normalization = vit" in note for note in pretrained.segmenter_from(file, 7).info.notes)
+    assert pretrained.segmenter_from(file, 7, normalization="deit").config.normalization == "deit"
+    with pytest.raises(segmenter.CheckpointError, match="use --from"):
+        pretrained.segmenter_from(data / "checkpoint" / "checkpoint.pth", 7)
+
+
+def test_blocks_learn_slower_towards_the_image(tmp_path: Path) -> None:
+    model = pretrained.segmenter_from(save_encoder(tmp_path / "vit"), 7)
+    groups = training._groups(model, training.Settings(steps=1, layer_decay=0.5))
+    share = {id(p): group["share"] for group in groups for p in group["params"]}
+    assert len(share) == len(list(model.parameters()))
+    at = {name: share[id(p)] for name, p in model.named_parameters()}
+    layers = model.config.n_layers
+    assert at["encoder.pos_embed"] == at["encoder.patch_embed.proj.weight"] == 0.5 ** (layers + 1)
+    assert [at[f"encoder.blocks.{i}.mlp.fc1.weight"] for i in range(layers)] == [
+        0.5 ** (layers - i) for i in range(layers)
+    ]
+    assert {at["encoder.norm.bias"], at["decoder.cls_emb"], at["decoder.blocks.0.attn.qkv.weight"]} == {1.0}
+
+
+def test_the_best_average_is_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([30.0, 50.0, 40.0])
+    monkeypatch.setattr(train, "float_miou", lambda *args: next(scores))
+    average: dict[int, torch.Tensor] = {}
+    save = training.Trainer.save
+
+    def saving(self: training.Trainer) -> None:
+        average[self.step] = self.average["encoder.norm.bias"].clone()
+        save(self)
+
+    monkeypatch.setattr(training.Trainer, "save", saving)
+    assert run_train(data, tmp_path / "run", "--steps", "6") == 0
+    kept = segmenter.load_checkpoint(tmp_path / "run").encoder.norm.bias
+    assert [step for step in average if torch.equal(kept, average[step])] == [4]
+
+
+def test_idd_lite_and_pairs_train(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_encoder(tmp_path / "vit")
+    for split, drives in (("train", "ab"), ("val", "a")):
+        for drive in drives:
+            for folder, ending, side in (("leftImg8bit", "_image.jpg", 3), ("gtFine", "_label.png", 1)):
+                (tmp_path / folder / split / drive).mkdir(parents=True)
+                pixels = np.full((48, 64, side), 6, np.uint8).squeeze()
+                Image.fromarray(pixels).save(tmp_path / folder / split / drive / f"1{ending}")
+    window = ["--window", "32", "32", "--steps", "2", "--batch", "2", "--every", "2", "--encoder", str(file)]
+    assert train.main(["--root", str(tmp_path), "--layout", "idd_lite", "-o", str(tmp_path / "idd"), *window]) == 0
+    assert "2 images" in (plan := capsys.readouterr().err)
+    assert "times 1 a block" in plan
+    saved = segmenter.load_checkpoint(tmp_path / "idd")
+    assert (saved.config.n_cls, convert.dataset_of(tmp_path / "idd")) == (7, "idd_lite")
+    pairs = ["--root", str(data), "--layout", "pairs", "-o", str(tmp_path / "pairs"), *window]
+    assert train.main(pairs) == 2
+    assert "needs --classes" in capsys.readouterr().err
+    assert train.main([*pairs, "--classes", "camvid", "--ignore", "11"]) == 0
+    assert convert.dataset_of(tmp_path / "pairs") == "camvid"
