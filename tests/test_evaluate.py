@@ -131,6 +131,15 @@ def cityscapes(root: Path) -> tuple[list[str], int, list[Any]]:
     return ["--root", str(root), "--layout", "cityscapes"], 19, [np.where(a == 255, -1, a) for a in labels]
 
 
+def idd_lite(root: Path) -> tuple[list[str], int, list[Any]]:
+    labels = [np.where((array := labels_for(i, 8)) == 7, 255, array) for i in range(2)]
+    for i, array in enumerate(labels):  # the same number in every drive
+        write_image(root / "leftImg8bit" / "val" / f"drive{i}" / "7_image.jpg", i)
+        write_labels(root / "gtFine" / "val" / f"drive{i}" / "7_label.png", array)
+        write_labels(root / "gtFine" / "val" / f"drive{i}" / "7_inst_labelIds.png", array)
+    return ["--root", str(root), "--layout", "idd_lite"], 7, [np.where(a == 255, -1, a) for a in labels]
+
+
 def plain_pairs(root: Path) -> tuple[list[str], int, list[Any]]:
     labels = [labels_for(i, 5) for i in range(2)]
     for i, array in enumerate(labels):
@@ -141,7 +150,7 @@ def plain_pairs(root: Path) -> tuple[list[str], int, list[Any]]:
     return ["--images", str(root / "photos"), "--labels", str(root / "truth")], 5, labels
 
 
-@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, plain_pairs])
+@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, plain_pairs])
 def test_eval_counts_what_an_independent_loop_counts(tmp_path: Path, capsys: Capture, layout: Any) -> None:
     arguments, n_cls, truths = layout(tmp_path / "data")
     weights = write_weights(tmp_path / "w.safetensors", n_cls)
@@ -538,7 +547,7 @@ def test_bad_arguments(tmp_path: Path, capsys: Capture, arguments: list[str], wo
     assert words in captured.err
 
 
-@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, plain_pairs])
+@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, plain_pairs])
 @pytest.mark.parametrize("spoiled", ["label", "size", "missing"])
 def test_every_layout_names_what_is_wrong(tmp_path: Path, capsys: Capture, layout: Any, spoiled: str) -> None:
     arguments, n_cls, _ = layout(tmp_path)

@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_model import tiny_info
 
 from intseg import image as pictures
+from intseg import palettes
 from intseg.errors import InputError, UsageError
 
 BACKGROUND = (10, 20, 30)
@@ -346,6 +347,9 @@ def test_named_palettes() -> None:
     many = [str(i) for i in range(36)]
     assert len(set(pictures.palette("distinct", many, [(0, 0, 0)] * 36))) == 36
     assert len(set(pictures.palette("voc", [str(i) for i in range(256)], OWN))) == 256
+    lines = palettes.files()["cityscapes"].read_text().splitlines()[1:]
+    names = [line.split("\t")[0] for line in lines]
+    assert pictures.palette("cityscapes", names[::-1], [(0, 0, 0)] * 19)[-1] == (128, 64, 128)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,17 @@ def test_bad_arguments_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_classes_come_from_options_the_checkpoint_or_the_data_set() -> None:
+    counts = {"camvid": 11, "cityscapes": 19, "ade20k": 150, "voc": 21, "idd_lite": 7}
+    assert {name: len(convert.classes.named(name)) for name in convert.palettes.files()} == counts
+    stated = {f"s{i}": (i, i, i) for i in range(19)}
+    for given, known, first in ((None, stated, "s0"), (None, None, "road"), ("cityscapes", stated, "road")):
+        assert next(iter(convert.classes.for_model(19, "cityscapes", given, known))) == first
+    assert next(iter(convert.classes.for_model(3, "cityscapes", None))) == "class 0"
+    colours = convert.classes.named("voc").values()
+    assert list(colours) == [convert.pictures.PALETTES["voc"](i, 21) for i in range(21)]
+
+
 def test_a_missing_output_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(data, tmp_path / "no" / "m.safetensors") == 4
     assert "does not exist" in capsys.readouterr().err

@@ -445,10 +445,14 @@ def test_mmseg_checkpoint_gives_the_scores_of_mmseg(decoder: str, wrapped: bool,
     state = twin.state_dict()
     unused = {"decode_head.conv_seg.weight": torch.ones(1)} if decoder == "mask" else {}
     state = state | unused
-    torch.save({"meta": {"CLASSES": ("a", "b")}, "state_dict": state} if wrapped else state, tmp_path / "iter.pth")
+    names, colours = [f"class  {i}" for i in range(config.n_cls)], [[i, 2, 255] for i in range(config.n_cls)]
+    old, new = {"CLASSES": names, "PALETTE": colours}, {"dataset_meta": {"classes": tuple(names), "palette": colours}}
+    meta = old if decoder == "mask" else new
+    torch.save({"meta": meta, "state_dict": state} if wrapped else state, tmp_path / "iter.pth")
     loaded = seg.load_checkpoint(tmp_path / "iter.pth")
     assert loaded.config == dataclasses.replace(config, norm_eps=1e-6, pos_mode="bicubic")
     assert (loaded.info.source, loaded.info.ignored) == ("mmseg", tuple(unused))
+    assert loaded.info.classes == tuple((f"class {i}", (i, 2, 255)) for i in range(config.n_cls) if wrapped)
     x = image(config)
     with torch.no_grad():
         close(loaded.forward_scores(x).permute(0, 3, 1, 2), twin(x))
