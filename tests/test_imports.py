@@ -15,7 +15,7 @@ SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
 LAYERS = ["errors", "files", "_version", "ops", "graph", "registers", "prove", "strict_json"]
-LAYERS += ["store", "executor", "kernels", "plan", "image", "models"]
+LAYERS += ["store", "executor", "kernels", "plan", "palettes", "image", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
 
