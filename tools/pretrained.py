@@ -1,7 +1,7 @@
-"""A Segmenter whose encoder is a pretrained classifier: a ViT or DeiT checkpoint in timm's names, decoder fresh.
+"""A Segmenter with a pretrained encoder, a ViT or DeiT in timm's names or another Segmenter's, and a fresh decoder.
 
-The tensors say width, depth, patch and training size; `config.json` beside them (timm's) says how pixels enter. What
-neither says is assumed and noted: a head for every 64 channels, the normalization that goes with the family.
+The tensors say width, depth, patch and training size; `config.json` (timm's) or variant.yml beside them how pixels
+enter. What nothing says is assumed and noted: a head for every 64 channels, the normalization of the family.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ def segmenter_from(
 
     window         pixels, (rows, columns); the encoder's training size where None
     stride         between windows; the window where None
-    normalization  overrides what config.json says
+    normalization  overrides what config.json or variant.yml says
     Raises CheckpointError. `model.info` lists the parameters left aside and the values assumed.
     """
     notes: list[str] = []
     state = {f"encoder.{name}": value for name, value in _tensors(file).items()}
     ignored = tuple(name for name in state if segmenter.UNUSED.fullmatch(name))
     state = {name: value.float() for name, value in state.items() if name not in ignored}
-    fields = segmenter._encoder_fields(state, segmenter.Variant.read(None), file, notes)
+    folder = file if file.is_dir() else file.parent
+    variant = folder / "variant.yml"
+    stated = segmenter.Variant.read(variant if variant.is_file() else None)
+    fields = segmenter._encoder_fields(state, stated, file, notes)
     trained, patch, width = fields.pop("image_size"), fields["patch"], fields["d_model"]
     window = window or trained
     config = SegmenterConfig(
@@ -49,7 +52,9 @@ def segmenter_from(
         dec_layers=2,
         dec_heads=fields["n_heads"],
         dec_mlp_dim=4 * width,
-        normalization=normalization or _normalization(file, fields["distilled"], notes),
+        normalization=normalization
+        or stated.net.get("normalization")
+        or _normalization(folder, fields["distilled"], notes),
         **fields,
     )
     old = (trained[0] // patch, trained[1] // patch)
@@ -84,7 +89,7 @@ def _decoder(model: Segmenter, seed: int) -> dict[str, Tensor]:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or PyTorch file, under timm's names."""
+    """The encoder in a .safetensors or PyTorch file, under timm's names: without the prefix that a Segmenter has."""
     file = next(iter(sorted(file.glob("*.safetensors")) + sorted(file.glob("*.pth"))), file) if file.is_dir() else file
     if file.suffix == ".safetensors":
         try:
@@ -97,17 +102,20 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     if isinstance(raw, dict):
         state = next((raw[key] for key in ("model", "state_dict") if isinstance(raw.get(key), dict)), raw)
     names = [str(name) for name in state] if isinstance(state, dict) else [type(state).__name__]
+    if isinstance(state, dict) and any(name.startswith("encoder.") for name in names):
+        found = [(str(name), value) for name, value in state.items()]
+        state = {name.removeprefix("encoder."): value for name, value in found if name.startswith("encoder.")}
     if not isinstance(state, dict) or "blocks.0.attn.qkv.weight" not in state:
         raise CheckpointError(
             f"{file}: holds {segmenter._few(names)}, expected a ViT or DeiT in timm's names "
-            "(blocks.0.attn.qkv.weight, ...); for a Segmenter's checkpoint use --from"
+            "(blocks.0.attn.qkv.weight, ...), or a Segmenter"
         )
     return {str(name): value for name, value in state.items()}
 
 
-def _normalization(file: Path, distilled: bool, notes: list[str]) -> Normalization:
+def _normalization(folder: Path, distilled: bool, notes: list[str]) -> Normalization:
     """The name in STATS of the mean and std that config.json states; without one what the family usually has."""
-    path = (file if file.is_dir() else file.parent) / "config.json"
+    path = folder / "config.json"
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         section = raw.get("pretrained_cfg", raw)

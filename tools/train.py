@@ -58,12 +58,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", choices=sorted(segmenter.SIZES), help="size of the model (default: --from's, or tiny)")
     p.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from these parameters")
     p.add_argument(
-        "--encoder", type=Path, metavar="FILE", help="start from this ViT or DeiT (timm's names) and a fresh decoder"
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="start from this ViT, DeiT (timm's names) or Segmenter and a fresh decoder",
     )
     p.add_argument(
         "--normalization",
         choices=sorted(segmenter.STATS),
-        help="how pixels enter --encoder (default: what config.json beside it says)",
+        help="how pixels enter --encoder (default: what config.json or variant.yml beside it says)",
     )
     p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
     p.add_argument("--patch", type=int, default=16)

@@ -270,8 +270,18 @@ def test_the_encoders_own_normalization_or_a_word(data: Path, tmp_path: Path) ->
     (file.parent / "config.json").unlink()
     assert any("normalization = vit" in note for note in pretrained.segmenter_from(file, 7).info.notes)
     assert pretrained.segmenter_from(file, 7, normalization="deit").config.normalization == "deit"
-    with pytest.raises(segmenter.CheckpointError, match="use --from"):
-        pretrained.segmenter_from(data / "checkpoint" / "checkpoint.pth", 7)
+    torch.save({"model": {"blocks": torch.ones(1)}}, tmp_path / "odd.pth")
+    with pytest.raises(segmenter.CheckpointError, match=r"odd\.pth: holds blocks, expected a ViT"):
+        pretrained.segmenter_from(tmp_path / "odd.pth", 7)
+
+
+def test_another_segmenters_encoder(data: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, normalization="deit")
+    first = segmenter.random_segmenter(config, 3)
+    segmenter.save_checkpoint(first, tmp_path)
+    model = pretrained.segmenter_from(tmp_path / "checkpoint.pth", 7)
+    assert (model.config.n_cls, model.config.normalization, model.config.n_heads) == (7, "deit", config.n_heads)
+    assert torch.equal(model.encoder.pos_embed, first.encoder.pos_embed)
 
 
 def test_blocks_learn_slower_towards_the_image(tmp_path: Path) -> None:
