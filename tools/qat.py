@@ -12,12 +12,11 @@ the same bits as the twin in eval mode.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 import training
 from calibrate import calibrate
 from classes import for_model
@@ -27,12 +26,10 @@ from export import export
 from fakequant import RECIPES, FakeQuantSegmenter
 from segmenter import CheckpointError, load_checkpoint
 from torch import Tensor, nn
-from train import add_common, fail, layout_from, settings_from, val_pairs
+from train import add_common, fail, layout_from, settings_from, val_miou, val_pairs
 
-from intseg import evaluate, store
-from intseg import image as pictures
+from intseg import store
 from intseg.errors import IntsegError
-from intseg.graph import ModelInfo
 
 MOMENTUM = 0.01
 
@@ -67,23 +64,6 @@ def twin_scores(model: nn.Module, images: Tensor) -> Tensor:
     return real
 
 
-def twin_miou(
-    twin: nn.Module, info: ModelInfo, pairs: Sequence[evaluate.Pair], layout: evaluate.Layout, device: str
-) -> float:
-    """mIoU in percent of the twin's integers, through the windows of the engine."""
-    assert isinstance(twin, FakeQuantSegmenter)
-    count = twin.config.n_cls
-    total = np.zeros((count, count), np.int64)
-    ignore = None if layout.ignore is None else layout.ignore - layout.offset
-    for pair in pairs:
-        rgb = pictures.decode(pair.image, info.pad).rgb
-        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)])).to(device)
-        truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
-        labels = twin_labels(twin, batch, (rgb.shape[0], rgb.shape[1]), info)
-        total += evaluate.confusion(truth, labels, count, ignore)
-    return evaluate.metrics(total).miou
-
-
 def _train(args: argparse.Namespace) -> None:
     layout = layout_from(args)
     model = load_checkpoint(args.checkpoint)
@@ -110,7 +90,7 @@ def _train(args: argparse.Namespace) -> None:
         assert isinstance(averaged, FakeQuantSegmenter)
         store.save(export(averaged, info), args.output / "model.safetensors")
         save_twin(averaged, args.output / "twin.pth")
-        return twin_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+        return val_miou(functools.partial(twin_labels, averaged), info, pairs, layout, args.device)
 
     trainer.run(args.every, measure)
     print(f"{args.output / 'model.safetensors'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import classes
@@ -25,7 +26,7 @@ import torch
 import training
 from calibrate import normalise
 from convert import model_info, recipe_for
-from evaluate import float_labels
+from evaluate import Labels, float_labels
 from torch import Tensor, nn
 
 from intseg import evaluate, palettes
@@ -141,20 +142,25 @@ def float_scores(model: nn.Module, images: Tensor) -> Tensor:
     return model.forward_scores(normalise(images, model.config))
 
 
-def float_miou(
-    model: nn.Module, info: ModelInfo, pairs: Sequence[evaluate.Pair], layout: evaluate.Layout, device: str
+def val_miou(
+    predict: Callable[[Tensor, tuple[int, int], ModelInfo], Labels],
+    info: ModelInfo,
+    pairs: Sequence[evaluate.Pair],
+    layout: evaluate.Layout,
+    device: str,
 ) -> float:
-    """mIoU in percent, through the windows of the engine."""
-    assert isinstance(model, segmenter.Segmenter)
-    count = model.config.n_cls
+    """mIoU in percent, through the windows of the engine; NaN without pairs.
+
+    predict  (windows uint8 [B, H, W, 3], size of the image, info) -> labels of the image
+    """
+    count = len(info.classes)
     total = np.zeros((count, count), np.int64)
     ignore = None if layout.ignore is None else layout.ignore - layout.offset
     for pair in pairs:
         rgb = pictures.decode(pair.image, info.pad).rgb
         batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)])).to(device)
-        labels = float_labels(model, batch, (rgb.shape[0], rgb.shape[1]), info, "bilinear")
         truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
-        total += evaluate.confusion(truth, labels, count, ignore)
+        total += evaluate.confusion(truth, predict(batch, (rgb.shape[0], rgb.shape[1]), info), count, ignore)
     return evaluate.metrics(total).miou
 
 
@@ -223,7 +229,8 @@ def _train(args: argparse.Namespace) -> None:
     def measure(averaged: nn.Module) -> float:
         """Keep the average that is best on val; without val the last."""
         assert isinstance(averaged, segmenter.Segmenter)
-        score = float_miou(averaged, info, pairs, layout, args.device) if pairs else float("nan")
+        predict = functools.partial(float_labels, averaged, upsample="bilinear")
+        score = val_miou(predict, info, pairs, layout, args.device)
         if not pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
             segmenter.save_checkpoint(averaged, args.output, dataset)
         return score

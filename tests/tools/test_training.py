@@ -300,7 +300,7 @@ def test_blocks_learn_slower_towards_the_image(tmp_path: Path) -> None:
 
 def test_the_best_average_is_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([30.0, 50.0, 40.0])
-    monkeypatch.setattr(train, "float_miou", lambda *args: next(scores))
+    monkeypatch.setattr(train, "val_miou", lambda *args: next(scores))
     average: dict[int, torch.Tensor] = {}
     save = training.Trainer.save
 
