@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg import backends, models, store, strict_json
-from intseg import image as pictures
 from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
+from intseg.images import decode as pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -144,7 +144,7 @@ class Result:
         """The labels as the bytes of a PNG file: indexed, with the palette; 16-bit grayscale for values above 255.
 
         palette  other colours than the model's, one per class
-        values   uint16 [C]: stored in place of the class indices (`intseg.image.stored_values`)
+        values   uint16 [C]: stored in place of the class indices (`intseg.images.decode.stored_values`)
         """
         labels, colours = self.labels, tuple(palette or self.palette)
         if values is not None:

@@ -60,7 +60,7 @@ def table(name: str) -> Mapping[str, Run]:
     """The op table of a backend, as `executor.execute` takes it. Every entry equals the definition, unfused."""
     if resolve(name) == "numpy":
         return RUN
-    from intseg import plan
+    from intseg.plan import plan
 
     return plan.table()
 
@@ -74,7 +74,7 @@ def compile(graph: Graph, backend: str, threads: int | None = None) -> Forward:
     """
     if resolve(backend) == "numpy":
         return functools.partial(_run_numpy, graph)
-    from intseg.plan import Plan
+    from intseg.plan.plan import Plan
 
     return Plan(graph, threads)
 
@@ -99,7 +99,7 @@ def class_map(
         return np.ascontiguousarray(labels[:height, :width])
     if resolve(backend) == "numpy":
         return _bilinear_labels(scores, patch, height, width)
-    from intseg.plan import bilinear_labels
+    from intseg.plan.plan import bilinear_labels
 
     return bilinear_labels(scores, patch, height, width, threads)
 
@@ -118,6 +118,6 @@ def _bilinear_labels(scores: Array, patch: int, height: int, width: int) -> Arra
 def warmup() -> None:
     """Compile every kernel and store it in the cache, so that no later run has to."""
     resolve("numba")
-    from intseg.plan import compile_all
+    from intseg.plan.plan import compile_all
 
     compile_all()

@@ -1,8 +1,9 @@
 """The overflow certificate: bounds of every register of a graph, for every image, by interval analysis (SPEC.md 3.1).
 
 A bound follows from the interval of an op's inputs, the tensors and the attributes; nothing is run. It holds for the
-definition (intseg/ops), for the registers of a trace (intseg/registers.py) and for sums that only kernels hold: partial
-sums in any order, with the +128 of unsigned dot products, in lanes of 16 and 32 bits. Loading a model proves it.
+definition (intseg/ops), for the registers of a trace (workbench/registers.py) and for sums that only kernels hold:
+partial sums in any order, with the +128 of unsigned dot products, in lanes of 16 and 32 bits. Loading a model proves
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from intseg.ops import RUN, Array
 from intseg.ops._arith import INT_RANGE
 from intseg.ops.gelu import times_1_6875
 from intseg.ops.shiftmax import probability_row_sum
-from intseg.registers import REGISTERS, steps
+from intseg.workbench.registers import REGISTERS, steps
 
 WINDOWS, LABELS = "(windows)", "(labels)"
 """What follows the graph (SPEC.md 7), under names that no node can have."""
@@ -584,7 +585,7 @@ def _most_windows(window: int, stride: int) -> int:
 
 def _merged(info: ModelInfo, value: int) -> Array:
     """Merged scores of windows that all hold one value, of the image size with the most kinds of overlap."""
-    from intseg import image
+    from intseg.images import decode as image
 
     def kinds(size: int, axis: int) -> int:
         sizes = [*info.window]

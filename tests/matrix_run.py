@@ -26,7 +26,7 @@ FLOAT = re.compile(
 
 
 def load_bench() -> Any:
-    path = Path(__file__).resolve().parent.parent / "tools" / "bench.py"
+    path = Path(__file__).resolve().parent.parent / "tools" / "measure" / "bench.py"
     spec = importlib.util.spec_from_file_location("bench", path)
     assert spec is not None
     assert spec.loader is not None
@@ -53,7 +53,7 @@ def main(path: str) -> None:
         _isa.select.cache_clear()
     bench = load_bench()
     from intseg.kernels import _jit
-    from intseg.plan import Plan
+    from intseg.plan.plan import Plan
 
     shape = bench.Shape(64, 2, 1, image=112, classes=11, decoder_layers=1)
     digests: dict[str, dict[str, str]] = {"unfused": {}}

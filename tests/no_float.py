@@ -32,7 +32,7 @@ from intseg.ops import OPS
 ROOT = Path(__file__).parent.parent
 MODULES = [
     *(f"intseg.ops.{entry.name}" for entry in pkgutil.iter_modules(intseg.ops.__path__)),
-    *(f"intseg.{name}" for name in ("executor", "graph", "image", "backends", "api")),
+    *(f"intseg.{name}" for name in ("executor", "graph", "images.decode", "backends", "api")),
 ]
 """Where the definition is, from uint8 pixels to labels."""
 

@@ -41,7 +41,7 @@ def test_the_pictures_are_what_the_ops_draw(make_docs: ModuleType) -> None:
     for name in make_docs.PICTURES:
         ElementTree.parse(DOCS / name)
         assert f"({name})" in TEXT
-    # Those of the results are drawn and compared by tools/report.py.
+    # Those of the results are drawn and compared by tools/measure/report.py.
     files = [file.name for file in (DOCS / "pictures").iterdir() if not file.name.startswith("results_")]
     assert {f"pictures/{name}" for name in files} == set(make_docs.PICTURES)
 
@@ -61,7 +61,7 @@ def test_a_changed_picture_is_noticed(
 
 def test_the_references_name_every_command_and_function(make_docs: ModuleType) -> None:
     import intseg
-    from intseg import cli
+    from intseg.cli import main as cli
 
     pages = make_docs.cli_page(), make_docs.api_page()
     assert all(f"## intseg {command.name}\n" in pages[0] for command in cli.COMMANDS)

@@ -19,7 +19,9 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import batch, cli, store
+from intseg import store
+from intseg.batch import infer as batch
+from intseg.cli import main as cli
 from intseg.errors import InputError, MismatchError, UsageError
 
 Capture = pytest.CaptureFixture[str]

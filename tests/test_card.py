@@ -12,7 +12,9 @@ import pytest
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import api, backends, card, cli, doctor, store
+from intseg import api, backends, store
+from intseg.cli import main as cli
+from intseg.reports import card, doctor
 
 Capture = pytest.CaptureFixture[str]
 HOSTILE = ("a|b", "<script>", "`x`\n---\nlicense: none", '"quoted"', "[link](x)")

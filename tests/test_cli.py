@@ -18,7 +18,10 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import backends, cli, completion, evaluate, models, store
+from intseg import backends, models, store
+from intseg.batch import evaluate
+from intseg.cli import completion
+from intseg.cli import main as cli
 
 ENVIRONMENT = os.environ | {"INTSEG_DEBUG": ""}
 Capture = pytest.CaptureFixture[str]

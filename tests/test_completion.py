@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from intseg import cli
+from intseg.cli import main as cli
 
 pty = pytest.importorskip("pty")
 

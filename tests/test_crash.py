@@ -1,4 +1,4 @@
-"""What a killed process, a full disk and a read-only folder leave; tools/crash.py does the same at length."""
+"""What a killed process, a full disk and a read-only folder leave; tests/trust/crash.py does the same at length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from intseg import cli, files
+from intseg import files
+from intseg.cli import main as cli
 from intseg.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="kills process groups, loc
 
 @cache
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("crash", ROOT / "tools" / "crash.py")
+    spec = importlib.util.spec_from_file_location("crash", ROOT / "tests" / "trust" / "crash.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,38 +45,56 @@ ALLOWED = {
     ("intseg/files.py", "Replacement.__exit__", "os.replace(self._temporary, self.path)"): "the rename of every writer",
     ("intseg/files.py", "new_folder", "open(os.path.join(place, name), 'rb+')"): "flushes, writes nothing",
     ("intseg/files.py", "new_folder", "os.replace(temporary, path)"): "the rename of every folder",
-    ("intseg/batch.py", "Journal.open", "self.path.open('ab' if keep else 'wb', buffering=0)"): (
+    ("intseg/batch/infer.py", "Journal.open", "self.path.open('ab' if keep else 'wb', buffering=0)"): (
         "the journal grows by a line an image; a torn last line is cut off, a line not as it was written is not used"
     ),
-    ("intseg/batch.py", "Journal._cut_broken_line", "os.truncate(self.path, data.rfind(b'\\n') + 1)"): "see above",
-    ("intseg/evaluate.py", "_Journal.__enter__", "self.path.open('ab', buffering=0)"): "as in intseg/batch.py",
-    ("intseg/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
-    ("intseg/card.py", "write", "(made / name).write_bytes(data)"): "inside files.new_folder",
-    ("intseg/vectors.py", "write_pack", "(made / name).write_bytes(data)"): "inside files.new_folder",
-    ("intseg/dump.py", "_write_tensors", "(target / path).write_bytes(_encode(name, array, kind, options))"): (
-        "inside files.new_folder"
-    ),
-    ("intseg/dump.py", "_write_tensors", "(target / 'tensors.npz').open('wb')"): "inside files.new_folder",
-    ("intseg/dump.py", "_write_tensors", "np.savez(out, allow_pickle=False, **arrays)"): "inside files.new_folder",
     (
-        "intseg/dump.py",
+        "intseg/batch/infer.py",
+        "Journal._cut_broken_line",
+        "os.truncate(self.path, data.rfind(b'\\n') + 1)",
+    ): "see above",
+    (
+        "intseg/batch/evaluate.py",
+        "_Journal.__enter__",
+        "self.path.open('ab', buffering=0)",
+    ): "as in intseg/batch/infer.py",
+    ("intseg/batch/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
+    ("intseg/reports/card.py", "write", "(made / name).write_bytes(data)"): "inside files.new_folder",
+    ("intseg/conformance/vectors.py", "write_pack", "(made / name).write_bytes(data)"): "inside files.new_folder",
+    (
+        "intseg/workbench/dump.py",
+        "_write_tensors",
+        "(target / path).write_bytes(_encode(name, array, kind, options))",
+    ): ("inside files.new_folder"),
+    ("intseg/workbench/dump.py", "_write_tensors", "(target / 'tensors.npz').open('wb')"): "inside files.new_folder",
+    (
+        "intseg/workbench/dump.py",
+        "_write_tensors",
+        "np.savez(out, allow_pickle=False, **arrays)",
+    ): "inside files.new_folder",
+    (
+        "intseg/workbench/dump.py",
         "_write_tensors",
         "(target / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=False) + '\\n', encoding='ascii')",
     ): "inside files.new_folder",
     (
-        "intseg/dump.py",
+        "intseg/workbench/dump.py",
         "_encode",
         "np.save(buffer, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)",
     ): ("to memory"),
-    ("intseg/truth_table.py", "encode", "np.savez(buffer, allow_pickle=False, **dict(table.columns))"): "to memory",
     (
-        "intseg/image.py",
+        "intseg/conformance/truth_table.py",
+        "encode",
+        "np.savez(buffer, allow_pickle=False, **dict(table.columns))",
+    ): "to memory",
+    (
+        "intseg/images/decode.py",
         "encode",
         "image.save(file, kind, **{'quality': 92} if kind == 'JPEG' else {'compress_level': level})",
     ): ("to memory"),
-    ("intseg/diff.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
-    ("intseg/cli.py", "_infer_one", "result.save(labels_path, palette, values)"): "Result.save of intseg/api.py",
-    ("intseg/cli.py", "_discard_stdout", "os.open(os.devnull, os.O_WRONLY)"): "not a file",
+    ("intseg/workbench/diff.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
+    ("intseg/cli/main.py", "_infer_one", "result.save(labels_path, palette, values)"): "Result.save of intseg/api.py",
+    ("intseg/cli/main.py", "_discard_stdout", "os.open(os.devnull, os.O_WRONLY)"): "not a file",
     ("kernels/_jit.py", "_write_atomically", "tempfile.mkstemp(dir=path.parent, prefix='.', suffix='.tmp')"): (
         "kernels import nothing of intseg; renamed, and checked by digest instead of flushed"
     ),
@@ -146,8 +165,9 @@ def found_writes(file: str, source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def test_everything_is_written_by_intseg_files() -> None:
-    sources = [*(ROOT / "intseg").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
-    paths = {path.relative_to(ROOT).as_posix(): path for path in sources if "intseg/kernels" not in path.as_posix()}
+    own = [p for p in (ROOT / "intseg").rglob("*.py") if not {"kernels", "tools"} & set(p.parts)]
+    sources = [*own, *(ROOT / "kernels").glob("*.py")]
+    paths = {path.relative_to(ROOT).as_posix(): path for path in sources}
     found = {call for name, path in paths.items() for call in found_writes(name, path.read_text(encoding="utf-8"))}
     assert found == set(ALLOWED)
 
@@ -173,7 +193,7 @@ TO_MEMORY |= {("make_scenes.py", "Image.fromarray(pixels).save"), ("make_golden.
 def test_tools_that_write_results_write_by_intseg_files() -> None:
     found = {
         (name, call.split("(", 1)[0] if "fromarray" not in call else "Image.fromarray(pixels).save")
-        for path in (ROOT / "tools").glob("*.py")
+        for path in [*(ROOT / "tools").rglob("*.py"), *(ROOT / "tests" / "trust").glob("*.py")]
         for name, _, call in found_writes(path.name, path.read_text(encoding="utf-8"))
         if path.name not in BY_HAND
     }
@@ -344,7 +364,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of tools/crash.py with inputs of three images."""
+    """The folder of tests/trust/crash.py with inputs of three images."""
     crash = tool()
     make = crash.make_inputs
     crash.make_inputs = lambda folder: make(folder, 3, 50, 60)

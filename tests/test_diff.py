@@ -20,15 +20,18 @@ import pytest
 import safetensors.numpy
 from tiny_model import tiny_graph
 
-from intseg import api, cli, diff, dump, store, traces
-from intseg import image as pictures
-from intseg.diff import Settings
+from intseg import api, store
+from intseg.cli import main as cli
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.executor import execute
 from intseg.graph import Graph, Node
-from intseg.hypotheses import Case, Hypothesis, catalogue, combine, explain
+from intseg.images import decode as pictures
 from intseg.ops import RUN
-from intseg.registers import DEFINITION, Variant
+from intseg.workbench import diff, dump
+from intseg.workbench import trace as traces
+from intseg.workbench.diff import Settings
+from intseg.workbench.hypotheses import Case, Hypothesis, catalogue, combine, explain
+from intseg.workbench.registers import DEFINITION, Variant
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Array = np.ndarray

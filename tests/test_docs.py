@@ -20,8 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE_DATA = """\
-import sys; sys.path.insert(0, "tools")
-import make_scenes, segmenter
+from intseg.tools import make_scenes
+from intseg.tools.twin import segmenter
 from pathlib import Path
 from PIL import Image
 config = segmenter.SegmenterConfig(
@@ -141,7 +141,7 @@ def commands() -> list[tuple[str, str]]:
 def test_programs_take_the_options_that_pages_give_them(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)
     if Path(words[0]).name == "intseg":
-        from intseg import cli
+        from intseg.cli import main as cli
 
         cli._parser().parse_args(words[1:])
         return

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import intseg
-from intseg import backends, cli, doctor, models
+from intseg import backends, models
+from intseg.cli import main as cli
+from intseg.reports import doctor
 
 Capture = pytest.CaptureFixture[str]
 PATTERN = "1a0f100eb66c59ab3ea312d18f3305d9dc53f0c6216961891366c1c87bfdc9b7"

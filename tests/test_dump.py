@@ -13,10 +13,10 @@ from compare import assert_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intseg import dump
-from intseg.dump import FORMATS, PACKED, Options
 from intseg.errors import InputError, UsageError
-from intseg.traces import TensorFile, Writer
+from intseg.workbench import dump
+from intseg.workbench.dump import FORMATS, PACKED, Options
+from intseg.workbench.trace import TensorFile, Writer
 
 LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "uint16", "int32", "int64")}
 

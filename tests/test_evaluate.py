@@ -20,7 +20,9 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import cli, evaluate, store, workers
+from intseg import store
+from intseg.batch import evaluate, workers
+from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 
 Capture = pytest.CaptureFixture[str]

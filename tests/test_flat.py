@@ -11,7 +11,9 @@ import graphs
 import numpy as np
 import pytest
 
-from intseg import cli, flat, store
+from intseg import store
+from intseg.cli import main as cli
+from intseg.conformance import flat
 from intseg.errors import InputError, ModelError
 from intseg.ops import OPS
 

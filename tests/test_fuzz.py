@@ -1,4 +1,4 @@
-"""tools/fuzz.py: spoiled files by the thousand leave nothing but IntsegErrors, and planted bugs are found."""
+"""tests/trust/fuzz.py: spoiled files by the thousand leave nothing but IntsegErrors, and planted bugs are found."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ import pytest
 from graphs import tiny, with_info, with_node
 from PIL import Image
 
-from intseg import api, batch, card, cli, diff, dump, evaluate, store, strict_json, traces, verify
-from intseg import image as pictures
+from intseg import api, store, strict_json
+from intseg.batch import evaluate
+from intseg.batch import infer as batch
+from intseg.cli import main as cli
+from intseg.conformance import verify
 from intseg.errors import MAX_MESSAGE, InputError, IntsegError, ModelError
 from intseg.graph import MAX_NODES, Node, validate
+from intseg.images import decode as pictures
+from intseg.reports import card
+from intseg.workbench import diff, dump
+from intseg.workbench import trace as traces
 
 ROOT = Path(__file__).parent.parent
-FUZZ = ROOT / "tools" / "fuzz.py"
+FUZZ = ROOT / "tests" / "trust" / "fuzz.py"
 
 
 @cache
 def hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tools" / "hostile.py")
+    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tests" / "trust" / "hostile.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import intseg
 from intseg import api, backends
-from intseg import image as pictures
 from intseg.executor import execute
 from intseg.graph import Node
+from intseg.images import decode as pictures
 from intseg.ops import OPS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

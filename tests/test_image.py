@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_model import tiny_info
 
-from intseg import image as pictures
 from intseg import palettes
 from intseg.errors import InputError, UsageError
+from intseg.images import decode as pictures
 
 BACKGROUND = (10, 20, 30)
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import intseg
-from intseg import api, cli, drawing, inspect_model, store
+from intseg import api, store
+from intseg.cli import main as cli
 from intseg.errors import UsageError
 from intseg.executor import execute
 from intseg.graph import IMAGE
 from intseg.ops import RUN
+from intseg.reports import graph_drawing as drawing
+from intseg.reports import inspect as inspect_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "golden" / "models" / "intseg.safetensors"

@@ -45,9 +45,9 @@ FAST_OPS = (
 
 
 def load_bench() -> Any:
-    """tools/bench.py, for its random graphs."""
+    """tools/measure/bench.py, for its random graphs."""
     if "bench" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bench", TOOLS / "bench.py")
+        spec = importlib.util.spec_from_file_location("bench", TOOLS / "measure" / "bench.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -137,7 +137,7 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     """(fused, definition) of one attention on int8 [T, 3 heads d]."""
     from intseg.kernels import _isa, attention
     from intseg.kernels._tile import lane_order
-    from intseg.plan import _SOFTMAX
+    from intseg.plan.plan import _SOFTMAX
 
     op = "softmax2" if "a1" in attrs else "shiftmax"
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3 // heads
@@ -259,7 +259,7 @@ def test_fused_and_unfused_equal_the_definition_at_every_node(kind: str) -> None
     execute(
         graph, image, backends.table("numba"), lambda node, value: assert_equal(value, expected[node.name], node.name)
     )
-    from intseg.plan import Plan
+    from intseg.plan.plan import Plan
 
     for threads in (1, 2, 3):
         plan, seen = Plan(graph, threads), set()
@@ -276,7 +276,7 @@ def test_fused_and_unfused_equal_the_definition_at_every_node(kind: str) -> None
 
 
 def test_attention_is_fused_and_a_block_waits_once() -> None:
-    from intseg.plan import Plan
+    from intseg.plan.plan import Plan
 
     graph, _ = make()
     more, _ = make(layers=5)
@@ -327,7 +327,7 @@ def test_a_forked_child_runs_with_threads() -> None:
 
 
 def test_an_error_in_a_task_reaches_the_caller() -> None:
-    from intseg.plan import run_parallel
+    from intseg.plan.plan import run_parallel
 
     def fail() -> None:
         raise ValueError("here")

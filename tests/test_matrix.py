@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 from llvmlite import binding, ir
 from numba.core.registry import cpu_target
 
-import intseg.plan  # noqa: F401 - registers every kernel
+import intseg.plan.plan  # noqa: F401 - registers every kernel
 from intseg.kernels import _isa, _jit, _tile
 
 RUN = Path(__file__).with_name("matrix_run.py")

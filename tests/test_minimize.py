@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from strategies import CASES
 from tiny_model import tiny_graph
 
-from intseg import api, cli, diff, minimize, store, traces
+from intseg import api, store
+from intseg.cli import main as cli
 from intseg.executor import execute
-from intseg.hypotheses import Case
 from intseg.ops import OPS, RUN, Value
-from intseg.registers import Variant
+from intseg.workbench import diff, minimize
+from intseg.workbench import trace as traces
+from intseg.workbench.hypotheses import Case
+from intseg.workbench.registers import Variant
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -1,4 +1,4 @@
-"""tools/mutate.py: an unmutated copy passes, mutants are killed, and the list of equivalents is up to date."""
+"""tests/trust/mutate.py: an unmutated copy passes, mutants are killed, and the list of equivalents is up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @cache
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
+    spec = importlib.util.spec_from_file_location("mutate", ROOT / "tests" / "trust" / "mutate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -47,10 +47,12 @@ def test_the_sdist_is_the_checkout(built: tuple[Path, Path]) -> None:
     for name in ("LICENSE", "README.md", "SPEC.md", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", "check"):
         assert (folder / name).is_file(), name
     assert os.access(folder / "check", os.X_OK)
-    for name in ("intseg", "intseg/ops", "kernels", "tests", "tests/tools", "tools"):
+    folders = ("intseg", "intseg/ops", "intseg/cli", "kernels", "tests", "tests/tools", "tests/trust")
+    for name in (*folders, "tools", "tools/twin", "tools/measure"):
         assert modules(folder / name) == modules(ROOT / name), name
     assert {file.name for file in (folder / "docs").iterdir()} == {file.name for file in (ROOT / "docs").iterdir()}
     assert not (folder / "intseg" / "kernels").exists()
+    assert not (folder / "intseg" / "tools").exists()
     assert not list(folder.rglob("__pycache__"))
 
 
@@ -71,7 +73,8 @@ def test_the_wheel_works_away_from_the_checkout(built: tuple[Path, Path], tmp_pa
     shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     script = (
-        "import sys; sys.path.insert(0, 'site'); import intseg; from intseg import cli; print(intseg.__file__); "
+        "import sys; sys.path.insert(0, 'site'); import intseg; from intseg.cli import main as cli; "
+        "print(intseg.__file__); "
         "sys.exit(cli.main(['infer', 'small.png', '--backend', 'numpy']))"
     )
     command = [sys.executable, "-c", script]

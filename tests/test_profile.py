@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 import intseg
-from intseg import api, backends, cli, inspect_model, profiling
+from intseg import api, backends
+from intseg.cli import main as cli
 from intseg.errors import MismatchError
+from intseg.reports import inspect as inspect_model
+from intseg.reports import profile as profiling
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "golden" / "models" / "intseg.safetensors"

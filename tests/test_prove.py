@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from strategies import CASES, Case
 from tiny_model import tiny_graph
 
-from intseg import cli, image, models, prove, prove_report, store
+from intseg import models, prove, store
+from intseg.cli import main as cli
 from intseg.errors import IntsegError, ModelError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node, validate
+from intseg.images import decode as image
 from intseg.ops import OPS, RUN, Value
 from intseg.prove import Interval, NodeProof, Register
-from intseg.registers import REGISTERS, steps
+from intseg.reports import certificate as prove_report
+from intseg.workbench.registers import REGISTERS, steps
 
 ROOT = Path(__file__).parent.parent
 MODELS = [*sorted((ROOT / "golden" / "models").glob("*.safetensors")), *(models.path(name) for name in models.names())]

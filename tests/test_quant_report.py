@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 from tiny_model import tiny_graph
 
-from intseg import api, cli, quant_report, real, store
-from intseg import image as pictures
+from intseg import api, store
+from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
+from intseg.exam import real
 from intseg.graph import Graph
+from intseg.images import decode as pictures
 from intseg.ops import RUN
-from intseg.quant_report import Labelling, Source, Variant
+from intseg.reports import quantization as quant_report
+from intseg.reports.quantization import Labelling, Source, Variant
 
 Capture = pytest.CaptureFixture[str]
 

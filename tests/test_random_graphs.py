@@ -19,7 +19,7 @@ from intseg.graph import validate
 from intseg.ops import OPS
 
 pytest.importorskip("numba")
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+TOOLS = Path(__file__).resolve().parent / "trust"
 COUNTS = 140, 60
 
 
@@ -53,7 +53,7 @@ def test_all_modes_give_the_same_bits(known: list[Any]) -> None:
 
 
 def test_graphs_cover_every_op_and_pattern(known: list[Any]) -> None:
-    from intseg.plan import Plan
+    from intseg.plan.plan import Plan
 
     graphs = [case.graph for case, _ in known]
     assert {node.op for graph in graphs for node in graph.nodes} == set(OPS)

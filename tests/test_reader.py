@@ -14,10 +14,10 @@ import graphs
 import numpy as np
 import pytest
 
-from intseg import flat
+from intseg.conformance import flat
 from intseg.graph import Graph
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).parent / "trust"))
 
 import compare_reader
 from compare_reader import Job

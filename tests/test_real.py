@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intseg import api, real
-from intseg import image as pictures
+from intseg import api
+from intseg.exam import real
+from intseg.images import decode as pictures
 from intseg.ops import OPS, RUN
 from intseg.ops._arith import INT_RANGE
-from intseg.traces import scales
+from intseg.workbench.trace import scales
 
 PACKAGE = Path(__file__).parent.parent / "intseg"
 RANDOM = np.random.default_rng(5)
@@ -40,7 +41,7 @@ def test_only_the_report_imports_it() -> None:
             if isinstance(item, ast.Import | ast.ImportFrom):
                 names = [f"{getattr(item, 'module', '')}.{alias.name}" for alias in item.names]
                 names.append(str(getattr(item, "module", "")))
-                if any(name.endswith("intseg.real") or name in ("real", ".real") for name in names):
+                if any(name.endswith("intseg.exam.real") or name in ("real", ".real") for name in names):
                     found.add(path.name)
     assert found == {"quant_report.py"}
 

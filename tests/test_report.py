@@ -18,7 +18,9 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import api, cli, report, store
+from intseg import api, store
+from intseg.cli import main as cli
+from intseg.reports import page as report
 
 HOSTILE = (
     '<script>document.title="x"</script>',
@@ -331,7 +333,7 @@ def test_the_numbers_open_with_a_key(shown: browser.Browser) -> None:
 
 @in_browser
 def test_the_drawing_of_a_graph_opens(chromium: browser.Browser, tmp_path: Path) -> None:
-    from intseg import inspect_model
+    from intseg.reports import inspect as inspect_model
 
     path = tmp_path / "graph.svg"
     path.write_text(inspect_model.svg(intseg.load()), encoding="utf-8")

@@ -16,10 +16,13 @@ from strategies import CASES
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import api, cli, registers, store, traces
+from intseg import api, store
+from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 from intseg.ops import OPS, RUN
-from intseg.traces import TensorFile, Writer
+from intseg.workbench import registers
+from intseg.workbench import trace as traces
+from intseg.workbench.trace import TensorFile, Writer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from compare import assert_equal
 
-from intseg import cli, truth_table
+from intseg.cli import main as cli
+from intseg.conformance import truth_table
+from intseg.conformance.truth_table import Table
 from intseg.errors import InputError, UsageError
 from intseg.ops import RUN, _arith
-from intseg.truth_table import Table
 
 ROOT = Path(__file__).parent.parent
 GELU = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8, "mult": 1, "shift": 7}

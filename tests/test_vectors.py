@@ -15,8 +15,10 @@ import pytest
 import safetensors.numpy
 from compare import assert_equal
 
-from intseg import api, backends, cli, coverage, store, vectors
-from intseg.coverage import BRANCHES, Call
+from intseg import api, backends, store
+from intseg.cli import main as cli
+from intseg.conformance import coverage, vectors
+from intseg.conformance.coverage import BRANCHES, Call
 from intseg.errors import InputError, MismatchError
 from intseg.executor import execute
 from intseg.ops import OPS, RUN, Value

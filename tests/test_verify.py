@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from intseg import api, backends, cli, models, vectors, verify
+from intseg import api, backends, models
+from intseg.cli import main as cli
+from intseg.conformance import vectors, verify
 from intseg.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +90,9 @@ def test_self_test():
 
 def test_self_test_knows_the_bundled_models():
     missing = [name for name in models.names() if api.load(name).sha256[:16] not in verify.MODELS]
-    assert not missing, f"MODELS in intseg/verify.py lacks {missing}: print intseg.verify.references()[1]"
+    assert not missing, (
+        f"MODELS in intseg/conformance/verify.py lacks {missing}: print intseg.conformance.verify.references()[1]"
+    )
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_models")
 def test_references_are_those_of_the_definition():
     found, _ = verify.references()
-    assert found == verify.SELF_TEST, "print intseg.verify.references()[0] and replace SELF_TEST"
+    assert found == verify.SELF_TEST, "print intseg.conformance.verify.references()[0] and replace SELF_TEST"
 
 
 @pytest.mark.parametrize("folder", ["golden", "golden/ops", "."])

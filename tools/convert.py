@@ -16,21 +16,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import classes
 import numpy as np
 import torch
 import yaml
-from calibrate import calibrate, normalise, tapped
-from export import export
-from fakequant import RECIPES, FakeQuantSegmenter, Recipe
-from segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
 from torch import Tensor
 from tqdm import tqdm
 
-from intseg import image as pictures
 from intseg import palettes, store
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import ModelInfo
+from intseg.images import decode as pictures
+from intseg.tools.twin import classes
+from intseg.tools.twin.calibrate import calibrate, normalise, tapped
+from intseg.tools.twin.export import export
+from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
+from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 

@@ -17,23 +17,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import classes
 import numpy as np
 import torch
-from calibrate import calibrate, normalise
-from convert import dataset_of, find_images, model_info, recipe_for, windows
-from export import export
-from fakequant import RECIPES, FakeQuantSegmenter
 from numpy.typing import NDArray
-from segmenter import CheckpointError, Segmenter, load_checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from intseg import api, backends, evaluate, store
-from intseg import image as pictures
+from intseg import api, backends, store
+from intseg.batch import evaluate
 from intseg.errors import IntsegError
 from intseg.graph import ModelInfo
+from intseg.images import decode as pictures
+from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
+from intseg.tools.twin import classes
+from intseg.tools.twin.calibrate import calibrate, normalise
+from intseg.tools.twin.export import export
+from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
+from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
 
 Labels = NDArray[np.integer[Any]]
 
@@ -77,7 +78,7 @@ class Subject:
 def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo, upsample: str) -> Labels:
     """Labels [H, W] of the float model from all windows of an image: mean score per patch, upsampled, argmax.
 
-    batch   uint8 [B, H, W, 3], the windows in the order of `intseg.image.cut_windows`
+    batch   uint8 [B, H, W, 3], the windows in the order of `intseg.images.decode.cut_windows`
     """
     tiling, patch = pictures.tile(info, *size), info.patch
     with torch.no_grad():

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from intseg import cli
-from intseg.drawing import escape, number
+from intseg.cli import main as cli
 from intseg.files import write_atomically
-from intseg.image import starts
+from intseg.images.decode import starts
 from intseg.ops import RUN, _arith
+from intseg.reports.graph_drawing import escape, number
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -78,12 +78,12 @@ def _cell(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ API
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
-    "intseg.evaluate": ("evaluate", "find_pairs", "confusion", "metrics"),
-    "intseg.inspect_model": ("rows", "totals", "dot", "svg"),
-    "intseg.profiling": ("profile", "chrome_trace"),
-    "intseg.report": ("look", "page"),
-    "intseg.card": ("write", "Facts"),
-    "intseg.doctor": ("examine", "pattern", "digest"),
+    "intseg.batch.evaluate": ("evaluate", "find_pairs", "confusion", "metrics"),
+    "intseg.reports.inspect": ("rows", "totals", "dot", "svg"),
+    "intseg.reports.profile": ("profile", "chrome_trace"),
+    "intseg.reports.page": ("look", "page"),
+    "intseg.reports.card": ("write", "Facts"),
+    "intseg.reports.doctor": ("examine", "pattern", "digest"),
     "intseg.store": ("load", "save"),
     "intseg.graph": ("Graph", "Node", "ModelInfo", "validate"),
     "intseg.executor": ("execute",),

@@ -4,7 +4,7 @@
     python tools/make_golden.py             rewrite golden/; make_scenes.py draws images/street*.png
     python tools/make_golden.py --check     write it to a temporary folder instead and compare; status 1 on a difference
 
-Expected values come from the twin (tools/fakequant.py) and from the sums and labels written here with PyTorch; the
+Expected values come from the twin (tools/twin/model.py) and from the sums and labels written here with PyTorch; the
 engine that they judge computes none of them.
 
 The same bytes on every machine: parameters are integers times powers of two, drawn by Python's generator. Ranges are
@@ -30,21 +30,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import make_golden_ops
-import make_scenes
 import numpy as np
 import safetensors.numpy
 import torch
-from calibrate import calibrate
-from export import export
-from fakequant import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QGelu, Recipe
 from PIL import Image
-from segmenter import Segmenter, SegmenterConfig
 from torch import Tensor, nn
 
 import intseg
 from intseg import store
 from intseg.graph import ModelInfo
+from intseg.tools import make_golden_ops, make_scenes
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.export import export
+from intseg.tools.twin.model import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QGelu, Recipe
+from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 SEED = 30

@@ -17,19 +17,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import training
-from calibrate import calibrate
-from classes import for_model
-from convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
-from evaluate import twin_labels
-from export import export
-from fakequant import RECIPES, FakeQuantSegmenter
-from segmenter import CheckpointError, load_checkpoint
 from torch import Tensor, nn
-from train import add_common, fail, layout_from, settings_from, val_miou, val_pairs
 
 from intseg import store
 from intseg.errors import IntsegError
+from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
+from intseg.tools.evaluate import twin_labels
+from intseg.tools.train import add_common, fail, layout_from, settings_from, val_miou, val_pairs
+from intseg.tools.twin import training
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.classes import for_model
+from intseg.tools.twin.export import export
+from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
+from intseg.tools.twin.segmenter import CheckpointError, load_checkpoint
 
 MOMENTUM = 0.01
 

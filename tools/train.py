@@ -18,21 +18,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import classes
 import numpy as np
-import pretrained
-import segmenter
 import torch
-import training
-from calibrate import normalise
-from convert import model_info, recipe_for
-from evaluate import Labels, float_labels
 from torch import Tensor, nn
 
-from intseg import evaluate, palettes
-from intseg import image as pictures
+from intseg import palettes
+from intseg.batch import evaluate
 from intseg.errors import IntsegError, UsageError
 from intseg.graph import ModelInfo
+from intseg.images import decode as pictures
+from intseg.tools.convert import model_info, recipe_for
+from intseg.tools.evaluate import Labels, float_labels
+from intseg.tools.twin import classes, pretrained, segmenter, training
+from intseg.tools.twin.calibrate import normalise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

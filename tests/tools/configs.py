@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from segmenter import SegmenterConfig
+from intseg.tools.twin.segmenter import SegmenterConfig
 
 SMALL = SegmenterConfig(
     image_size=(32, 48),

@@ -4,17 +4,17 @@ import copy
 import dataclasses
 import math
 
-import calibrate as cal
-import fakequant as fq
 import pytest
 import torch
 from configs import LINEAR
 from configs import SMALL as CONFIG
-from export import MOVERS, export
-from segmenter import Segmenter, SegmenterConfig, random_segmenter
 from torch import Tensor
 
 from intseg.graph import ModelInfo
+from intseg.tools.twin import calibrate as cal
+from intseg.tools.twin import model as fq
+from intseg.tools.twin.export import MOVERS, export
+from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, random_segmenter
 
 torch.set_num_threads(1)
 

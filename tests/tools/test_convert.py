@@ -5,17 +5,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import convert
-import evaluate
-import make_scenes
 import numpy as np
 import pytest
-import segmenter
 import torch
 from configs import CAMVID
 from PIL import Image
 
 import intseg
+from intseg.tools import convert, evaluate, make_scenes
+from intseg.tools.twin import segmenter
 
 CONFIG = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(24, 40))
 

@@ -7,16 +7,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import fakequant as fq
-import make_golden
 import numpy as np
 import pytest
 import torch
-from calibrate import calibrate
 from compare import assert_equal
 from configs import SMALL
-from export import MOVERS, export
-from segmenter import SegmenterConfig, random_segmenter
 from torch import Tensor
 
 import intseg
@@ -24,6 +19,11 @@ from intseg import store
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node
 from intseg.ops import RUN
+from intseg.tools import make_golden
+from intseg.tools.twin import model as fq
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.export import MOVERS, export
+from intseg.tools.twin.segmenter import SegmenterConfig, random_segmenter
 
 torch.set_num_threads(1)
 

@@ -6,16 +6,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import fakequant as fq
 import numpy as np
 import pytest
 import torch
-from calibrate import calibrate
 from configs import NO_DECODER, SMALL
-from segmenter import SegmenterConfig, random_segmenter
 from torch import Tensor
 
 from intseg.ops import _arith
+from intseg.tools.twin import model as fq
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.segmenter import SegmenterConfig, random_segmenter
 
 torch.set_num_threads(1)
 

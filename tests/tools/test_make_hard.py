@@ -3,14 +3,15 @@
 import copy
 from pathlib import Path
 
-import make_hard
 import pytest
 import torch
-from calibrate import normalise
 from configs import LINEAR
 from configs import SMALL as CONFIG
-from segmenter import Segmenter, SegmenterConfig, load_checkpoint, random_segmenter, save_checkpoint
 from torch import Tensor
+
+from intseg.tools.measure import make_hard
+from intseg.tools.twin.calibrate import normalise
+from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, load_checkpoint, random_segmenter, save_checkpoint
 
 torch.set_num_threads(1)
 

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_scenes
 import numpy as np
 import pytest
 from PIL import Image
 
 from intseg.errors import InputError
+from intseg.tools import make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "make_scenes.py"

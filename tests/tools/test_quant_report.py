@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import calibrate as cal
-import convert
-import fakequant as fq
 import numpy as np
 import pytest
-import quant_report
 import torch
 from configs import SMALL as CONFIG
-from export import export
 from PIL import Image
-from segmenter import Segmenter, random_segmenter, save_checkpoint
 
 from intseg import api, store
 from intseg.graph import Graph
+from intseg.tools import convert
+from intseg.tools.measure import quant_report
+from intseg.tools.twin import calibrate as cal
+from intseg.tools.twin import model as fq
+from intseg.tools.twin.export import export
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter, save_checkpoint
 
 torch.set_num_threads(1)
 
@@ -43,7 +43,7 @@ def as_model(graph: Graph) -> api.Model:
 
 @pytest.mark.parametrize("recipe", ["paper", "intseg"])
 def test_the_real_graph_is_the_float_model_but_for_its_weights(recipe: str, tmp_path: Path) -> None:
-    """The strongest test of intseg.real: PyTorch's float model knows nothing of grids, tables and multipliers."""
+    """The strongest test of intseg.exam.real: PyTorch's float model knows nothing of grids, tables and multipliers."""
     file = shot(tmp_path)
     model, graph = exported(recipe, file)
     found = quant_report.compare(model, as_model(graph), [file])

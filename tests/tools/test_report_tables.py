@@ -1,4 +1,4 @@
-"""tools/experiments.py and tools/report.py: what the tables say is what an independent computation says."""
+"""tools/measure: what the tables say is what an independent computation says."""
 
 import dataclasses
 import json
@@ -8,23 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench
-import calibrate
-import convert
-import experiments
-import fakequant
-import make_scenes
 import numpy as np
 import pytest
-import qat
-import report
-import segmenter
 import torch
 from configs import CAMVID as CONFIG
 from PIL import Image
 from torch.nn import functional as F
 
-from intseg import api, evaluate, image, inspect_model
+from intseg import api
+from intseg.batch import evaluate
+from intseg.images import decode as image
+from intseg.reports import inspect as inspect_model
+from intseg.tools import convert, make_scenes, qat
+from intseg.tools.measure import bench, experiments, report
+from intseg.tools.twin import calibrate, segmenter
+from intseg.tools.twin import model as fakequant
 
 Capture = pytest.CaptureFixture[str]
 
@@ -325,7 +323,7 @@ def test_files_say_what_they_are_and_nothing_of_the_machine(data: Path, results:
     for file in files:
         text = file.read_text()
         assert str(data) not in text
-        assert "/" not in json.loads(text)["command"].replace("tools/experiments.py", "")
+        assert "/" not in json.loads(text)["command"].replace("tools/measure/experiments.py", "")
     command = json.loads(files[3].read_text())["command"]
     assert command.endswith("--checkpoint tiny=checkpoint --qat tiny:paper=trained.safetensors")
 
@@ -531,7 +529,7 @@ def test_significant() -> None:
 def test_the_command_line_imports_no_torch_for_the_page() -> None:
     import subprocess
 
-    code = "import sys; sys.path.insert(0, 'tools'); import report; print('torch' in sys.modules)"
-    root = Path(report.__file__).resolve().parents[1]
+    code = "import sys; from intseg.tools.measure import report; print('torch' in sys.modules)"
+    root = Path(report.__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

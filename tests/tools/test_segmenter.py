@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segmenter as seg
 import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
 from intseg.errors import InputError
+from intseg.tools.twin import segmenter as seg
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 

@@ -6,25 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import calibrate
-import convert
-import fakequant
-import make_scenes
 import numpy as np
-import pretrained
 import pytest
-import qat
 import safetensors.torch
-import segmenter
 import torch
-import train
-import training
 from configs import CAMVID as CONFIG
 from PIL import Image
 
 import intseg
-from intseg import evaluate
+from intseg.batch import evaluate
 from intseg.errors import InputError
+from intseg.tools import convert, make_scenes, qat, train
+from intseg.tools.twin import calibrate, pretrained, segmenter, training
+from intseg.tools.twin import model as fakequant
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Many images: where they come from, inference and evaluation over them, the journal, the processes."""

@@ -1,0 +1,1 @@
+"""The command line: `python -m intseg.cli`, installed as `intseg`."""

@@ -1,0 +1,7 @@
+"""`python -m intseg.cli`."""
+
+import sys
+
+from intseg.cli.main import main
+
+sys.exit(main())

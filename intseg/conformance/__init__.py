@@ -1,0 +1,1 @@
+"""What another implementation is judged by: vectors, digests, coverage, truth tables, the flat form."""

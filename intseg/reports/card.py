@@ -1,0 +1,261 @@
+"""A model folder as model hubs expect it: config.json, model.safetensors, preprocessor_config.json, README.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intseg import api, files, store, strict_json
+from intseg._version import __version__
+from intseg.errors import InputError, MismatchError
+from intseg.reports import doctor
+from intseg.reports import inspect as inspect_model
+
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the weights file does not say.
+
+    metrics  path of what `intseg eval --json` printed
+    data     name of the data set behind it
+    license  of the weights
+    """
+
+    metrics: str | None = None
+    data: str | None = None
+    license: str | None = None
+
+
+def write(
+    model: api.Model, folder: str | os.PathLike[str], facts: Facts | None = None, force: bool = False
+) -> list[Path]:
+    """Write the folder, whole or not at all; its files.
+
+    force  replace the files of an existing folder, one by one; other files in it stay
+    Raises InputError for a folder that holds something or cannot be written, and for metrics of another model.
+    """
+    target = Path(folder)
+    occupied = _occupied(target)
+    if occupied and not force:
+        raise InputError(f"{target}: exists and is not empty; choose another folder, or --force replaces its files")
+    contents = make(model, facts or Facts())
+    if occupied:
+        for name, data in contents.items():
+            store.write_atomically(target / name, data)
+    else:
+        with files.new_folder(target) as made:
+            for name, data in contents.items():
+                (made / name).write_bytes(data)
+    return [target / name for name in contents]
+
+
+def _occupied(target: Path) -> bool:
+    try:
+        if not target.is_dir():
+            if os.path.lexists(target):
+                raise InputError(f"{target}: is a file, expected a folder; choose another with -o")
+            return False
+        return any(target.iterdir())
+    except OSError as error:
+        raise InputError(f"{target}: cannot read: {error.strerror}; choose another folder with -o") from None
+
+
+def make(model: api.Model, facts: Facts) -> dict[str, bytes]:
+    """Name -> bytes of every file."""
+    metrics = _read_metrics(model, facts.metrics) if facts.metrics else None
+    texts = (
+        _json(config(model)),
+        store.read(model.path),
+        _json(preprocessor(model)),
+        readme(model, facts, metrics).encode("utf-8", "replace"),
+    )
+    return dict(zip(FILES, texts, strict=True))
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def config(model: api.Model) -> dict[str, Any]:
+    """config.json: classes by number and by name, and the geometry of windows."""
+    info = model.info
+    return {
+        "model_type": "intseg",
+        "architectures": ["Segmenter"],
+        "library_name": "intseg",
+        "name": info.name,
+        "recipe": info.recipe,
+        "num_labels": len(info.classes),
+        "id2label": {str(i): name for i, name in enumerate(info.classes)},
+        "label2id": {name: i for i, name in enumerate(info.classes)},
+        "palette": [list(colour) for colour in info.palette],
+        "image_size": list(info.window),
+        "stride": list(info.stride),
+        "patch_size": info.patch,
+        "upsample": info.upsample,
+        "format": store.FORMAT,
+        "sha256": model.sha256,
+        "intseg_version": __version__,
+    }
+
+
+def preprocessor(model: api.Model) -> dict[str, Any]:
+    """preprocessor_config.json: pixels go in as they are; normalization is a table inside the model."""
+    info = model.info
+    return {
+        "image_processor_type": "intseg",
+        "do_resize": False,
+        "do_rescale": False,
+        "do_normalize": False,
+        "do_convert_rgb": True,
+        "do_pad": True,
+        "pad_value": list(info.pad),
+        "pad_to_multiple_of": info.patch,
+        "window": list(info.window),
+        "stride": list(info.stride),
+        "input_dtype": "uint8",
+        "input_layout": "HWC",
+    }
+
+
+def _read_metrics(model: api.Model, path: str) -> dict[str, Any]:
+    try:
+        found = strict_json.parse(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read metrics: {error.strerror}; give a file of intseg eval --json") from None
+    except ValueError:
+        raise InputError(f"{path}: is not JSON, expected what intseg eval --json printed") from None
+    measured = found.get("model") if isinstance(found, dict) else None
+    sha256 = measured.get("sha256") if isinstance(measured, dict) else None
+    numbers = [found.get(key) for key in ("mIoU", "mAcc", "aAcc", "images")] if sha256 else []
+    if not numbers or any(type(value) not in (int, float) for value in numbers):
+        raise InputError(f"{path}: lacks mIoU, mAcc, aAcc, images or model; give what intseg eval --json printed")
+    if sha256 != model.sha256:
+        raise InputError(
+            f"{path}: metrics of the model {sha256!r:.14}, expected {model.sha256[:12]}; evaluate this one"
+        )
+    return dict(found)
+
+
+def golden_digest(model: api.Model) -> str:
+    """`doctor.digest` of the model on `doctor.pattern`; all backends must agree. Raises MismatchError."""
+    found = {name: doctor.digest(api.run(doctor.pattern(), model, name)) for name in doctor.installed_backends()}
+    if len(set(found.values())) > 1:
+        raise MismatchError(f"{model.path}: backends differ ({', '.join(found)}); run intseg doctor")
+    return next(iter(found.values()))
+
+
+# --------------------------------------------------------------------------------------------------------- README
+
+
+def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None) -> str:
+    """The card: front matter that hubs read, then what people want to know."""
+    info, found = model.info, inspect_model.totals(model.graph)
+    size = model.path.stat().st_size
+    title, recipe = (_markdown(text) for text in (info.name, info.recipe))
+    head = [
+        f"# {title}",
+        "",
+        f"An integer-only segmentation model for intseg. Recipe {recipe}, no floating point inside.",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [
+        ("", ""),
+        ("classes", str(len(info.classes))),
+        (
+            "window",
+            f"{info.window[0]} x {info.window[1]}, stride {info.stride[0]} x {info.stride[1]}, patch {info.patch}",
+        ),
+        ("class map", info.upsample),
+        ("parameters", f"{found.parameters:,}"),
+        ("work", f"{found.macs / 1e9:.2f} GMAC per window"),
+        ("file", f"{size / 1e6:.2f} MB, sha256 `{model.sha256}`"),
+    ]
+    if info.source:
+        rows.append(("source", _markdown(info.source)))
+    bits: list[tuple[str, ...]] = [("numbers", "tensors", "elements", "bytes")]
+    bits += [(dtype, *(f"{entry[key]:,}" for key in bits[0][1:])) for dtype, entry in found.precision.items()]
+    parts = [*_front_matter(model, facts, metrics), *head, *_table(rows), "", "## Bits", "", *_table(bits), ""]
+    parts += _accuracy(model, facts, metrics) + _use(model)
+    classes = [("index", "class", "colour")]
+    classes += [
+        (str(i), _markdown(name), "#{:02x}{:02x}{:02x}".format(*colour))
+        for i, (name, colour) in enumerate(zip(info.classes, info.palette, strict=True))
+    ]
+    return "\n".join([*parts, "## Classes", "", *_table(classes), ""])
+
+
+def _front_matter(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
+    """YAML, every value as JSON: whatever a name holds, it stays one value."""
+    lines = ["---", "library_name: intseg", "pipeline_tag: image-segmentation"]
+    if facts.license:
+        lines.append(f"license: {json.dumps(facts.license)}")
+    lines.append(
+        f"tags: {json.dumps(['image-segmentation', 'semantic-segmentation', 'quantized', 'int8', 'integer-only'])}"
+    )
+    if metrics is not None:
+        data = facts.data or "unnamed"
+        values = [{"type": name, "value": round(metrics[key], 2)} for name, key in _METRICS]
+        task = {"type": "image-segmentation"}
+        result = {"task": task, "dataset": {"name": data, "type": data}, "metrics": values}
+        lines.append(f"model-index: {json.dumps([{'name': model.info.name, 'results': [result]}])}")
+    return [*lines, "---", ""]
+
+
+_METRICS = (("mean_iou", "mIoU"), ("mean_accuracy", "mAcc"), ("overall_accuracy", "aAcc"))
+
+
+def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return [
+            "## Accuracy",
+            "",
+            "Not measured: `intseg eval` measures it, `intseg card --metrics` writes it here.",
+            "",
+        ]
+    where = f" of {_markdown(facts.data)}" if facts.data else ""
+    row = [tuple(f"{metrics[key]:.2f}" for _, key in _METRICS)]
+    head = f"{metrics['images']} images{where}, in percent, by `intseg eval`:"
+    return ["## Accuracy", "", head, "", *_table([tuple(key for _, key in _METRICS), *row]), ""]
+
+
+def _use(model: api.Model) -> list[str]:
+    return [
+        "## Use",
+        "",
+        "```sh",
+        "intseg infer image.png -w model.safetensors",
+        "```",
+        "",
+        "## Check",
+        "",
+        "Every machine, backend and version must give this digest (scores and labels of "
+        "`intseg.reports.doctor.pattern()`):",
+        "",
+        "```python",
+        "import intseg",
+        "from intseg import doctor",
+        "",
+        'result = intseg.run(doctor.pattern(), "model.safetensors")',
+        f'assert doctor.digest(result) == "{golden_digest(model)}"',
+        "```",
+        "",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, f"|{'---|' * len(rows[0])}", *body]
+
+
+def _markdown(text: str) -> str:
+    """Text that stays text: one line, no markup, no HTML, no table cell."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|&~])", r"\\\1", line)

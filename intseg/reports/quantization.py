@@ -1,0 +1,759 @@
+"""What quantization costs, layer by layer: ranges, saturation, SQNR, and the loss that each approximation causes.
+
+A model is run twice side by side: by its integer ops, and by `intseg.exam.real`, where nothing is rounded, saturated or
+approximated. One thing at a time is then swapped between the two. In the real graph, one op gets the error that its
+integers have: what it costs on its own. In the integer graph, one op is computed exactly and put back on its grid: what
+a better integer version of it could win with the same bits.
+
+A swap changes nothing before its first node, so only what follows is computed again; in memory are never more than the
+live values of the two runs and of one swap. Weights are what the file says: their rounding is not seen here
+(tools/measure/quant_report.py compares with a float checkpoint).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intseg import api, backends
+from intseg.batch import evaluate
+from intseg.errors import InputError, UsageError
+from intseg.exam import real
+from intseg.graph import IMAGE, Graph, Node
+from intseg.images import decode as pictures
+from intseg.ops import Array
+from intseg.ops._arith import INT_RANGE
+from intseg.reports.inspect import block_of, table
+from intseg.workbench.trace import scales as scales_of
+
+KINDS = {
+    "quantize_input": "input",
+    "linear": "linear",
+    "matmul": "attention product",
+    "shiftmax": "softmax",
+    "softmax2": "softmax",
+    "shift_gelu": "GELU",
+    "sigmoid_gelu": "GELU",
+    "gelu_table": "GELU",
+    "layernorm": "LayerNorm",
+    "l2norm": "L2 norm",
+    "add": "residual add",
+}
+"""Op -> the kind its nodes are grouped under."""
+
+APPROXIMATIONS = {
+    "shiftmax": "Shiftmax for softmax",
+    "softmax2": "base-2 softmax for softmax",
+    "shift_gelu": "ShiftGELU for GELU",
+    "sigmoid_gelu": "shifted sigmoid for GELU",
+    "gelu_table": "table for GELU",
+    "layernorm": "integer for exact LayerNorm",
+    "l2norm": "integer for exact L2 norm",
+    "add": "rounding branches before sums",
+}
+"""Op -> what it approximates, apart from the rounding of its result. The others are exact up to that rounding (SPEC 4),
+so that in the integer graph nothing can be won by computing them in real arithmetic."""
+
+Modes = tuple[tuple[str, str], ...]
+"""(node, how it is computed) of the nodes that a variant computes in another way than its base.
+
+In the real graph:    "integer"        the exact result plus the whole error of the integer op
+                      "approximation"  plus its error without rounding and saturation of the result
+                      "rounding"       rounded, not saturated
+                      "saturation"     saturated, not rounded
+                      "channels"       rounded to 256 levels between the extremes of each channel in this window
+In the integer graph: "real"           exact, then rounded and saturated
+In both:              "l2norm"         a product of rows of length one
+"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run the graph: a base, "real" or "integer", with some nodes computed in another way."""
+
+    base: str
+    modes: Modes
+    upsample: str
+
+    @property
+    def scored(self) -> Variant:
+        """What decides its scores: the upsampling comes after them."""
+        return Variant(self.base, self.modes, "")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of the report.
+
+    in_real     (with it, without it): two variants near the real graph
+    in_integer  (without it, with it, reference): two variants near the integer graph, and what both are compared with
+    """
+
+    group: str
+    name: str
+    nodes: int
+    in_real: tuple[Variant, Variant] | None = None
+    in_integer: tuple[Variant, Variant, Variant] | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a swap changes.
+
+    pixels      in the real graph: part of the pixels whose class changes. In the integer graph: part of the pixels
+                that agree with the real graph afterwards, minus before
+    scores      error of the scores, root mean square relative to the scores: in the real graph what appears, in the
+                integer graph what disappears
+    miou, aacc  change in points of percent; None without labels
+    """
+
+    pixels: float
+    scores: float
+    miou: float | None
+    aacc: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An answer: how many nodes were swapped, and what that did; None where a swap has no meaning."""
+
+    name: str
+    nodes: int
+    in_real: Effect | None
+    in_integer: Effect | None
+
+
+@dataclass
+class NodeStats:
+    """What a node's integers look like, over all windows.
+
+    step         (least, greatest) real number that one integer step stands for; None without a scale tensor
+    low, high    least and greatest value
+    used         part of the dtype's range between them
+    saturated    part of the values at an end of the dtype
+    local_db     SQNR of the op alone: against its real op on the same integers; None where there is no error
+    end_db       SQNR against the real graph, with all errors of the nodes before it
+    """
+
+    name: str
+    op: str
+    kind: str
+    dtype: str
+    step: tuple[float, float] | None
+    low: int = 0
+    high: int = 0
+    used: float = 0.0
+    saturated: float = 0.0
+    local_db: float | None = None
+    end_db: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """Everything measured.
+
+    changed, score_error  of the integer model against the real graph, as in `Effect`
+    real, integer         (mIoU, aAcc) in percent; None without labels
+    rows                  group -> rows, the most expensive first: "kinds", "layers", "approximations", perhaps "nodes"
+    notes                 contradictions between scale tensors and arithmetic
+    """
+
+    model: api.Model
+    images: int
+    windows: int
+    pixels: int
+    seconds: float
+    changed: float
+    score_error: float
+    real: tuple[float, float] | None
+    integer: tuple[float, float] | None
+    nodes: tuple[NodeStats, ...]
+    rows: Mapping[str, tuple[Row, ...]]
+    notes: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------------- questions
+
+
+def questions(graph: Graph, per_node: bool = False) -> list[Question]:
+    """What the report asks of a graph: every kind, every layer, every approximation; every node if wanted."""
+    nodes = [node for node in graph.nodes if node.op in KINDS]
+    found = [_swap("kinds", name, group) for name, group in _groups(nodes, lambda node: KINDS[node.op])]
+    found += [_swap("layers", name, group) for name, group in _groups(nodes, lambda node: block_of(node.name))]
+    found += [_swap("nodes", node.name, [node]) for node in nodes if per_node]
+    for op, group in _groups(nodes, lambda node: node.op):
+        if op in APPROXIMATIONS:
+            found.append(_approximation(APPROXIMATIONS[op], group, "approximation"))
+    for dtype, group in _groups(nodes, lambda node: node.dtype):
+        found.append(_approximation(f"rounding to {dtype.upper()}", group, "rounding"))
+    found.append(_approximation("saturation", nodes, "saturation"))
+    ranged = [node for node in nodes if node.dtype == "int8" and node.op != "quantize_input"]
+    if ranged:
+        found.append(_approximation("INT8 if channels had own ranges", ranged, "channels"))
+    if graph.info.upsample == "nearest":
+        in_real = Variant("real", (), "nearest"), REFERENCE
+        in_integer = INTEGER, Variant("integer", (), "nearest"), REFERENCE
+        found += [Question(g, "nearest for bilinear", 0, in_real, in_integer) for g in ("kinds", "approximations")]
+    masks = dropped_l2norm(graph)
+    if masks is not None:
+        kept, restored = (Variant(base, ((masks, "l2norm"),), "bilinear") for base in ("real", "integer"))
+        found.append(Question("approximations", "dropped L2 norm", 1, (REFERENCE, kept), (restored, INTEGER, kept)))
+    return found
+
+
+REFERENCE = Variant("real", (), "bilinear")
+"""All real, with bilinear upsampling: what the integer model is compared with."""
+
+INTEGER = Variant("integer", (), "bilinear")
+"""All integer. The upsampling is bilinear here too, so that `nearest` covers nothing up: it is a row of its own."""
+
+MODEL = Variant("integer", (), "own")
+"""What the model gives, with its own upsampling."""
+
+
+def _groups(nodes: Sequence[Node], key: Callable[[Node], str]) -> Iterator[tuple[str, list[Node]]]:
+    groups: dict[str, list[Node]] = {}
+    for node in nodes:
+        groups.setdefault(key(node), []).append(node)
+    yield from groups.items()
+
+
+def _variant(base: str, nodes: Sequence[Node], mode: str) -> Variant:
+    return Variant(base, tuple((node.name, mode) for node in nodes), "bilinear")
+
+
+def _swap(group: str, name: str, nodes: Sequence[Node]) -> Question:
+    return Question(group, name, len(nodes), (_variant("real", nodes, "integer"), REFERENCE), _made_exact(nodes))
+
+
+def _approximation(name: str, nodes: Sequence[Node], mode: str) -> Question:
+    in_integer = _made_exact(nodes) if mode == "approximation" else None
+    return Question("approximations", name, len(nodes), (_variant("real", nodes, mode), REFERENCE), in_integer)
+
+
+def _made_exact(nodes: Sequence[Node]) -> tuple[Variant, Variant, Variant] | None:
+    approximate = [node for node in nodes if node.op in APPROXIMATIONS]
+    return (_variant("integer", approximate, "real"), INTEGER, REFERENCE) if approximate else None
+
+
+def dropped_l2norm(graph: Graph) -> str | None:
+    """The product of patches and classes that Segmenter has an L2 norm before, where the graph has none; else None.
+
+    It is what the graph shows: scores that are the LayerNorm of a product of two linear layers' rows. Because of that
+    LayerNorm the size of the product does not matter.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+
+    def source(name: str) -> Node | None:
+        while name in by_name and by_name[name].op in real.MOVERS:
+            name = by_name[name].inputs[0]
+        return by_name.get(name)
+
+    norm = source(graph.output)
+    masks = source(norm.inputs[0]) if norm is not None and norm.op == "layernorm" else None
+    if masks is None or masks.op != "matmul" or not masks.attrs["transpose_b"]:
+        return None
+    factors = [source(name) for name in masks.inputs]
+    return masks.name if all(factor is not None and factor.op == "linear" for factor in factors) else None
+
+
+# --------------------------------------------------------------------------------------------------------- running
+
+
+class _Seen:
+    """Sums of one node."""
+
+    def __init__(self, node: Node, scale: Array | None) -> None:
+        step = None if scale is None else np.ldexp(scale[0].astype(np.float64), -scale[2].astype(np.int64))
+        self.step = np.float32(1) if step is None else step.astype(np.float32)
+        self.offset = np.float32(0) if scale is None else np.ldexp(scale[1] / 1.0, -scale[2]).astype(np.float32)
+        span = None if step is None else (float(step.min()), float(step.max()))
+        self.found = NodeStats(node.name, node.op, KINDS[node.op], node.dtype, span, 2**31, -(2**31))
+        self.size = self.ends = 0
+        self.signal, self.noise = [0.0, 0.0], [0.0, 0.0]
+
+    def add(self, q: Array, local: Array, end: Array) -> None:
+        """One window: the integers, the op's real result on the same inputs, the real graph's values."""
+        limits = INT_RANGE[self.found.dtype]
+        self.found.low, self.found.high = min(self.found.low, int(q.min())), max(self.found.high, int(q.max()))
+        self.size, self.ends = self.size + q.size, self.ends + int(np.isin(q, limits).sum())
+        for i, exact in enumerate((local, end)):
+            self.signal[i] += _power(exact * self.step + self.offset)
+            self.noise[i] += _power((exact - q) * self.step)
+
+    def stats(self) -> NodeStats:
+        low, high = INT_RANGE[self.found.dtype]
+        self.found.used = (self.found.high - self.found.low) / (high - low)
+        self.found.saturated = self.ends / self.size
+        self.found.local_db, self.found.end_db = map(_decibels, self.signal, self.noise)
+        return self.found
+
+
+def _power(x: Array) -> float:
+    return float(np.square(x, dtype=np.float64).sum())
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    if noise == 0:
+        return None
+    return 10 * math.log10(max(signal / noise, 1e-30))
+
+
+class _Runner:
+    """Runs windows: both bases side by side, and the end of every variant from its first swapped node on."""
+
+    def __init__(self, graph: Graph, backend: str, variants: Sequence[Variant]) -> None:
+        self.graph, self.integer_ops = graph, backends.table(backend)
+        self.scales = scales_of(graph)
+        self.real_ops = {node.name: real.bind(graph, node, self.scales) for node in graph.nodes}
+        self.dtypes = {node.name: node.dtype for node in graph.nodes}
+        self.seen = {n.name: _Seen(n, self.scales.get(n.name)) for n in graph.nodes if n.op in KINDS}
+        self.variants = list(dict.fromkeys(variant.scored for variant in variants))
+        place = {node.name: i for i, node in enumerate(graph.nodes)}
+        self.starting: dict[int, list[Variant]] = {}
+        for variant in self.variants:
+            if variant.modes:
+                self.starting.setdefault(min(place[name] for name, _ in variant.modes), []).append(variant)
+
+    def run(self, window: Array) -> dict[Variant, Array]:
+        """Scores of every variant for one window uint8 [H, W, 3]."""
+        integers: dict[str, Array] = {IMAGE: window}
+        reals: dict[str, Array] = {IMAGE: window}
+        scores: dict[Variant, Array | None] = {}
+        for i, node in enumerate(self.graph.nodes):
+            q, exact = self._integer(node, integers), self._real(node, reals)
+            if node.name in self.seen:
+                self.seen[node.name].add(q, self._real(node, integers), exact)
+            for variant in self.starting.get(i, ()):
+                values, own = (reals, exact) if variant.base == "real" else (integers, q)
+                scores[variant] = self._finish(variant, i, values, own)
+            integers[node.name], reals[node.name] = q, exact
+            self._free(i, integers)
+            self._free(i, reals)
+        bases = {"real": reals[self.graph.output], "integer": integers[self.graph.output]}
+        ends = {variant: scores.get(variant) for variant in self.variants}
+        return {variant: bases[variant.base] if end is None else end for variant, end in ends.items()}
+
+    def _free(self, i: int, values: dict[str, Array]) -> None:
+        for name in (*self.graph.nodes[i].inputs, self.graph.nodes[i].name):
+            if self.graph.last_use[name] <= i:
+                values.pop(name, None)
+
+    def _integer(self, node: Node, values: Mapping[str, Array]) -> Array:
+        inputs, params = self.graph.arguments(node, values)
+        result: Array = self.integer_ops[node.op](*inputs, **params, **node.attrs)
+        return result
+
+    def _real(self, node: Node, values: Mapping[str, Array]) -> Array:
+        return self.real_ops[node.name](*real.as_float(self.graph.arguments(node, values)[0]))
+
+    def _finish(self, variant: Variant, start: int, values: Mapping[str, Array], own: Array) -> Array | None:
+        """The variant's scores, from its first swapped node on; None where the swap of a single node changes nothing.
+
+        own   what the base gives at that node
+        """
+        values, modes = dict(values), dict(variant.modes)
+        for i in range(start, len(self.graph.nodes)):
+            node = self.graph.nodes[i]
+            if node.name in modes:
+                swapped = self._in_real if variant.base == "real" else self._in_integer
+                values[node.name] = swapped(node, modes[node.name], values)
+                if len(modes) == 1 and np.array_equal(values[node.name], own):
+                    return None
+            else:
+                step = self._real if variant.base == "real" else self._integer
+                values[node.name] = step(node, values)
+            self._free(i, values)
+        return values[self.graph.output]
+
+    def _in_real(self, node: Node, mode: str, values: Mapping[str, Array]) -> Array:
+        """A node of the real graph with an error of the integers."""
+        if mode == "l2norm":
+            return self._unit_product(node, values)
+        exact = self._real(node, values)
+        low, high = INT_RANGE[node.dtype]
+        if mode == "rounding":
+            return np.floor(exact + np.float32(0.5))
+        if mode == "saturation":
+            return np.clip(exact, low, high)
+        if mode == "channels":
+            return _per_channel(exact)
+        # The op's error is taken at its inputs' nearest integers, so that no error of the inputs counts.
+        rounded = dict(values)
+        for name in node.inputs:
+            if name in self.dtypes:
+                rounded[name] = real.on_grid(values[name], self.dtypes[name])
+        ideal = self._real(node, rounded)
+        if mode == "approximation":
+            ideal = real.on_grid(ideal, node.dtype).astype(exact.dtype)
+        wrong: Array = exact + (self._integer(node, rounded) - ideal)
+        return wrong
+
+    def _in_integer(self, node: Node, mode: str, values: Mapping[str, Array]) -> Array:
+        """A node of the integer graph without its approximation."""
+        if mode == "l2norm":
+            product = self._unit_product(node, values)
+            largest = np.abs(product).max()
+            return real.on_grid(product * (INT_RANGE[node.dtype][1] / (largest or 1)), node.dtype)
+        return real.on_grid(self._real(node, values), node.dtype)
+
+    def _unit_product(self, node: Node, values: Mapping[str, Array]) -> Array:
+        """a b^T of rows of length one, in the numbers their scales say; its size is arbitrary."""
+        a, b = (real.dequantize(self.scales.get(name), values[name]) for name in node.inputs)
+        a, b = (x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-30) for x in (a, b))
+        product: Array = (a @ np.swapaxes(b, -1, -2) * 2.0**10).astype(np.float32)
+        return product
+
+
+def _per_channel(x: Array) -> Array:
+    """Rounded to 256 levels between the extremes of every channel (last axis; of every head where there are heads)."""
+    low, high = x.min(axis=-2, keepdims=True), x.max(axis=-2, keepdims=True)
+    step = np.maximum((high - low) / 255, np.float32(1e-30))
+    rounded: Array = np.floor((x - low) / step + np.float32(0.5)) * step + low
+    return rounded
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class _Sums:
+    """What a variant adds up to: confusion with the labels; against other variants, pixels that differ and errors."""
+
+    confusion: NDArray[np.int64]
+    differing: dict[Variant, int] = field(default_factory=dict)
+    noise: dict[Variant, float] = field(default_factory=dict)
+    power: float = 0.0
+
+    def metrics(self) -> tuple[float, float] | None:
+        """(mIoU, aAcc) in percent."""
+        found = evaluate.metrics(self.confusion)
+        return (found.miou, found.aacc) if self.confusion.any() else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image, with its label image where there is one."""
+
+    image: Path
+    labels: Path | None = None
+
+
+def sources(images: Sequence[str], labels: Sequence[str] | None = None) -> list[Source]:
+    """Images with their label images in the same order. Raises UsageError unless there are as many."""
+    if labels is None:
+        return [Source(Path(image)) for image in images]
+    if len(labels) != len(images):
+        raise UsageError(
+            f"{len(labels)} label images for {len(images)} images, expected one for each; name them in the same order"
+        )
+    return [Source(Path(image), Path(file)) for image, file in zip(images, labels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What label images hold: the stored label that is not counted, and what the first class is stored as."""
+
+    ignore: int | None = None
+    offset: int = 0
+
+
+def measure(
+    images: Sequence[Source],
+    weights: Any = None,
+    *,
+    labelling: Labelling | None = None,
+    backend: str = "auto",
+    per_node: bool = False,
+    progress: bool = False,
+) -> QuantReport:
+    """Run a model on images, as integers, in real arithmetic, and with every swap.
+
+    images    of any size; labels for all of them or for none
+    weights   as of `intseg.run`
+    backend   of the integer ops: the same numbers, numba is faster
+    per_node  also swap every node by itself: the time grows with the square of the depth
+    progress  a bar on standard error where that is a terminal
+    Raises InputError for an image or a label image, UsageError for no image or labels for some only.
+    """
+    start = time.perf_counter()
+    if not images:
+        raise UsageError("no image; name at least one, or a data set with --root")
+    if len({source.labels is None for source in images}) > 1:
+        raise UsageError("label images for some images only, expected one for each; name them in the same order")
+    model = api.load(weights)
+    asked = questions(model.graph, per_node)
+    pairs = _pairs(asked)
+    runner = _Runner(model.graph, backends.resolve(backend), [variant for pair in pairs for variant in pair])
+    n_cls = len(model.info.classes)
+    sums = {variant: _Sums(np.zeros((n_cls, n_cls), np.int64)) for pair in pairs for variant in pair}
+    windows = pixels = 0
+    for source in images:
+        picture = pictures.decode(source.image, model.info.pad)
+        truth = _truth(source, picture.rgb.shape[:2], n_cls, labelling or Labelling())
+        found = _run_windows(runner, picture.rgb, model, source.image.name if progress else None)
+        windows, pixels = (
+            windows + len(next(iter(found.values()))),
+            pixels + picture.rgb.shape[0] * picture.rgb.shape[1],
+        )
+        _add(sums, pairs, found, model, picture.rgb.shape[:2], truth)
+    seconds = time.perf_counter() - start
+    return _report(model, asked, sums, runner, (len(images), windows, pixels), seconds)
+
+
+def _pairs(asked: Sequence[Question]) -> list[tuple[Variant, Variant]]:
+    """(variant, reference) of every comparison."""
+    pairs = [(MODEL, REFERENCE)]
+    for question in asked:
+        if question.in_real:
+            pairs.append(question.in_real)
+        if question.in_integer:
+            after, before, reference = question.in_integer
+            pairs += [(after, reference), (before, reference)]
+    return list(dict.fromkeys(pairs))
+
+
+def _truth(source: Source, size: Sequence[int], n_cls: int, labelling: Labelling) -> Array | None:
+    """Class indices int64 [H, W], -1 where nothing is counted. Raises InputError naming the file."""
+    if source.labels is None:
+        return None
+    stored = pictures.decode_labels(source.labels).astype(np.int64)
+    if stored.shape != tuple(size):
+        raise InputError(
+            f"{source.labels}: labels are {stored.shape[1]} x {stored.shape[0]}, {source.image} is {size[1]} x "
+            f"{size[0]}, expected equal sizes"
+        )
+    truth = np.where(stored == labelling.ignore, -1, stored - labelling.offset)
+    wrong = stored[((truth < 0) & (stored != labelling.ignore)) | (truth >= n_cls)]
+    if wrong.size:
+        raise InputError(
+            f"{source.labels}: label {wrong[0]} in {wrong.size} pixels, expected {labelling.offset} to "
+            f"{n_cls - 1 + labelling.offset}; name a void label with --ignore"
+        )
+    return truth
+
+
+def _run_windows(runner: _Runner, rgb: Array, model: api.Model, name: str | None) -> dict[Variant, list[Array]]:
+    from tqdm import tqdm
+
+    cut = list(pictures.cut_windows(rgb, model.info))
+    found: dict[Variant, list[Array]] = {variant: [] for variant in runner.variants}
+    for _, window in tqdm(cut, desc=name, unit="window", leave=False, disable=None if name else True):
+        for variant, scores in runner.run(window).items():
+            found[variant].append(scores)
+    return found
+
+
+def _add(
+    sums: Mapping[Variant, _Sums],
+    pairs: Sequence[tuple[Variant, Variant]],
+    found: Mapping[Variant, Sequence[Array]],
+    model: api.Model,
+    size: Sequence[int],
+    truth: Array | None,
+) -> None:
+    """Take in one image."""
+    info, tiling = model.info, pictures.tile(model.info, *size)
+    means = {scored: real.merge_scores(scores, tiling, info) for scored, scores in found.items()}
+    labels: dict[Variant, Array] = {}
+    for variant, its in sums.items():
+        upsample = info.upsample if variant.upsample == "own" else variant.upsample
+        if variant.base == "integer":  # exactly what the model gives
+            merged = pictures.merge_scores(found[variant.scored], tiling, info)
+            labels[variant] = backends.class_map(merged, upsample, info.patch, size[0], size[1], "numpy")
+        else:
+            labels[variant] = real.class_map(means[variant.scored], upsample, info.patch, size[0], size[1])
+        its.power += _power(means[variant.scored])
+        if truth is not None:
+            its.confusion += evaluate.confusion(truth, labels[variant], len(info.classes), ignore=-1)
+    for variant, reference in pairs:
+        its, error = sums[variant], means[variant.scored] - means[reference.scored]
+        differing = int((labels[variant] != labels[reference]).sum())
+        its.differing[reference] = its.differing.get(reference, 0) + differing
+        its.noise[reference] = its.noise.get(reference, 0.0) + _power(error)
+
+
+def _report(
+    model: api.Model,
+    asked: Sequence[Question],
+    sums: Mapping[Variant, _Sums],
+    runner: _Runner,
+    counts: tuple[int, int, int],
+    seconds: float,
+) -> QuantReport:
+    pixels = counts[2]
+
+    def apart(variant: Variant, reference: Variant) -> tuple[float, float]:
+        """Part of the pixels that differ, and the error of the scores."""
+        error = math.sqrt(sums[variant].noise[reference] / (sums[reference].power or 1))
+        return sums[variant].differing[reference] / pixels, error
+
+    def gained(variant: Variant, base: Variant) -> tuple[float, float] | tuple[None, None]:
+        after, before = sums[variant].metrics(), sums[base].metrics()
+        return (after[0] - before[0], after[1] - before[1]) if after and before else (None, None)
+
+    def cost(variant: Variant, reference: Variant) -> Effect:
+        return Effect(*apart(variant, reference), *gained(variant, reference))
+
+    def gain(after: Variant, before: Variant, reference: Variant) -> Effect:
+        new, old = apart(after, reference), apart(before, reference)
+        return Effect(old[0] - new[0], old[1] - new[1], *gained(after, before))
+
+    rows: dict[str, list[Row]] = {}
+    for question in asked:
+        in_real = cost(*question.in_real) if question.in_real else None
+        in_integer = gain(*question.in_integer) if question.in_integer else None
+        rows.setdefault(question.group, []).append(Row(question.name, question.nodes, in_real, in_integer))
+    return QuantReport(
+        model,
+        *counts,
+        seconds,
+        *apart(MODEL, REFERENCE),
+        sums[REFERENCE].metrics(),
+        sums[MODEL].metrics(),
+        tuple(seen.stats() for seen in runner.seen.values()),
+        {group: tuple(sorted(found, key=_expense, reverse=True)) for group, found in rows.items()},
+        tuple(contradictions(model.graph, runner.scales)),
+    )
+
+
+def _expense(row: Row) -> tuple[float, float]:
+    return (row.in_real.pixels, row.in_real.scores) if row.in_real else (-1.0, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- scales
+
+
+def contradictions(graph: Graph, scales: Mapping[str, Array]) -> Iterator[str]:
+    """Sums and products whose multiplier is not what the scale tensors say (more than 1 % off), one sentence each.
+
+    Everything in this report rests on the scales being true; a converter that writes wrong ones is found here.
+    """
+    for node in graph.nodes:
+        steps = [_uniform(scales.get(name)) for name in (*node.inputs, node.name)]
+        if node.op == "add":
+            for branch, step in zip("ab", steps[:2], strict=True):
+                found = math.ldexp(int(node.attrs[f"mult_{branch}"]), -int(node.attrs[f"shift_{branch}"]))
+                yield from _contradiction(node, f"branch {branch}", found, step, steps[2])
+        elif node.op in ("shift_gelu", "sigmoid_gelu"):
+            attrs = {name: int(value) for name, value in node.attrs.items() if isinstance(value, int)}
+            found = math.ldexp(attrs["mult"], attrs["k_out"] - 1 - attrs["shift"])
+            yield from _contradiction(node, "the result", found, steps[0], steps[1])
+
+
+def _uniform(scale: Array | None) -> float | None:
+    """The step of a scale that is one number for the whole tensor."""
+    return (
+        math.ldexp(int(scale[0].flat[0]), -int(scale[2].flat[0])) if scale is not None and scale[0].size == 1 else None
+    )
+
+
+def _contradiction(node: Node, what: str, found: float, source: float | None, target: float | None) -> Iterator[str]:
+    if source is not None and target and abs(found / (source / target) - 1) > 0.01:
+        yield f"{node.name}: {what} is scaled by {found:.4g}, its scale tensors say {source / target:.4g}"
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+_TITLES = {
+    "approximations": "approximation",
+    "kinds": "kind of op",
+    "layers": "layer",
+    "nodes": "node",
+}
+_WORST = 10
+
+
+def as_json(report: QuantReport) -> dict[str, Any]:
+    """Everything of a report, for programs. A null SQNR: no error; a null effect: the swap has no meaning."""
+    info = report.model.info
+    document = {
+        "model": {"name": info.name, "recipe": info.recipe, "sha256": report.model.sha256},
+        "images": report.images,
+        "windows": report.windows,
+        "pixels": report.pixels,
+        "seconds": report.seconds,
+        "changed": report.changed,
+        "score_error": report.score_error,
+        "real": _metrics_json(report.real),
+        "integer": _metrics_json(report.integer),
+        "nodes": [asdict(node) for node in report.nodes],
+        "rows": {group: [asdict(row) for row in rows] for group, rows in report.rows.items()},
+        "notes": list(report.notes),
+    }
+    return document
+
+
+def _metrics_json(found: tuple[float, float] | None) -> dict[str, float] | None:
+    return None if found is None else {"miou": found[0], "aacc": found[1]}
+
+
+def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
+    """What `intseg quant-report` prints, within 100 columns."""
+    info, labelled = report.model.info, report.integer is not None
+    plural = "s" if report.images > 1 else ""
+    yield (
+        f"{info.name} (recipe {info.recipe}): {report.images} image{plural}, {report.windows} windows, "
+        f"{report.seconds:.1f} s"
+    )
+    yield (
+        f"integer model against real arithmetic: {report.changed:.2%} of the pixels differ, "
+        f"score error {report.score_error:.2%}"
+    )
+    if report.real and report.integer:
+        yield (
+            f"mIoU {report.real[0]:.2f} % in real arithmetic, {report.integer[0]:.2f} % as integers; "
+            f"aAcc {report.real[1]:.2f} %, {report.integer[1]:.2f} %"
+        )
+    yield from (f"note: {note}" for note in report.notes)
+    yield "cost, in %: its error put into the real graph; px: pixels that change, scores: error that appears"
+    yield "gain, in %: made exact in the integer graph; px: pixels won back, scores: error that disappears"
+    for group, title in _TITLES.items():
+        if group in report.rows:
+            yield ""
+            yield from _cost_table(report.rows[group], title, labelled)
+    yield ""
+    ranked = sorted(report.nodes, key=lambda node: math.inf if node.local_db is None else node.local_db)
+    yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with every error before it"
+    yield "every node:" if per_node else f"the {min(_WORST, len(ranked))} nodes with the lowest SQNR by themselves:"
+    yield from table(_node_cells(report.nodes if per_node else ranked[:_WORST]))
+
+
+def _cost_table(rows: Sequence[Row], title: str, labelled: bool) -> Iterator[str]:
+    # Three numbers for the cost, three for the gain; accuracy only where there are labels.
+    head = ["cost px", "scores", *(["mIoU"] if labelled else []), "gain px", "scores", *(["mIoU"] if labelled else [])]
+    cells = [(title, "nodes", *head)]
+    for row in rows:
+        effects = [*_effect_cells(row.in_real, labelled), *_effect_cells(row.in_integer, labelled, signed=True)]
+        cells.append((row.name, str(row.nodes or "-"), *effects))
+    yield from table(cells)
+
+
+def _effect_cells(effect: Effect | None, labelled: bool, signed: bool = False) -> list[str]:
+    if effect is None:
+        return ["-"] * (2 + labelled)
+    cells = [f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}" for value in (effect.pixels, effect.scores)]
+    if labelled:
+        cells.append("-" if effect.miou is None or math.isnan(effect.miou) else f"{effect.miou:+.2f}")
+    return cells
+
+
+def _node_cells(nodes: Sequence[NodeStats]) -> list[tuple[str, ...]]:
+    cells: list[tuple[str, ...]] = [("node", "step", "range", "used", "ends", "SQNR", "all")]
+    for node in nodes:
+        low, high = node.step or (math.nan, math.nan)
+        step = "-" if node.step is None else f"{low:.2g}" if low == high else f"{low:.2g}..{high:.2g}"
+        share = (f"{node.used:.0%}", f"{node.saturated:.1%}")
+        cells.append((node.name, step, f"{node.low}..{node.high}", *share, _db(node.local_db), _db(node.end_db)))
+    return cells
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"

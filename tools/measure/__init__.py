@@ -1,0 +1,1 @@
+"""Measurements: benchmarks, experiments and the tables and pictures made of them."""

@@ -1,0 +1,613 @@
+"""Give a fake-quant twin its ranges and weight scales from float activations on calibration images.
+
+Two ways, chosen by `Recipe.ranges`:
+
+ema   as the paper: symmetric per-tensor ranges, exponential moving average of minimum and maximum over the images
+      (momentum 0.05; one image is its own average), weights by their largest value.
+fit   affine ranges fitted to samples. Where a scale per channel costs nothing (after a LayerNorm, in q, k, v and the
+      context) every channel has its own, folded into the weights that read it. Which estimator gives these ranges
+      (extremes, percentiles, least squared error) is chosen for every node by what it loses on samples it was not
+      fitted to. Then the biases of linear layers take up the mean error of their outputs.
+
+Both round weights to the nearest step. Handing rounding errors on from input to input (GPTQ) was tried with `fit` on
+one image and changed nothing: 99.43 % of pixels equal to the float model with it, 99.45 % without.
+
+Everything is deterministic: samples are evenly strided rows, not random ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intseg.tools.twin.model import LOG2_E, FakeQuantSegmenter, QAttention, QBlock, QLinear, QMaskTransformer, Quantized
+from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
+
+MOMENTUM = 0.05
+MARGIN = 1.5
+"""INT16 tensors have bits to spare: their range is this much wider than anything seen."""
+
+FEW = 8
+"""Up to this many calibration images are varied by `augment`."""
+
+WIDEN_FEW, WIDEN_MANY = 1.6, 1.25
+"""Per-channel ranges are this much wider than what few, or many, calibration images reach.
+
+Measured as pixels equal to the float prediction on some CamVid val images. From one image: 97.4 % with 1.0, 99.2 with
+1.2, 99.4 with 1.4 to 1.7, 99.3 with 2.0. From 32 images: 99.1 % with 1.0, 99.4 with 1.25, 99.3 with 1.6.
+"""
+
+FOLDS, FIT_ROWS, JUDGE_ROWS = 7, 1000, 256
+"""Estimators are fitted to all folds of the samples but one, and judged by that one; rows that either sees, about."""
+
+CORRECTED_VIEWS = (0, 2, 6)
+"""Views of `augment` that biases are corrected on: as it is, darker, nearer."""
+
+CORRECTED_WINDOWS, CORRECTED_LOGITS = 32, 2**26
+"""Biases are corrected on so many windows at most, and on so many that a block has no more logits than this."""
+
+TABLE_REACH = (0.5, 0.75, 0.9, 0.97, 1.0)
+"""Shares of an MLP's units whose inputs the GELU's table holds as they are; the others use it at a larger size."""
+
+TABLE_LOW = (-4.0, -3.0, -2.0)
+"""Lower ends of the GELU's table."""
+
+TABLE_MARGIN = 1.05
+"""The table reaches this much further than the samples."""
+
+TAIL_GAIN = 10.0
+"""By how much a meaning for every unit must lower the error of an MLP.
+
+On a network with long tails (measure/make_hard.py) one meaning for all leaves 92.2 % of the pixels of CamVid val
+equal to float, one for each 99.4 %. Where tails are short, lines fitted to one image cost pixels: 99.47 % without
+them, 99.39 % where they halve the error, 99.36 % wherever they lower it at all.
+"""
+
+GELU_ROWS = 768
+"""Samples of a hidden layer that lines are fitted to, and as many that judge them."""
+
+SAMPLE_BUDGET = 170_000_000
+"""Floats kept as samples over all taps: enough for 2,048 rows of 24 blocks of 192. With two thirds of that, a network
+with long tails lost 0.5 mIoU in place of 0.1."""
+
+RENAMED = {
+    "encoder.patch_embed.proj": "encoder.patch_embed",
+    "decoder.matmul_patch": "decoder.proj_patch",
+    "decoder.matmul_classes": "decoder.proj_classes",
+}
+"""Float modules whose node has another name; `.attn.pv` and `.attn.scale` are handled by suffix."""
+
+SUFFIXES = (
+    *("norm1", "attn.qkv", "attn.scale", "attn.pv", "attn.proj", "add1"),
+    *("norm2", "mlp.fc1", "mlp.act", "mlp.fc2", "add2"),
+    *("encoder.pos_add", "encoder.norm", "decoder.proj_dec", "decoder_norm"),
+    *("l2_patch", "l2_classes", "masks", "mask_norm", "head"),
+)
+"""How the names of the float modules with a node end."""
+
+
+def node_of(module: str) -> str | None:
+    """The engine's node for a float module's output; None if it has none."""
+    if module in RENAMED:
+        return RENAMED[module]
+    if not any(module == suffix or module.endswith("." + suffix) for suffix in SUFFIXES):
+        return None
+    return module.replace(".attn.pv", ".attn.merge").replace(".attn.scale", ".attn.scores")
+
+
+def as_node_output(node: str, value: Tensor) -> Tensor:
+    """A float module's output in the layout of its node: channels last, heads merged."""
+    if node == "encoder.patch_embed":
+        return value.flatten(2).transpose(1, 2)
+    if node.endswith(".attn.merge"):
+        return value.transpose(1, 2).flatten(2)
+    return value
+
+
+@contextmanager
+def tapped(model: Segmenter, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While open, every forward of the float model reports its intermediates under the engine's node names."""
+
+    def hook(node: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda module, inputs, output: receive(node, as_node_output(node, output.detach()))
+
+    handles = [
+        module.register_forward_hook(hook(node))
+        for name, module in model.named_modules()
+        if (node := node_of(name)) is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+VIEWS = 7
+"""How many `augment` gives."""
+
+
+def augment(images: Tensor) -> list[Tensor]:
+    """Deterministic variations of uint8 windows [B, H, W, 3]: what another photo could have been.
+
+    One image says little about how far a channel strays on the next; mirrored, darker, brighter, flatter, nearer and
+    further views of it say more.
+    """
+    x = images.permute(0, 3, 1, 2).float()
+    height, width = x.shape[2:]
+    near = x[:, :, height // 5 : height - height // 5, width // 5 : width - width // 5]
+    far = F.pad(x, (width // 4, width // 4, height // 4, height // 4), mode="reflect")
+    views = [x, x.flip(3), x * 0.6, x * 1.5, x * 0.6 + 60]
+    views += [F.interpolate(view, size=(height, width), mode="area") for view in (far,)]
+    views += [F.interpolate(near, size=(height, width), mode="bilinear", align_corners=False)]
+    return [view.round().clamp(0, 255).byte().permute(0, 2, 3, 1) for view in views]
+
+
+def normalise(images: Tensor, config: SegmenterConfig) -> Tensor:
+    """uint8 [B, H, W, 3] -> the float model's input [B, 3, H, W]."""
+    mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (config.mean, config.std))
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@dataclass
+class Stats:
+    """What calibration keeps of one node."""
+
+    low: float = 0.0  # moving averages
+    high: float = 0.0
+    seen: int = 0
+    largest: float = 0.0  # of |x|, over everything
+    samples: list[Tensor] = field(default_factory=list)  # [rows, channels] float32
+
+    def update(self, value: Tensor, rows: int) -> None:
+        """Take in one image's windows [B, ..., channels], keeping up to `rows` rows of them."""
+        low, high = float(value.min()), float(value.max())
+        weight = MOMENTUM if self.seen else 1.0
+        self.low += weight * (low - self.low)
+        self.high += weight * (high - self.high)
+        self.largest = max(self.largest, -low, high)
+        self.seen += 1
+        if rows:
+            flat = value.flatten(0, -2)
+            step = max(1, -(-len(flat) // rows))
+            self.samples.append(flat[::step].clone())
+
+    def sampled(self) -> Tensor:
+        """All samples, float64 [rows, channels]."""
+        return torch.cat(self.samples).double()
+
+
+def collect(
+    model: Segmenter, batches: Sequence[Tensor], l2norm: bool, channels: int, progress: Callable[[], None]
+) -> dict[str, Stats]:
+    """Run the float model on one batch of uint8 windows [B, H, W, 3] per image; statistics by node name.
+
+    channels   sum of the channels of all sampled nodes: decides how many rows fit SAMPLE_BUDGET
+    """
+    stats: dict[str, Stats] = {}
+    rows = max(64, min(2048, SAMPLE_BUDGET // channels) // len(batches))
+
+    def receive(node: str, value: Tensor) -> None:
+        wanted = 16 if node.endswith("attn.scores") else rows
+        stats.setdefault(node, Stats()).update(value, wanted)
+
+    with torch.no_grad(), tapped(model, receive):
+        for images in batches:
+            model.forward_scores(normalise(images, model.config), l2norm)
+            progress()
+    return stats
+
+
+def calibrate(
+    twin: FakeQuantSegmenter,
+    model: Segmenter,
+    batches: Sequence[Tensor],
+    progress: Callable[[], None] = lambda: None,
+    candidates: Sequence[Estimator] | None = None,
+    correct: bool = True,
+) -> dict[str, str]:
+    """Set every range, weight scale and bias of the twin, in place. Returns what was chosen, by node.
+
+    model       the float model the twin was built from
+    batches     uint8 windows [B, H, W, 3], one batch per calibration image, in a fixed order
+    progress    called once per batch that ran through the float model
+    candidates  for fitted ranges per channel; those of `estimators` by default
+    correct     whether biases take up mean errors, where ranges are fitted
+    """
+    width = 2 * twin.config.d_model
+    acts = twin.acts().items()
+    channels = sum(width if len(act.scale) == 1 or ".mlp." in node else len(act.scale) for node, act in acts)
+    few = len(batches) <= FEW
+    if twin.recipe.ranges == "fit" and few:
+        batches = [view for images in batches for view in augment(images)]
+    stats = collect(model, batches, twin.recipe.l2norm, channels, progress)
+    chosen: dict[str, str] = {}
+    with torch.no_grad():
+        _restore_biases(twin, model)
+        if twin.recipe.ranges == "ema":
+            _ema(twin, stats)
+        else:
+            chosen = _fit(twin, stats, few, candidates or estimators(few))
+        for layer in twin.linears().values():
+            layer.fit_weight_scale()
+        if twin.recipe.ranges == "fit" and correct:
+            views = [batch for i, batch in enumerate(batches) if not few or i % VIEWS in CORRECTED_VIEWS]
+            correct_biases(twin, model, _some_windows(twin, views))
+    return chosen
+
+
+def _restore_biases(twin: FakeQuantSegmenter, model: Segmenter) -> None:
+    """Those of the float model: an earlier calibration may have corrected them."""
+    modules = {node: module for name, module in model.named_modules() if (node := node_of(name)) is not None}
+    for node, layer in twin.linears().items():
+        bias = getattr(modules[node], "bias", None)
+        layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ema: the paper
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _ema(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
+    for node, act in twin.acts().items():
+        if node in stats:
+            act.set_max(max(-stats[node].low, stats[node].high))
+    encoder = twin.encoder
+    pixels = (torch.tensor([[0.0], [1.0]], dtype=torch.float64) - encoder.mean) / encoder.std
+    for act in (encoder.input_act, encoder.patch_act):
+        act.set_max(pixels.abs().max())
+    _constants(twin, 1.0)
+    for name, block in _blocks(twin):
+        _fit_softmax(block.attn, stats[f"{name}.attn.scores"])
+        for act, table in ((block.fc1_act, block.gelu.table_x), (block.gelu_act, block.gelu.table_y)):
+            table.set(act.scale[:1])
+
+
+def _constants(twin: FakeQuantSegmenter, margin: float) -> None:
+    """Learned tokens share the range of what they are joined with; the position embedding has its own."""
+    encoder, decoder = twin.encoder, twin.decoder
+    encoder.pos_act.set_max(encoder.pos_embed.value.abs().max())
+    joined = [(encoder.embed_act, encoder.cls_token)]
+    if isinstance(decoder, QMaskTransformer):
+        joined.append((decoder.dec_act, decoder.cls_emb))
+    for act, constant in joined:
+        seen = act.scale * (2.0 ** (act.bits - 1) - 1)
+        act.set_max(torch.maximum(seen, constant.value.abs().max().double() * margin))
+
+
+def _blocks(twin: FakeQuantSegmenter) -> Iterator[tuple[str, QBlock]]:
+    return ((name, module) for name, module in twin.named_modules() if isinstance(module, QBlock))
+
+
+def _fit_softmax(attn: QAttention, stats: Stats) -> None:
+    """What a step of the logits stands for: as fine as leaves them room, or what Shiftmax makes the best of."""
+    if attn.softmax.op == "shiftmax":
+        return _shiftmax(attn, stats)
+    largest = stats.largest * LOG2_E * MARGIN
+    attn.softmax.frac_bits.fill_(max(0, min(12, int(torch.tensor(32767 / largest).log2().floor()))))
+
+
+def _shiftmax(attn: QAttention, stats: Stats) -> None:
+    """The i0 = 2^j with k_inter = 15 - j (numerics D7) whose probabilities come closest to the float softmax."""
+    logits = stats.sampled()
+    errors = []
+    for j in range(2, 12):
+        attn.softmax.i0.fill_(2**j)
+        attn.softmax.k_inter.fill_(15 - j)
+        x = torch.floor(logits * 2**j + 0.5).clamp(-(2**15), 2**15 - 1).long()
+        errors.append(float(((attn.softmax.exact(x) * 2.0**-15 - logits.softmax(-1)) ** 2).sum()))
+    best = 2 + errors.index(min(errors))
+    attn.softmax.i0.fill_(2**best)
+    attn.softmax.k_inter.fill_(15 - best)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fit: affine ranges from samples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """[low, high] for every channel of x [rows, channels], `widen` times as wide as what `find` says."""
+
+    name: str
+    find: Callable[[Tensor], tuple[Tensor, Tensor]]
+    widen: float
+
+    def __str__(self) -> str:
+        return f"{self.name} x {self.widen:g}"
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return widened(*self.find(x), self.widen)
+
+
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of every channel."""
+    return x.amin(0), x.amax(0)
+
+
+def percentiles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the 0.1 % of a channel's values at either end, one of them at least."""
+    kept = min(1 - (-len(x) // 1000), (len(x) + 1) // 2)
+    return x.topk(kept, 0, largest=False).values[-1], x.topk(kept, 0).values[-1]
+
+
+def widened(low: Tensor, high: Tensor, widen: float) -> tuple[Tensor, Tensor]:
+    """A range so many times as wide around the same centre."""
+    centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9) * widen
+    return centre - half, centre + half
+
+
+def estimators(few: bool) -> tuple[Estimator, ...]:
+    """Candidates for the per-channel ranges of a node.
+
+    All have about equal room for what was not seen. Views of one image are too much alike to tell how much is needed
+    (docs/RESULTS.md, "What calibration chooses"), and choosing it from many images won nothing.
+    """
+    rooms = (WIDEN_FEW, 1.8, 2.0) if few else (WIDEN_MANY, 1.4, 1.6)
+    ways = (("extremes", extremes), ("least squares", fit_range), ("99.9 %", percentiles))
+    return tuple(Estimator(name, find, room) for (name, find), room in zip(ways, rooms, strict=True))
+
+
+def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Estimator]) -> Estimator:
+    """The candidate that loses least, as those who read the node see it; the first of several that lose as little.
+
+    samples  [rows, channels], one tensor for each batch. Each of up to FOLDS groups of them in turn is quantized by the
+             ranges that the rest gives.
+    readers  weights [outputs, channels] that the channels meet next: an error counts after them
+    """
+    folds = [torch.cat(list(samples[i::FOLDS])) for i in range(min(FOLDS, len(samples)))]
+    share = FIT_ROWS // max(1, len(folds) - 1)
+    fitted = [x[:: max(1, len(x) // share)].double() for x in folds]
+    errors = [0.0] * len(candidates)
+    for i, judge in enumerate(x[:: max(1, len(x) // JUDGE_ROWS)].double() for x in folds):
+        rest = torch.cat(fitted[:i] + fitted[i + 1 :]) if len(folds) > 1 else fitted[0]
+        found = {find: find(rest) for find in dict.fromkeys(candidate.find for candidate in candidates)}
+        for k, candidate in enumerate(candidates):
+            low, high = widened(*found[candidate.find], candidate.widen)
+            step = (high - low) / 255
+            rounded = torch.floor((judge - low) / step + 0.5).clamp(0, 255) * step + low
+            errors[k] += float((((rounded - judge) @ readers.T) ** 2).mean())
+    return candidates[errors.index(min(errors))]
+
+
+def _readers(twin: FakeQuantSegmenter) -> dict[str, Tensor]:
+    """The weights that read each INT8 LayerNorm."""
+    decoder = twin.decoder
+    last = (decoder.proj_dec,) if isinstance(decoder, QMaskTransformer) else (decoder.head,)
+    layers: dict[str, tuple[QLinear, ...]] = {"encoder.norm": last}
+    for name, block in _blocks(twin):
+        layers |= {f"{name}.norm1": (block.attn.qkv,), f"{name}.norm2": (block.fc1,)}
+    if isinstance(decoder, QMaskTransformer):
+        layers["decoder.decoder_norm"] = (decoder.proj_patch, decoder.proj_classes)
+    return {node: torch.cat([layer.weight for layer in found]).double() for node, found in layers.items()}
+
+
+def _fit(
+    twin: FakeQuantSegmenter, stats: dict[str, Stats], few: bool, candidates: Sequence[Estimator]
+) -> dict[str, str]:
+    """Every range; what was chosen, by node."""
+    widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
+    chosen: dict[str, str] = {}
+    for node, readers in _readers(twin).items():
+        best = choose(stats[node].samples, readers, candidates)
+        acts[node].set_range(*best(stats[node].sampled()))
+        chosen[node] = str(best)
+    for node, act in acts.items():
+        if node in stats and act.bits == 16:
+            act.set_max(stats[node].largest * MARGIN)
+    encoder = twin.encoder
+    # Every pixel value has an integer of its own: the input loses nothing.
+    black, white = -encoder.mean / encoder.std, (1 - encoder.mean) / encoder.std
+    encoder.input_act.set_range(black, white)
+    patches = len(encoder.patch_act.scale) // 3
+    encoder.patch_act.set(encoder.input_act.scale.repeat(patches), encoder.input_act.mid.repeat(patches))
+    _constants(twin, MARGIN)
+    for name, block in _blocks(twin):
+        chosen[f"{name}.attn.qkv"] = _fit_attention(block.attn, stats, f"{name}.attn", widen, candidates)
+        chosen[f"{name}.mlp.act"] = _fit_gelu(block, stats, f"{name}.mlp")
+    if isinstance(twin.decoder, QMaskTransformer):
+        ends = ("l2_patch", "l2_classes") if twin.decoder.l2norm else ("proj_patch", "proj_classes")
+        for node in (f"decoder.{end}" for end in ends):
+            acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None]))
+    return chosen
+
+
+def fit_range(x: Tensor, factors: Sequence[float] = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8)) -> tuple[Tensor, Tensor]:
+    """Per channel of x [rows, channels], the [low, high] of 256 levels with the least squared error."""
+    low, high = x.amin(0), x.amax(0)
+    centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9)
+    return _search(x, centre, half, factors, 255)
+
+
+def fit_max(x: Tensor, factors: Sequence[float] = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7)) -> Tensor:
+    """Per channel of x [rows, channels], the symmetric range of 255 levels with the least squared error."""
+    zero = torch.zeros(x.shape[1], dtype=x.dtype)
+    return _search(x, zero, x.abs().amax(0).clamp(min=1e-9), factors, 254)[1]
+
+
+def _search(x: Tensor, centre: Tensor, half: Tensor, factors: Sequence[float], steps: int) -> tuple[Tensor, Tensor]:
+    best_error = torch.full_like(centre, torch.inf)
+    best_half = half.clone()
+    for factor in factors:
+        trial = half * factor
+        step = 2 * trial / steps
+        rounded = (torch.round(((x - centre).clamp(-trial, trial) + trial) / step) * step) - trial + centre
+        error = ((rounded - x) ** 2).sum(0)
+        better = error < best_error
+        best_error, best_half = torch.where(better, error, best_error), torch.where(better, trial, best_half)
+    return centre - best_half, centre + best_half
+
+
+def _fit_attention(
+    attn: QAttention, stats: dict[str, Stats], name: str, widen: float, candidates: Sequence[Estimator]
+) -> str:
+    """Scales of q and k with one product per head, ranges of v and of the context per channel, bits of the logits.
+
+    Returns how the ranges of v were chosen.
+
+    A logit's error is sum_d (scale_q^2 k_d^2 + scale_k^2 q_d^2) / 12: with scale_q scale_k = c it is least where
+    scale_q^2 / scale_k^2 = mean q^2 / mean k^2, as far as both ranges still fit.
+    """
+    q, k, v = stats[f"{name}.qkv"].sampled().chunk(3, dim=-1)
+    k_mid = (k.amax(0) + k.amin(0)) / 2
+    k = k - k_mid
+    q_need, k_need = (t.abs().amax(0).clamp(min=1e-6) * widen / 127 for t in (q, k))
+    c = attn._heads(q_need * k_need).amax(-1, keepdim=True).expand(-1, attn.head_dim).flatten()
+    balance = ((q**2).mean(0).clamp(min=1e-12) / (k**2).mean(0).clamp(min=1e-12)) ** 0.25
+    q_scale = torch.minimum(torch.maximum(c.sqrt() * balance, q_need), c / k_need)
+    values = [sample.chunk(3, dim=-1)[2] for sample in stats[f"{name}.qkv"].samples]
+    best = choose(values, attn.proj.weight.double(), candidates)
+    v_low, v_high = best(v)
+    v_scale = (v_high - v_low) / 255
+    v_mid = v_low + 128 * v_scale
+    zero = torch.zeros_like(q_scale)
+    attn.qkv_act.set(torch.cat([q_scale, c / q_scale, v_scale]), torch.cat([zero, k_mid, v_mid]))
+    attn.context_act.set_max(_context_range(attn, stats[f"{name}.merge"].sampled() - v_mid, v) * widen)
+    attn.context_act.mid.copy_(v_mid)
+    _fit_softmax(attn, stats[f"{name}.scores"])
+    return f"v: {best}"
+
+
+def _context_range(attn: QAttention, context: Tensor, v: Tensor) -> Tensor:
+    """Symmetric range of the context per channel, [D].
+
+    Flat attention averages an image away: on one image a channel of the context can be nearly constant, and far from
+    there on the next. What carries over is how far a head's context strays in units of its values' spread.
+    """
+    spread = v.std(0).clamp(min=1e-9)
+    own = context.abs().amax(0)
+    typical = attn._heads(own / spread).quantile(0.75, dim=-1, keepdim=True).expand(-1, attn.head_dim).flatten()
+    return torch.maximum(own, typical * spread)
+
+
+def _fit_gelu(block: QBlock, stats: dict[str, Stats], name: str) -> str:
+    """The meaning of the table's inputs and outputs, for all hidden units alike or for each by itself; which it was.
+
+    For each (`_units`) where that is clearly better after fc2 (TAIL_GAIN): lines are fitted to every other sample and
+    judged by the rest.
+    """
+    x = stats[f"{name}.fc1"].sampled()
+    flat = x.flatten()
+    flat = flat[:: max(1, len(flat) // 200_000)]
+    y = F.gelu(flat)
+    if block.gelu.op != "gelu_table":  # the arithmetic of the others needs real = q * scale
+        block.fc1_act.set_max(fit_max(flat[:, None]))
+        block.gelu_act.set_max(fit_max(y[:, None]))
+        return "least squares"
+    table, errors = block.gelu.table_x, {}
+    for low in (-6.0, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5):
+        for factor in (1.05, 1.0, 0.95, 0.9, 0.8, 0.7):
+            bottom, top = torch.maximum(flat.min(), torch.tensor(low)), flat.max().clamp(min=0.1) * factor
+            table.set_range(bottom, top)
+            error = ((F.gelu(table.dequantize(table.quantize(flat))) - y) ** 2).sum()
+            errors[float(error)] = (bottom, top)
+    alike = functools.partial(_alike, block, errors[min(errors)], fit_range(y[:, None]))
+
+    x = x[:: max(1, len(x) // (2 * GELU_ROWS))]
+    reach = x.amax(0)
+    tops = [max(0.1, float(reach.quantile(share)) * TABLE_MARGIN) for share in TABLE_REACH]
+    each = [functools.partial(_units, block, x[::2], reach, low, top) for low in TABLE_LOW for top in tops]
+    found = [_error_after_fc2(block, x[1::2], candidate) for candidate in each]
+    best = min(found)
+    tailed = best < _error_after_fc2(block, x[1::2], alike) / TAIL_GAIN
+    (each[found.index(best)] if tailed else alike)()
+    return "a line for each unit" if tailed else "one for all units"
+
+
+def _error_after_fc2(block: QBlock, x: Tensor, assign: Callable[[], None]) -> float:
+    """Squared error that the quantized GELU of inputs x [rows, units] causes after fc2, with a candidate assigned."""
+    assign()
+    found = block.gelu_act.dequantize(block.gelu.integers()["table"][block.fc1_act.quantize(x) + 128])
+    return float((((found - F.gelu(x)) @ block.fc2.weight.double().T) ** 2).sum())
+
+
+def _alike(block: QBlock, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> None:
+    """One meaning for all units: the ranges (low, high) of the table's inputs and outputs."""
+    gelu = block.gelu
+    gelu.table_x.set_range(*inputs)
+    gelu.table_y.set_range(*outputs)
+    for act, table in ((block.fc1_act, gelu.table_x), (block.gelu_act, gelu.table_y)):
+        act.set(table.scale, table.mid)
+
+
+def _units(block: QBlock, x: Tensor, reach: Tensor, low: float, top: float) -> None:
+    """Give the table the inputs [low, top] and every unit a size at which it reaches no further.
+
+    A unit's output is the line through the table's that comes closest to its samples (which also makes its mean
+    right). x [rows, units]: inputs of the GELU.
+    """
+    gelu, y = block.gelu, F.gelu(x)
+    gelu.table_x.set_range(torch.tensor(low), torch.tensor(top))
+    curve = F.gelu(gelu.table_x.dequantize(torch.arange(-128, 128)))
+    gelu.table_y.set_range(curve.min(), curve.max())
+    size = (reach * TABLE_MARGIN / top).clamp(min=1.0)
+    block.fc1_act.set(gelu.table_x.scale * size, gelu.table_x.mid * size)
+    z = gelu.table_y.dequantize(gelu.integers()["table"])[block.fc1_act.quantize(x) + 128]
+    z_mean, y_mean = z.mean(0), y.mean(0)
+    variance = ((z - z_mean) ** 2).mean(0)
+    slope = ((z - z_mean) * (y - y_mean)).mean(0) / variance.clamp(min=1e-12)
+    slope = torch.where(variance > 1e-9, slope.clamp(size / 2, size * 2), size)
+    block.gelu_act.set(gelu.table_y.scale * slope, gelu.table_y.mid * slope + y_mean - slope * z_mean)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fit: biases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def correct_biases(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> None:
+    """Take the mean error of every linear layer's outputs from its bias, one layer after the other, in place.
+
+    Each is corrected with all before it corrected. Of a channel's mean error over the windows only what exceeds its
+    uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean.
+
+    images  uint8 [B, H, W, 3]
+    """
+    layers, expected = twin.linears(), dict[str, Tensor]()
+
+    def receive(node: str, value: Tensor) -> None:
+        if node in layers:
+            expected[node] = value.double().mean(1)
+
+    def correct(node: str, layer: QLinear, x: Quantized) -> None:
+        p, mean = layer.integers(), x.q.double().mean(1)
+        found = (mean @ p["weight"].double().T + p["bias"]) * layer.weight_scale + layer.y.mid
+        error = found - expected[node]
+        uncertainty = error.var(0) / len(error) if len(error) > 1 else torch.zeros_like(error[0])
+        certain = (1 - uncertainty / (error.mean(0) ** 2).clamp(min=1e-30)).clamp(min=0)
+        layer.bias.sub_((error.mean(0) * certain).to(layer.bias.dtype))
+
+    def before(node: str) -> Callable[[QLinear, tuple[Quantized]], None]:
+        return lambda layer, inputs: correct(node, layer, inputs[0])
+
+    training = twin.training
+    twin.eval()
+    with torch.no_grad():
+        with tapped(model, receive):
+            model.forward_scores(normalise(images, model.config), twin.recipe.l2norm)
+        handles = [layer.register_forward_pre_hook(before(node)) for node, layer in layers.items()]
+        try:
+            twin(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    twin.train(training)
+
+
+def _some_windows(twin: FakeQuantSegmenter, batches: Sequence[Tensor]) -> Tensor:
+    """Windows [B, H, W, 3] for `correct_biases`, evenly from all batches, as many as its limits allow."""
+    config = twin.config
+    tokens = (twin.window[0] // config.patch) * (twin.window[1] // config.patch) + config.n_extra
+    most = max(2, min(CORRECTED_WINDOWS, CORRECTED_LOGITS // (config.n_heads * tokens**2)))
+    places = [(i, j) for i, batch in enumerate(batches) for j in range(len(batch))]
+    if len(places) > most:
+        places = [places[k * len(places) // most] for k in range(most)]
+    return torch.stack([batches[i][j] for i, j in places])

@@ -1,0 +1,176 @@
+"""Write a calibrated fake-quant twin as an engine graph: its own wiring, so that comparing the two checks both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from intseg.graph import IMAGE, Graph, ModelInfo, Node
+from intseg.ops import OPS, Array, Value
+from intseg.tools.twin.model import Attrs, Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
+
+MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
+"""Ops that only move integers: these mean what they meant before, and no scale is stored for them."""
+
+
+def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
+    """The graph of a calibrated twin; `info` describes windows and classes. The result is not validated yet."""
+    with torch.no_grad():
+        return _Builder(twin, info).graph()
+
+
+class _Builder:
+    """Collects nodes and tensors; every method appends nodes and returns the name of the last."""
+
+    def __init__(self, twin: FakeQuantSegmenter, info: ModelInfo) -> None:
+        self.twin, self.info, self.acts = twin, info, twin.acts()
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, NDArray[np.signedinteger]] = {}
+        self.values = {IMAGE: Value("uint8", (*info.window, 3))}
+        self.scale_names: dict[tuple[tuple[int, ...], bytes], str] = {}
+
+    def graph(self) -> Graph:
+        """Encoder, decoder, scores."""
+        tokens = self.encoder()
+        decoder = self.twin.decoder
+        if isinstance(decoder, QLinearDecoder):
+            last = self.layer("decoder.head", decoder.head, tokens)
+        else:
+            last = self.mask_transformer(tokens)
+        patch = self.info.patch
+        grid: Attrs = {"height": self.info.window[0] // patch, "width": self.info.window[1] // patch}
+        last = self.node("scores", "to_grid", (last,), attrs=grid)
+        return Graph(tuple(self.nodes), self.tensors, last, self.info)
+
+    def encoder(self) -> str:
+        """From the image to the INT8 patch tokens."""
+        encoder = self.twin.encoder
+        x = self.node("quantize_input", "quantize_input", (IMAGE,), {"table": encoder.table()})
+        x = self.node("patchify", "patchify", (x,), attrs={"patch": self.info.patch})
+        x = self.layer("encoder.patch_embed", encoder.patch_embed, x)
+        x = self.node("encoder.tokens", "concat", (self.constant("encoder.cls_token", encoder.cls_token), x))
+        x = self.layer("encoder.pos_add", encoder.pos_add, x, self.constant("encoder.pos_embed", encoder.pos_embed))
+        for i, block in enumerate(encoder.blocks):
+            x = self.block(f"encoder.blocks.{i}", block, x)
+        x = self.layer("encoder.norm", encoder.norm, x)
+        tokens = self.values[x].shape[0]
+        return self.rows("encoder.patches", x, self.twin.config.n_extra, tokens)
+
+    def block(self, name: str, block: QBlock, x: str) -> str:
+        """norm, attention, add; norm, MLP, add."""
+        y = self.layer(f"{name}.norm1", block.norm1, x)
+        x = self.layer(f"{name}.add1", block.add1, x, self.attention(f"{name}.attn", block, y))
+        y = self.layer(f"{name}.norm2", block.norm2, x)
+        y = self.layer(f"{name}.mlp.fc1", block.fc1, y)
+        y = self.layer(f"{name}.mlp.act", block.gelu, y)
+        y = self.layer(f"{name}.mlp.fc2", block.fc2, y)
+        return self.layer(f"{name}.add2", block.add2, x, y)
+
+    def attention(self, name: str, block: QBlock, x: str) -> str:
+        """qkv, heads, scores, softmax, context, merged heads, proj."""
+        attn = block.attn
+        qkv = self.layer(f"{name}.qkv", attn.qkv, x)
+        parts = []
+        for i, part in enumerate("qkv"):
+            attrs: Attrs = {"heads": attn.heads, "part": i, "parts": 3}
+            parts.append(self.node(f"{name}.{part}", "split_heads", (qkv,), attrs=attrs))
+        q, k, v = parts
+        unit = (torch.tensor(attn.softmax.unit()), torch.tensor(0.0))
+        s = self.layer(f"{name}.scores", attn.scores, q, k, scale=unit)
+        p = self.layer(f"{name}.softmax", attn.softmax, s, scale=(torch.tensor(2.0**-15), torch.tensor(0.0)))
+        per_head = [t.reshape(attn.heads, 1, -1) for t in (attn.context_act.scale, attn.context_act.mid)]
+        c = self.layer(f"{name}.context", attn.context, p, v, scale=(per_head[0], per_head[1]))
+        merged = self.node(f"{name}.merge", "merge_heads", (c,))
+        return self.layer(f"{name}.proj", attn.proj, merged)
+
+    def mask_transformer(self, x: str) -> str:
+        """From the INT8 patch tokens to the INT16 scores per patch."""
+        decoder = self.twin.decoder
+        x = self.layer("decoder.proj_dec", decoder.proj_dec, x)
+        x = self.node("decoder.tokens", "concat", (x, self.constant("decoder.cls_emb", decoder.cls_emb)))
+        for i, block in enumerate(decoder.blocks):
+            x = self.block(f"decoder.blocks.{i}", block, x)
+        x = self.layer("decoder.decoder_norm", decoder.decoder_norm, x)
+        tokens = self.values[x].shape[0]
+        patches = self.rows("decoder.patches", x, 0, tokens - decoder.n_cls)
+        classes = self.rows("decoder.classes", x, tokens - decoder.n_cls, tokens)
+        patches = self.layer("decoder.proj_patch", decoder.proj_patch, patches)
+        classes = self.layer("decoder.proj_classes", decoder.proj_classes, classes)
+        if decoder.l2norm:
+            patches = self.layer("decoder.l2_patch", decoder.l2_patch, patches)
+            classes = self.layer("decoder.l2_classes", decoder.l2_classes, classes)
+        masks = self.layer("decoder.masks", decoder.masks, patches, classes)
+        return self.layer("decoder.mask_norm", decoder.mask_norm, masks)
+
+    def rows(self, name: str, x: str, start: int, stop: int) -> str:
+        """A slice of tokens."""
+        return self.node(name, "slice", (x,), attrs={"start": start, "stop": stop})
+
+    def constant(self, name: str, constant: Constant) -> str:
+        """A learned INT16 tensor."""
+        self.tensors[name] = _integers(constant.integers()["value"], "int16", name)
+        return name
+
+    def layer(self, name: str, layer: Layer, *inputs: str, scale: tuple[Tensor, Tensor] | None = None) -> str:
+        """The node of one of the twin's layers."""
+        return self.node(name, layer.op, inputs, layer.integers(), layer.attrs(), scale)
+
+    def node(
+        self,
+        name: str,
+        op: str,
+        inputs: tuple[str, ...],
+        params: Mapping[str, Tensor] | None = None,
+        attrs: Attrs | None = None,
+        scale: tuple[Tensor, Tensor] | None = None,
+    ) -> str:
+        """Append a node; its dtype and shape come from the op's own inference."""
+        params, attrs = params or {}, attrs or {}
+        named = {role: f"{name}.{role}" for role in params}
+        arrays = {role: _integers(params[role], OPS[op].params[role], named[role]) for role in params}
+        self.tensors |= {named[role]: array for role, array in arrays.items()}
+        known = [self.values[i] if i in self.values else _value(self.tensors[i]) for i in inputs]
+        value = self.values[name] = OPS[op].check(known, arrays, attrs)
+        if scale is None and name in self.acts and op not in MOVERS:
+            scale = self.acts[name].scale, self.acts[name].mid
+        meaning = None if scale is None else self.scale(name, *scale, len(value.shape))
+        self.nodes.append(Node(name, op, inputs, named, attrs, value.dtype, value.shape, meaning))
+        return name
+
+    def scale(self, name: str, scale: Tensor, mid: Tensor, rank: int) -> str:
+        """Name of the int32 tensor [3, ...] that says what integers stand for; equal ones are stored once."""
+        array = _scale_integers(scale, mid)
+        if array.ndim == 2 and (array == array[:, :1]).all():
+            array = array[:, :1]
+        array = array.reshape(3, *(1,) * (rank + 1 - array.ndim), *array.shape[1:])
+        key = (array.shape, array.tobytes())
+        if key not in self.scale_names:
+            self.scale_names[key] = f"{name}.scale"
+            self.tensors[f"{name}.scale"] = array
+        return self.scale_names[key]
+
+
+def _value(array: Array) -> Value:
+    return Value(array.dtype.name, array.shape)
+
+
+def _integers(tensor: Tensor, dtype: str, name: str) -> NDArray[np.signedinteger]:
+    """An int64 tensor as a narrower array; what does not fit is an error, never a wrap."""
+    array = tensor.detach().cpu().numpy()
+    narrow = array.astype(dtype)
+    if not np.array_equal(narrow, array):
+        raise ValueError(f"{name}: values in [{array.min()}, {array.max()}] do not fit {dtype}")
+    return np.ascontiguousarray(narrow)
+
+
+def _scale_integers(scale: Tensor, mid: Tensor) -> NDArray[np.int32]:
+    """(mult, offset, shift) with real = (q * mult + offset) * 2^-shift; 22 bits for the scale if the mid allows."""
+    scale, mid = torch.broadcast_tensors(scale.double(), mid.double())
+    largest = torch.maximum(scale, mid.abs() / 256).clamp(min=2.0**-40)
+    shift = (22 - torch.frexp(largest).exponent).clamp(0, 62).double()
+    rows = [torch.round(scale * 2**shift), torch.round(mid * 2**shift), shift]
+    return torch.stack(rows).to(torch.int32).numpy()
