@@ -43,7 +43,7 @@ def test_only_the_report_imports_it() -> None:
                 names.append(str(getattr(item, "module", "")))
                 if any(name.endswith("intseg.exam.real") or name in ("real", ".real") for name in names):
                     found.add(path.name)
-    assert found == {"quant_report.py"}
+    assert found == {"quantization.py"}
 
 
 # ---------------------------------------------------------------------------------------------------- plain formulas
