@@ -476,7 +476,8 @@ def test_names_that_are_known_without_numpy() -> None:
 
 def test_help_needs_no_numpy() -> None:
     script = (
-        "import sys; from intseg import cli\ntry: cli.main(['infer', '--help'])\nfinally: print('numpy' in sys.modules)"
+        "import sys; from intseg.cli import main as cli\n"
+        "try: cli.main(['infer', '--help'])\nfinally: print('numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.splitlines()[-1] == "False"

@@ -352,7 +352,8 @@ def test_a_journal_that_cannot_be_written(set_up: tuple[list[str], Path], capsys
 
 SLOW = """\
 import sys, time
-from intseg import cli, evaluate
+from intseg.batch import evaluate
+from intseg.cli import main as cli
 add = evaluate._Journal.add
 evaluate._Journal.add = lambda *arguments: (add(*arguments), time.sleep(0.2))
 if __name__ == "__main__":

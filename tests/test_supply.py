@@ -119,15 +119,18 @@ def test_the_wheel_holds_exactly_the_package(copies: list[Path]) -> None:
     wheel = next(folder.parent.glob("*.whl"), None) or build("wheel", folder, folder.parent, 0o022)
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith("/")}
-    packages = {"intseg": "intseg", "intseg/ops": "intseg/ops", "intseg/models": "intseg/models"}
-    packages["intseg/kernels"] = "kernels"
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    places = {"intseg.kernels": "kernels", "intseg.tools": "tools", "intseg.tools.twin": "tools/twin"}
     wanted = {
-        f"{package}/{path.name}"
-        for package, place in packages.items()
-        for path in (ROOT / place).iterdir()
-        if path.suffix == ".py"
-        or path.name == "py.typed"
-        or (place == "intseg/models" and path.suffix == ".safetensors")
+        f"{package.replace('.', '/')}/{path.name}"
+        for package in setup["options"]["packages"].split()
+        for path in (ROOT / places.get(package, package.replace(".", "/"))).iterdir()
+        if path.suffix in (".py", ".safetensors", ".txt") or path.name == "py.typed"
+    }
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "intseg").rglob("*.py")}
+    assert {f.replace("/", ".") for f in folders} - set(setup["options"]["packages"].split()) <= {
+        "intseg.tools.measure"
     }
     info = next(name.split("/")[0] for name in found if name.endswith("/WHEEL"))
     wanted |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt")}

@@ -241,7 +241,7 @@ def _use(model: api.Model) -> list[str]:
         "",
         "```python",
         "import intseg",
-        "from intseg import doctor",
+        "from intseg.reports import doctor",
         "",
         'result = intseg.run(doctor.pattern(), "model.safetensors")',
         f'assert doctor.digest(result) == "{golden_digest(model)}"',

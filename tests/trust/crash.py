@@ -516,7 +516,7 @@ def crowded(lab: Lab, command: Command) -> Iterator[Failure]:
 
 _UNPRIVILEGED = """
 import os, sys
-from intseg import cli
+from intseg.cli import main as cli
 arguments, other = sys.argv[2:], sys.argv[1]
 work = os.getcwd()
 os.chdir(other)
