@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from intseg.arith import EXACT, INT_RANGE
 from intseg.errors import IntsegError, ModelError
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
 from intseg.ops import RUN, Array
-from intseg.ops._arith import INT_RANGE
 from intseg.ops.gelu import times_1_6875
 from intseg.ops.shiftmax import probability_row_sum
 from intseg.workbench.registers import REGISTERS, steps
@@ -450,7 +450,7 @@ def _softmax2(call: _Call) -> Interval:
 def _scaled_x(call: _Call) -> Interval:
     """p = 1.6875 x by floor shifts, which never falls where x rises."""
     x = call.inputs[0]
-    low, high = (int(times_1_6875(np.int64(v))) for v in (x.low, x.high))  # type: ignore[arg-type]
+    low, high = (int(times_1_6875(EXACT, np.int64(v))) for v in (x.low, x.high))
     call.put("p", low, high)
     return Interval(low, high)
 

@@ -27,11 +27,13 @@ import safetensors
 import intseg.ops
 from intseg import api
 from intseg.graph import Graph
-from intseg.ops import OPS
+from intseg.ops import OPS, RUN
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
     *(f"intseg.ops.{entry.name}" for entry in pkgutil.iter_modules(intseg.ops.__path__)),
+    *(f"intseg.arith.{name}" for name in ("machine", "rounding", "shifting", "saturation", "sums", "division")),
+    *(f"intseg.arith.{name}" for name in ("exponential", "norm", "interpolation")),
     *(f"intseg.{name}" for name in ("executor", "graph", "images.decode", "backends", "api")),
 ]
 """Where the definition is, from uint8 pixels to labels."""
@@ -287,17 +289,17 @@ def run_ops(op: str) -> int:
     count = 0
     for inputs, params, attrs, expected in golden_calls(op):
         guarded_params = {role: guarded(p) for role, p in params.items()}
-        found = OPS[op].run(*map(guarded, inputs), **guarded_params, **attrs)
+        found = RUN[op](*map(guarded, inputs), **guarded_params, **attrs)
         assert np.array_equal(plain_view(found), expected)
         count += 1
     return count
 
 
 def definition_functions() -> set[str]:
-    """Names of all functions of intseg/ops that work on values."""
+    """Names of all functions of intseg/ops that work on values, and of the methods of the machine that they call."""
     found = set()
     for name in MODULES:
-        if name.startswith("intseg.ops."):
+        if name.startswith("intseg.ops.") or name == "intseg.arith.machine":
             for function in functions_of(importlib.import_module(name)):
                 if not function.__qualname__.startswith(NOT_RUN):
                     found.add(f"{name}:{function.__qualname__}")

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import arrays, integers
 
-from intseg.ops import RUN, _arith
+from intseg import arith
+from intseg.ops import RUN
 from intseg.ops.gelu import times_1_6875
 
 SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
@@ -40,13 +41,13 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def test_isqrt_is_the_floor_of_the_root():
     v = np.random.default_rng(0).integers(0, 2**62, 5000)
-    root = [int(r) for r in _arith.isqrt(v)]
+    root = [int(r) for r in arith.isqrt(v)]
     assert all(r * r <= int(x) < (r + 1) * (r + 1) for r, x in zip(root, v, strict=True))
 
 
 def check_int_div(n: int, d: int, k_out: int, kind: str) -> None:
     """The bound of SPEC 2.7, in exact fractions."""
-    error = Fraction(n * 2 ** (k_out - 1), d) - int(_arith.int_div(np.int64(n), np.int64(d), k_out, kind))
+    error = Fraction(n * 2 ** (k_out - 1), d) - int(arith.int_div(np.int64(n), np.int64(d), k_out, kind))
     if kind == "paper":
         assert 0 <= error < 1 + Fraction(n, 2 ** (32 - k_out))
     else:
@@ -60,7 +61,7 @@ def test_int_div_of_small_divisors(kind: str, k_out: int):
     """Exhaustive for d <= 300."""
     n, d = (part.ravel() for part in np.meshgrid(np.arange(301), np.arange(1, 301)))
     n, d = n[n <= d], d[n <= d]
-    error = n * 2 ** (k_out - 1) / d - _arith.int_div(n, d, k_out, kind)
+    error = n * 2 ** (k_out - 1) / d - arith.int_div(n, d, k_out, kind)
     low, high = (0, 1 + 300 / 2 ** (32 - k_out)) if kind == "paper" else (-0.5, 0.5 + 2.0 ** (k_out - 16))
     assert low - 1e-9 <= error.min()
     assert error.max() <= high + 1e-9
@@ -75,14 +76,14 @@ def test_int_div_of_any_divisor(kind: str, k_out: int, d: int, part: int):
 
 
 def test_int_div_paper_loses_half_at_2_to_30_and_all_at_2_to_31():
-    assert int(_arith.int_div(np.int64(2**30), np.int64(2**30), 16, "paper")) == 2**14
-    assert int(_arith.int_div(np.int64(2**31), np.int64(2**31), 16, "paper")) == 0
-    assert int(_arith.int_div(np.int64(2**31), np.int64(2**31), 16, "normalized")) == 2**15
+    assert int(arith.int_div(np.int64(2**30), np.int64(2**30), 16, "paper")) == 2**14
+    assert int(arith.int_div(np.int64(2**31), np.int64(2**31), 16, "paper")) == 0
+    assert int(arith.int_div(np.int64(2**31), np.int64(2**31), 16, "normalized")) == 2**15
 
 
 def exponential_error(i0: int, k_inter: int, lam: int) -> np.ndarray:
     x = -np.arange(65536)
-    return _arith.shift_exp(x, i0, k_inter, lam) / (i0 << k_inter) - np.exp(x / i0)
+    return arith.shift_exp(x, i0, k_inter, lam) / (i0 << k_inter) - np.exp(x / i0)
 
 
 def test_shift_exp_is_within_the_table():
@@ -114,7 +115,7 @@ def test_shiftmax_is_within_its_bound(kind: str, out: str, i0: int, k_inter: int
         t = x.astype(np.int64) - int(x.max())
         exact = np.exp(t / i0)
         exact /= exact.sum()
-        total = int(_arith.shift_exp(t, i0, k_inter, 1).sum())
+        total = int(arith.shift_exp(t, i0, k_inter, 1).sum())
         result = RUN["shiftmax"](x, i0=i0, k_inter=k_inter, int_div_kind=kind, out=out)
         bound = worst * (i0 << k_inter) / total * (1 - exact + (x.size - 1) * exact)
         bound += 1 / one + total / 2**31 if kind == "paper" else 1.51 / one
@@ -149,7 +150,7 @@ def test_softmax2_is_within_its_bound(a1: int, a2: int, limit: float, frac_bits:
         q = t >> frac_bits
         f = (t % 2**frac_bits) << (15 - frac_bits)
         power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-        total = sum(int(_arith.rsr(v, int(n))) if n else int(v) for v, n in zip(power, q, strict=True) if n < 16)
+        total = sum(int(arith.rsr(v, int(n))) if n else int(v) for v, n in zip(power, q, strict=True) if n < 16)
         result = RUN["softmax2"](x, frac_bits=frac_bits, a1=a1, a2=a2)
         bound = 2 * limit * exact * (1 - exact) * real.sum() + (1 - exact + (x.size - 1) * exact) / 2
         assert (np.abs(result / 2**15 - exact) <= bound / total + 1.51 / 2**15 + 1e-12).all()
@@ -179,14 +180,14 @@ def test_the_sigmoid_gelu_itself_is_within_0_021():
 def test_sigmoid_gelu_is_within_the_table(kind: str, k_out: int):
     """Exhaustive over the 256 inputs and i0 = 8 to 128. The op's mult and shift are undone by taking sigma apart."""
     x = np.arange(-128, 128)
-    p = times_1_6875(x)
+    p = times_1_6875(arith.EXACT, x)
     for span, *limits in spec_table("i0 | `normalized`, 8"):
         first, last = (int(i) for i in span.split(" to "))
         limit = float(limits[{("normalized", 8): 0, ("normalized", 16): 1}.get((kind, k_out), 2)])
         worst = 0.0
         for i0 in range(first, last + 1):
-            e, one = _arith.shift_exp(-np.abs(p), i0, 23, 6), i0 << 23
-            sigma = _arith.int_div(np.where(p >= 0, one, e), one + e, k_out, kind) / 2 ** (k_out - 1)
+            e, one = arith.shift_exp(-np.abs(p), i0, 23, 6), i0 << 23
+            sigma = arith.int_div(np.where(p >= 0, one, e), one + e, k_out, kind) / 2 ** (k_out - 1)
             worst = max(worst, np.abs(x / i0 * sigma - gelu(x / i0)).max())
         assert worst <= limit
         assert kind == "paper" or limit - 0.0011 <= worst
@@ -201,9 +202,9 @@ def test_shift_gelu_is_within_the_table(kind: str, k_out: int):
         for top in range(0, 128, 1 if i0 == 8 else 5):
             limit = next(value for maximum, value in table if top / i0 <= maximum)
             x = np.arange(-128, top + 1)
-            p = times_1_6875(x)
-            e, other = (_arith.shift_exp(v - max(int(p[-1]), 0), i0, 23, 6) for v in (p, np.int64(0)))
-            sigma = _arith.int_div(e, e + other, k_out, kind) / 2 ** (k_out - 1)
+            p = times_1_6875(arith.EXACT, x)
+            e, other = (arith.shift_exp(v - max(int(p[-1]), 0), i0, 23, 6) for v in (p, np.int64(0)))
+            sigma = arith.int_div(e, e + other, k_out, kind) / 2 ** (k_out - 1)
             assert np.abs(x / i0 * sigma - gelu(x / i0)).max() <= limit
 
 

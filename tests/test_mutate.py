@@ -43,9 +43,9 @@ def test_an_unmutated_copy_passes():
 @pytest.mark.parametrize(
     ("key", "killed_by"),
     [
-        ("_arith.py:rsr: ft(np.int64(1), c [- -> +] 1)", "ops/"),
-        ("add.py:add:  mult_a, shift_a) [+ -> -] rsr(as_int64(b) *", "ops/add"),
-        ("class_map.py:upsample_bilinear:  (2 * factor - w) [+ -> -] x[below] * w", "ops/upsample_bilinear"),
+        ("arith/rounding.py:rsr: ft(np.int64(1), c [- -> +] 1)", "ops/"),
+        ("ops/add.py:add: cumulate(branch_a [+ -> -] branch_b), 64)", "ops/add"),
+        ("arith/interpolation.py:blend:  (total - weight) [+ -> -] b * weight", "ops/upsample_bilinear"),
     ],
 )
 def test_examples(key: str, killed_by: str):

@@ -23,7 +23,7 @@ from no_float import (
 )
 
 from intseg import api, store
-from intseg.ops import OPS, RUN
+from intseg.ops import OPS
 
 OUTSIDE_THE_OPS = {
     "intseg.api:run",
@@ -44,28 +44,28 @@ OUTSIDE_THE_OPS = {
 
 CANARIES = [
     # (module, text, the same with a float on the way, op that runs it)
-    ("ops._arith", "np.right_shift(x + half, c)", "((x + half) / 2**c).astype(np.int64)", "linear"),
-    ("ops._arith", "np.right_shift(x + half, c)", "np.floor_divide(x + half, np.exp2(c)).astype(int)", "linear"),
-    ("ops._arith", "q = -x // i0", "q = (-x // float(i0)).astype(np.int64)", "shiftmax"),
-    ("ops._arith", "root = np.zeros_like(v)", "root = (np.sqrt(v) * 0).astype(int)", "l2norm"),
-    ("ops._arith", "d = np.maximum(d, 1)", "d = np.maximum(d, 1.0).astype(np.int64)", "softmax2"),
-    ("ops._arith", "((2**31 - 1) // d)", "int(2.0**31 - 1) // d", "shiftmax"),
-    ("ops.layernorm", "(2 * x.sum(axis=-1, keepdims=True) + count) // (2 * count)", "np.int64(x.mean())", "layernorm"),
-    ("ops.layernorm", "count = x.shape[-1]", "count = int(x.shape[-1] * (2 / 2))", "layernorm"),
-    ("ops.layernorm", "count = x.shape[-1]", "count = round(x.shape[-1] * 4**-1 * 4)", "layernorm"),
-    ("ops.linear", "x.astype(np.int32) @", "x.astype(np.float32).astype(np.int32) @", "linear"),
-    ("ops.linear", "x.astype(np.int32) @", 'x.astype("f8").astype(np.int32) @', "linear"),
-    ("ops.linear", "weight.T.astype(np.int32)", "np.array(weight.T, dtype=float).astype(np.int32)", "linear"),
-    ("ops.matmul", "a.astype(np.int32) @", "np.rint(a).astype(np.int32) @", "matmul"),
-    ("ops.matmul", "a.astype(np.int32) @", "(a.astype(np.int32) + np.zeros(1).astype(int)) @", "matmul"),
-    ("ops.softmax2", "t = x.max(axis=-1, keepdims=True) - x", "t = np.percentile(x, 100) - x", "softmax2"),
-    ("ops.class_map", "index: NDArray[np.int64] = np.arange(start, stop, dtype=np.int64)",
+    ("arith.rounding", "np.right_shift(x + half, c)", "((x + half) / 2**c).astype(np.int64)", "linear"),
+    ("arith.rounding", "np.right_shift(x + half, c)", "np.floor_divide(x + half, np.exp2(c)).astype(int)", "linear"),
+    ("arith.machine", "quotient = x // divisor", "quotient = (x // float(divisor)).astype(np.int64)", "shiftmax"),
+    ("arith.norm", "root = np.zeros_like(v)", "root = (np.sqrt(v) * 0).astype(int)", "l2norm"),
+    ("arith.machine", "return np.maximum(x, low)", "return np.maximum(x, low * 1.0).astype(np.int64)", "softmax2"),
+    ("arith.division", "(2**bits - less) // d", "int(2.0**bits - less) // d", "shiftmax"),
+    ("arith.norm", "(2 * total + count) // (2 * count)", "np.int64(total / count + 0.25)", "layernorm"),
+    ("ops.layernorm", "x.shape[-1])", "int(x.shape[-1] * (2 / 2)))", "layernorm"),
+    ("ops.layernorm", "x.shape[-1])", "round(x.shape[-1] * 4**-1 * 4))", "layernorm"),
+    ("arith.sums", "x.astype(np.int32) @", "x.astype(np.float32).astype(np.int32) @", "linear"),
+    ("arith.sums", "x.astype(np.int32) @", 'x.astype("f8").astype(np.int32) @', "linear"),
+    ("arith.sums", "weight.T.astype(np.int32)", "np.array(weight.T, dtype=float).astype(np.int32)", "linear"),
+    ("arith.sums", "a.astype(np.int32) @", "np.rint(a).astype(np.int32) @", "matmul"),
+    ("arith.sums", "a.astype(np.int32) @", "(a.astype(np.int32) + np.zeros(1).astype(int)) @", "matmul"),
+    ("arith.machine", "return x.max(axis=-1, keepdims=True)", "return np.percentile(x, 100)", "softmax2"),
+    ("arith.interpolation", "index: Int = np.arange(start, stop, dtype=np.int64)",
      "index = np.linspace(start, stop - 1, stop - start, dtype=np.int64)", "upsample_bilinear"),
-    ("ops.class_map", "x = x.astype(np.int64)", "x = x.view(np.float32).view(np.int32)", "upsample_bilinear"),
-    ("ops.class_map", "2 * index + 1 - factor, 0)", "2 * index + 1 - factor, 0.0)", "upsample_bilinear"),
-    ("ops.tokens", "return x[start:stop]", "return x[int(start + 0.5) : stop]", "slice"),
-    ("ops.gelu", "np.int64(i0 << k_inter)", "np.int64(i0 * np.exp2(k_inter))", "sigmoid_gelu"),
-    ("ops.gelu", "x.astype(np.int16) + 128", "np.fmin(128 + x.astype(int), 9e9).astype(int)", "gelu_table"),
+    ("arith.machine", "return x.astype(np.int64)\n", "return x.view(np.float32).view(np.int32)\n", "upsample_bilinear"),
+    ("arith.interpolation", "2 * index + 1 - factor, 0)", "2 * index + 1 - factor, 0.0)", "upsample_bilinear"),
+    ("arith.machine", "return x[start:stop]", "return x[int(start + 0.5) : stop]", "slice"),
+    ("ops.gelu", "one = i0 << k_inter", "one = int(i0 * 2.0**k_inter)", "sigmoid_gelu"),
+    ("arith.machine", "x.astype(np.int16) - first", "np.fmin(x.astype(int) - first, 9e9).astype(int)", "gelu_table"),
     ("images.decode", "np.lcm.reduce(np.unique(counts)) // counts", "(6 / counts).astype(np.int32)", ""),
     ("images.decode", "x : x + width] += window", "x : x + width] += window.astype('f4').astype('i4')", ""),
     ("images.decode", "total = np.zeros((tiling.height // patch", "total = np.zeros((int(tiling.height / patch)", ""),
@@ -137,10 +137,11 @@ def test_a_float_on_the_way_is_caught(module: str, text: str, other: str, op: st
 
 
 def test_the_definition_is_itself_again_after_a_run() -> None:
-    code = RUN["linear"].__code__  # type: ignore[attr-defined]
-    with Tracer().running({"intseg.ops.linear": ("@ weight", "@ -weight")}):
-        assert RUN["linear"].__code__ is not code  # type: ignore[attr-defined]
-    assert RUN["linear"].__code__ is code  # type: ignore[attr-defined]
+    function = OPS["linear"].define
+    code = function.__code__
+    with Tracer().running({"intseg.ops.linear": ("m.dot(x, weight)", "m.dot(x, -weight)")}):
+        assert function.__code__ is not code
+    assert function.__code__ is code
     assert sum(run_ops(op) for op in ("linear", "add")) > 10
 
 

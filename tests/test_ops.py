@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from strategies import CASES, Case, integers
 
 import intseg.ops
-from intseg import backends
-from intseg.ops import Value, _arith
+from intseg import arith, backends
+from intseg.ops import Value
 
 BACKENDS = {name: backends.table(name) for name in backends.names()}
 """Name -> op table; every test below runs on each."""
@@ -65,7 +65,7 @@ def test_random_calls(op: str, backend: str):
 @settings(max_examples=300, deadline=None)
 @given(integers(-(2**62), 2**62), st.integers(1, 62))
 def test_rsr(x: int, c: int):
-    assert int(_arith.rsr(np.int64(x), c)) == naive.rsr(x, c)
+    assert int(arith.rsr(np.int64(x), c)) == naive.rsr(x, c)
 
 
 @pytest.mark.parametrize("c", [1, 2, 7, 31, 32, 61, 62])
@@ -73,7 +73,7 @@ def test_rsr_ties_round_up(c: int):
     for x in (-3, -2, -1, 0, 1):
         tie = (2 * x + 1) * 2 ** (c - 1)
         if abs(tie) < 2**62:
-            values = [int(_arith.rsr(np.int64(v), c)) for v in (tie - 1, tie, tie + 1)]
+            values = [int(arith.rsr(np.int64(v), c)) for v in (tie - 1, tie, tie + 1)]
             assert values == [x, x + 1, x + 1]
 
 
@@ -84,7 +84,7 @@ def test_requantize_at_every_tie_and_both_saturations(dtype: str):
     cells = [*range(low - 2, high + 3, step), high - 1, high, high + 1, high + 2]
     values = [v for i in cells for v in (8 * i - 5, 8 * i - 4, 8 * i - 3, 8 * i)]
     expected = np.array([naive.requantize(v, 1, 3, dtype) for v in values], dtype)
-    assert_equal(_arith.requantize(np.array(values), 1, 3, dtype), expected)
+    assert_equal(arith.requantize(np.array(values), 1, 3, dtype), expected)
     assert expected.min() == low
     assert expected.max() == high
 
@@ -94,15 +94,15 @@ def test_requantize_at_every_tie_and_both_saturations(dtype: str):
     integers(-(2**31) + 1, 2**31 - 1), integers(0, 2**31 - 1), st.integers(1, 62), st.sampled_from(["int8", "int16"])
 )
 def test_requantize(x: int, mult: int, shift: int, dtype: str):
-    assert int(_arith.requantize(np.int64(x), mult, shift, dtype)) == naive.requantize(x, mult, shift, dtype)
+    assert int(arith.requantize(np.int64(x), mult, shift, dtype)) == naive.requantize(x, mult, shift, dtype)
 
 
 def test_isqrt_around_every_square_up_to_2_to_32():
     for start in range(0, 2**16 + 1, 2**14):
         root = np.arange(start, start + 2**14, dtype=np.int64)
-        assert np.array_equal(_arith.isqrt(root * root), root)
-        assert np.array_equal(_arith.isqrt(root * root + 2 * root), root)  # the last value before the next square
-        assert np.array_equal(_arith.isqrt(root[root > 0] ** 2 - 1), root[root > 0] - 1)
+        assert np.array_equal(arith.isqrt(root * root), root)
+        assert np.array_equal(arith.isqrt(root * root + 2 * root), root)  # the last value before the next square
+        assert np.array_equal(arith.isqrt(root[root > 0] ** 2 - 1), root[root > 0] - 1)
 
 
 def test_isqrt_of_random_62_bit_values():
@@ -110,13 +110,13 @@ def test_isqrt_of_random_62_bit_values():
     roots = [source.getrandbits(source.randint(1, 31)) for _ in range(2000)]
     values = [source.getrandbits(source.randint(1, 62)) for _ in range(2000)] + [2**62 - 1, (2**31 - 1) ** 2]
     values += [r * r + step for r in roots for step in (-1, 0, 1) if r * r + step >= 0]
-    assert _arith.isqrt(np.array(values)).tolist() == [math.isqrt(v) for v in values]
+    assert arith.isqrt(np.array(values)).tolist() == [math.isqrt(v) for v in values]
     assert [naive.isqrt(v) for v in values] == [math.isqrt(v) for v in values]
 
 
 def test_bit_length():
     values = [0, *(2**n + step for n in range(63) for step in (-1, 0, 1) if 0 <= 2**n + step < 2**63)]
-    assert _arith.bit_length(np.array(values)).tolist() == [v.bit_length() for v in values]
+    assert arith.bit_length(np.array(values)).tolist() == [v.bit_length() for v in values]
     assert [naive.bit_length(v) for v in values] == [v.bit_length() for v in values]
 
 
@@ -126,25 +126,25 @@ def test_bit_length():
 )
 def test_int_div(d: int, part: int, k_out: int, kind: str):
     n = d * part // 2**10
-    assert int(_arith.int_div(np.int64(n), np.int64(d), k_out, kind)) == naive.int_div(n, d, k_out, kind)
+    assert int(arith.int_div(np.int64(n), np.int64(d), k_out, kind)) == naive.int_div(n, d, k_out, kind)
 
 
 @pytest.mark.parametrize("kind", ["paper", "normalized"])
 def test_int_div_by_zero_counts_as_division_by_one(kind: str):
-    assert int(_arith.int_div(np.int64(0), np.int64(0), 8, kind)) == naive.int_div(0, 0, 8, kind) == 0
+    assert int(arith.int_div(np.int64(0), np.int64(0), 8, kind)) == naive.int_div(0, 0, 8, kind) == 0
 
 
 @settings(max_examples=300, deadline=None)
 @given(integers(-(2**17), 0), integers(1, 2**15), st.integers(0, 31), st.integers(1, 64))
 def test_shift_exp(x: int, i0: int, k_inter: int, lam: int):
     k_inter = min(k_inter, 60 - i0.bit_length())
-    assert int(_arith.shift_exp(np.int64(x), i0, k_inter, lam)) == naive.shift_exp(x, i0, k_inter, lam)
+    assert int(arith.shift_exp(np.int64(x), i0, k_inter, lam)) == naive.shift_exp(x, i0, k_inter, lam)
 
 
 @settings(max_examples=200, deadline=None)
 @given(integers(-(2**40), 2**40), st.integers(-2000, 20))
 def test_shift_left(x: int, n: int):
-    assert int(_arith.shift_left(np.int64(x), np.int64(n))) == naive.floor_shift(x, max(n, -62))
+    assert int(arith.shift_left(np.int64(x), np.int64(n))) == naive.floor_shift(x, max(n, -62))
 
 
 # Edge values per op

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intseg import api
+from intseg.arith import INT_RANGE
 from intseg.exam import real
 from intseg.images import decode as pictures
 from intseg.ops import OPS, RUN
-from intseg.ops._arith import INT_RANGE
 from intseg.workbench.trace import scales
 
 PACKAGE = Path(__file__).parent.parent / "intseg"

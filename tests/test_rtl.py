@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from intseg.ops import RUN, _arith
+from intseg import arith
+from intseg.ops import RUN
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden" / "rtl"
 SIMULATORS = [name for name in ("iverilog", "verilator") if shutil.which(name)]
@@ -129,7 +130,7 @@ def test_expected_values_are_those_of_the_definition():
     acc, expected = words("requantize_acc", "int32").astype(np.int64), words("requantize_expected", "int16")
     for wide, out in enumerate(("int8", "int16")):
         rows = column["wide"] == wide
-        found = _arith.requantize(acc[rows], column["mult"][rows], column["shift"][rows], out)
+        found = arith.requantize(acc[rows], column["mult"][rows], column["shift"][rows], out)
         assert (found == expected[rows]).all()
     depth = 24
     found = RUN["linear"](

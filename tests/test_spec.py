@@ -13,7 +13,8 @@ import pytest
 
 import intseg.graph
 import intseg.store
-from intseg.ops import OPS, _arith, _op
+from intseg import arith
+from intseg.ops import OPS, _op
 from intseg.ops.gelu import times_1_6875
 
 SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
@@ -104,12 +105,12 @@ def binary(text: str) -> Fraction:
 def test_constants_of_the_shifts():
     assert binary("1.1011") == Fraction(16875, 10000) == 1 + Fraction(1, 2) + Fraction(1, 8) + Fraction(1, 16)
     assert binary("1.0111") == Fraction(14375, 10000) == 1 + Fraction(1, 2) - Fraction(1, 16)
-    assert times_1_6875(np.array([16, -16])).tolist() == [27, -27]
+    assert times_1_6875(arith.EXACT, np.array([16, -16])).tolist() == [27, -27]
     assert (
-        int(_arith.shift_exp(np.int64(-16), 16, 11, 1)) == (16 - 7 // 2 - 1) << 10
+        int(arith.shift_exp(np.int64(-16), 16, 11, 1)) == (16 - 7 // 2 - 1) << 10
     )  # I_e = -23: q = 1, r = 7, -7 >> 1 = -4
     assert abs(1.4375 - math.log2(math.e)) < 0.0053
-    extremes = times_1_6875(np.array([-128, 127]))
+    extremes = times_1_6875(arith.EXACT, np.array([-128, 127]))
     assert extremes.tolist() == [-216, 212]
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from compare import assert_equal
 
+from intseg import arith
 from intseg.cli import main as cli
 from intseg.conformance import truth_table
 from intseg.conformance.truth_table import Table
 from intseg.errors import InputError, UsageError
-from intseg.ops import RUN, _arith
+from intseg.ops import RUN
 
 ROOT = Path(__file__).parent.parent
 GELU = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8, "mult": 1, "shift": 7}
@@ -95,7 +96,7 @@ def test_requantize_determines_every_accumulator(mult: int, shift: int, out: str
     random = np.random.default_rng(0)
     probes = np.concatenate([random.integers(-(2**31) + 1, 2**31, 2000), random.integers(-(2**18), 2**18, 2000)])
     below = result[np.searchsorted(acc, probes, side="right") - 1]
-    assert_equal(below.astype(out), _arith.requantize(probes, mult, shift, out))
+    assert_equal(below.astype(out), arith.requantize(probes, mult, shift, out))
 
 
 def test_requantize_holds_ties_on_both_sides():
@@ -116,7 +117,7 @@ def test_exp2(frac_bits: int, a1: int, a2: int):
     logits = np.stack([np.zeros_like(t), -t], axis=-1).astype(np.int16)
     found = RUN["softmax2"](logits, frac_bits=frac_bits, a1=a1, a2=a2)
     for column, n in ((0, np.full_like(e, 32767)), (1, e)):
-        quotient = _arith.saturate(_arith.int_div(n, e + 32767, 16, "normalized"), "int16")
+        quotient = arith.saturate(arith.int_div(n, e + 32767, 16, "normalized"), "int16")
         assert_equal(found[:, column], quotient)
     assert table.columns["e"][-1] == 0
 

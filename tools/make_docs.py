@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from intseg import arith
 from intseg.cli import main as cli
 from intseg.files import write_atomically
 from intseg.images.decode import starts
-from intseg.ops import RUN, _arith
+from intseg.ops import RUN
 from intseg.reports.graph_drawing import escape, number
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -255,7 +256,7 @@ def rounding() -> str:
     """RSR against a floor and against the real quotient."""
     chart = Chart((50, 40, 560, 260), (-10, 10), (-3, 3))
     xs = list(range(-10, 11))
-    rsr = [int(_arith.rsr(np.int64(x), 2)) for x in xs]
+    rsr = [int(arith.rsr(np.int64(x), 2)) for x in xs]
     parts = [*chart.axes([-10, -6, -2, 0, 2, 6, 10], [-3, -2, -1, 0, 1, 2, 3], "RSR(x, 2) against x / 4")]
     parts += [chart.line([(-10, -2.5), (10, 2.5)], "c"), chart.dots(list(zip(xs, rsr, strict=True)), "fa", 4)]
     ties = [(x, r) for x, r in zip(xs, rsr, strict=True) if x % 4 == 2]

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from intseg import arith
 from intseg.images import decode as pictures
-from intseg.ops import Array, Attr, _arith
+from intseg.ops import Array, Attr
 from intseg.ops.gelu import times_1_6875
 
 Facts = Mapping[str, Any]
@@ -101,13 +102,13 @@ def _rounding(prefix: str, value: Array, shift: Any) -> dict[str, Any]:
         f"{prefix}value": value,
         f"{prefix}half": half,
         f"{prefix}rest": remainder,
-        f"{prefix}rounded": _arith.rsr(value, shift),
+        f"{prefix}rounded": arith.rsr(value, shift),
         f"{prefix}shift": shift,
     }
 
 
 def _requantized(x: Array, mult: Any, shift: Any, out: str) -> dict[str, Any]:
-    low, high = _arith.INT_RANGE[out]
+    low, high = arith.INT_RANGE[out]
     return _rounding("", x * _wide(mult), shift) | {"mult": _wide(mult), "low": low, "high": high, "out": out}
 
 
@@ -144,7 +145,7 @@ def _add(call: Call) -> Facts:
 
 
 def _norm(v: Array) -> dict[str, Any]:
-    root = _arith.isqrt(v)
+    root = arith.isqrt(v)
     return {"v": v, "root": root}
 
 
@@ -155,7 +156,7 @@ def _layernorm(call: Call) -> Facts:
     facts = _norm((y * y).sum(axis=-1, keepdims=True))
     product = y * ((2**31 - 1) // np.maximum(facts["root"], 1))
     mult, bias = _wide(call.params["mult"]), call.params["bias"]
-    low, high = _arith.INT_RANGE[str(call.attrs["out"])]
+    low, high = arith.INT_RANGE[str(call.attrs["out"])]
     facts |= _rounding("", (product >> 1) * mult + bias, call.attrs["shift"])
     return facts | {
         "total": total,
@@ -188,14 +189,14 @@ def _exponential(x: Array, i0: int, k: int, lam: int) -> dict[str, Any]:
         "exp.q": q,
         "exp.r": r,
         "exp.count": k - q,
-        "exp": _arith.shift_exp(x, i0, k, lam),
+        "exp": arith.shift_exp(x, i0, k, lam),
     }
 
 
 def _division(n: Array, d: Array, k_out: int, kind: str) -> dict[str, Any]:
     divisor = np.maximum(d, 1)
-    length = _arith.bit_length(divisor)
-    reciprocal = (2**46 - 1) // _arith.shift_left(divisor, 31 - length)
+    length = arith.bit_length(divisor)
+    reciprocal = (2**46 - 1) // arith.shift_left(divisor, 31 - length)
     drop = length + 16 - k_out
     rest = _rounding("div.", n * reciprocal, drop) if kind == "normalized" else {}
     return rest | {
@@ -204,7 +205,7 @@ def _division(n: Array, d: Array, k_out: int, kind: str) -> dict[str, Any]:
         "div.length": length,
         "div.kind": kind,
         "div.out": k_out,
-        "div": _arith.int_div(n, d, k_out, kind),
+        "div": arith.int_div(n, d, k_out, kind),
     }
 
 
@@ -234,7 +235,7 @@ def _softmax2(call: Call) -> Facts:
     t = facts["top"] - x
     q, f = t >> bits, (t & (2**bits - 1)) << (15 - bits)
     power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    e = np.where(q == 0, power, _arith.rsr(power, np.clip(q, 1, 17)))
+    e = np.where(q == 0, power, arith.rsr(power, np.clip(q, 1, 17)))
     facts |= _rounding("exp.", power[q >= 1], np.clip(q, 1, 17)[q >= 1])
     facts |= _division(e, e.sum(axis=-1, keepdims=True), 16, "normalized")
     return facts | {"q": q, "f": f, "bits": bits, "a2": a2, "slope": a2 * f, "area": f * (a1 - ((a2 * f) >> 15))}
@@ -247,12 +248,12 @@ def _gelu_result(call: Call, x: Array, sigma: Array) -> dict[str, Any]:
 def _shift_gelu(call: Call) -> Facts:
     x = _wide(call.inputs[0])
     i0, k, lam, k_out = _ints(call.attrs, "i0", "k_inter", "lam", "k_out")
-    p = times_1_6875(x)
+    p = times_1_6875(arith.EXACT, x)
     highest = p.max(axis=-1, keepdims=True)
     top = np.maximum(highest, 0)
     e = _exponential(p - top, i0, k, lam)
     facts = e | _division(
-        e["exp"], e["exp"] + _arith.shift_exp(-top, i0, k, lam), k_out, str(call.attrs["int_div_kind"])
+        e["exp"], e["exp"] + arith.shift_exp(-top, i0, k, lam), k_out, str(call.attrs["int_div_kind"])
     )
     return facts | _gelu_result(call, x, facts["div"]) | {"x": x, "highest": highest, "lam": lam}
 
@@ -260,7 +261,7 @@ def _shift_gelu(call: Call) -> Facts:
 def _sigmoid_gelu(call: Call) -> Facts:
     x = _wide(call.inputs[0])
     i0, k, lam, k_out = _ints(call.attrs, "i0", "k_inter", "lam", "k_out")
-    p, one = times_1_6875(x), np.int64(i0 << k)
+    p, one = times_1_6875(arith.EXACT, x), np.int64(i0 << k)
     e = _exponential(-np.abs(p), i0, k, lam)
     n = np.where(p >= 0, one, e["exp"])
     facts = e | _division(n, one + e["exp"], k_out, str(call.attrs["int_div_kind"]))

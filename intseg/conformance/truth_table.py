@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from intseg import files
+from intseg import arith, files
 from intseg.errors import InputError, UsageError
 from intseg.graph import Graph
-from intseg.ops import OPS, RUN, Array, Attr, _arith
+from intseg.ops import OPS, RUN, Array, Attr
 
 FORMATS = ("npz", "csv", "hex")
 MAX_ROWS = 2**22
@@ -72,7 +72,7 @@ def shift_exp(i0: int, k_inter: int, lam: int, low: int = -(2**16) + 1) -> Table
     _require("lam", lam, range(1, 65))
     _require("low", low, range(-MAX_ROWS + 1, 1))
     x = np.arange(low, 1, dtype=np.int64)
-    result = _arith.shift_exp(x, i0, k_inter, lam)
+    result = arith.shift_exp(x, i0, k_inter, lam)
     return Table("shift_exp", {"i0": i0, "k": k_inter, "lam": lam}, {"x": x.astype(np.int32), "result": result})
 
 
@@ -112,7 +112,7 @@ def isqrt(low: int = 0, high: int = 2**16 - 1) -> Table:
     squares = np.arange(low, high + 1, dtype=np.int64) ** 2
     v = np.unique(np.stack([squares - 1, squares, squares + 1]))
     v = v[(v >= 0) & (v < 2**62)]
-    return Table("isqrt", {"low": low, "high": high}, {"v": v, "result": _arith.isqrt(v).astype(np.int32)})
+    return Table("isqrt", {"low": low, "high": high}, {"v": v, "result": arith.isqrt(v).astype(np.int32)})
 
 
 def requantize(mult: int, shift: int, out: str, limit: int = 2**14) -> Table:
@@ -128,7 +128,7 @@ def requantize(mult: int, shift: int, out: str, limit: int = 2**14) -> Table:
         raise UsageError(f"out is {out!r}, expected int8 or int16")
     points = {-(2**31) + 1, -1, 0, 1, 2**31 - 1, *_steps(mult, shift, out), *_ties(mult, shift, limit)}
     acc = np.array(sorted(a for a in points if abs(a) < 2**31), np.int64)
-    result = _arith.requantize(acc, mult, shift, out)
+    result = arith.requantize(acc, mult, shift, out)
     return Table(
         "requantize", {"mult": mult, "shift": shift, "out": out}, {"acc": acc.astype(np.int32), "result": result}
     )
@@ -138,7 +138,7 @@ def _steps(mult: int, shift: int, out: str) -> Iterator[int]:
     """For every value of the result, the lowest accumulator that gives at least it, and the one before."""
     if mult == 0:
         return
-    low, high = _arith.INT_RANGE[out]
+    low, high = arith.INT_RANGE[out]
     for value in range(low, high + 2):
         first = -((2 ** (shift - 1) - value * 2**shift) // mult)  # ceiling of (value - 1/2) 2^shift / mult
         yield from (first - 1, first)
@@ -163,7 +163,7 @@ def exp2(frac_bits: int, a1: int, a2: int) -> Table:
     t = np.arange((16 << frac_bits) + 1, dtype=np.int64)
     q, f = t >> frac_bits, (t & (2**frac_bits - 1)) << (15 - frac_bits)
     power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    e = np.where(q == 0, power, _arith.rsr(power, np.clip(q, 1, 17)))
+    e = np.where(q == 0, power, arith.rsr(power, np.clip(q, 1, 17)))
     columns = {"t": t.astype(np.int32), "power": power.astype(np.int16), "e": e.astype(np.int16)}
     return Table("exp2", {"frac_bits": frac_bits, "a1": a1, "a2": a2}, columns)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from intseg import api, backends, store
+from intseg import api, arith, backends, store
 from intseg._version import __version__
 from intseg.conformance import coverage
 from intseg.conformance.coverage import Call
@@ -28,7 +28,7 @@ from intseg.executor import execute
 from intseg.files import new_folder
 from intseg.graph import ModelInfo, Node
 from intseg.images import decode as pictures
-from intseg.ops import Array, Attr, Run, _arith
+from intseg.ops import Array, Attr, Run
 from intseg.ops.gelu import times_1_6875
 
 FORMAT = 1
@@ -175,7 +175,7 @@ def _last_bits() -> Cases:
     """Results that are the last bits of z: mult = 2 and bias = -2 z + 2 j at shift 1 give j."""
     for row in ([0, 1], [-1, 0, 0], [3, -5, 7, 100, -2], [1000, -999, 998, -32768, 32767]):
         y = np.array(row, np.int64) - (2 * sum(row) + len(row)) // (2 * len(row))
-        z = (y * ((2**31 - 1) // _arith.isqrt((y * y).sum()))) >> 1
+        z = (y * ((2**31 - 1) // arith.isqrt((y * y).sum()))) >> 1
         params = {"mult": np.full(len(row), 2, np.int32), "bias": 2 * (np.arange(len(row)) - z)}
         yield _call("layernorm", np.array([row], np.int16), params=params, shift=1, out="int16")
 
@@ -270,9 +270,9 @@ def _sharp_gelus() -> Cases:
     """The last bit of sigma where it shows whether a divisor of 17 to 33 bits is normalized by its exact length."""
     for k_inter in (10, 14, 18, 22, 25, 26):
         for value in (-90, 83):
-            p, one = times_1_6875(np.array([value], np.int64)), np.array([97 << k_inter], np.int64)
-            e = _arith.shift_exp(-np.abs(p), 97, k_inter, 6)
-            product = value * int(_arith.int_div(one if value >= 0 else e, one + e, 16, "normalized")[0])
+            p, one = times_1_6875(arith.EXACT, np.array([value], np.int64)), np.array([97 << k_inter], np.int64)
+            e = arith.shift_exp(-np.abs(p), 97, k_inter, 6)
+            product = value * int(arith.int_div(one if value >= 0 else e, one + e, 16, "normalized")[0])
             for below in (product - 1, product):
                 mult, shift = _between(below)
                 attrs: dict[str, Attr] = {"i0": 97, "k_inter": k_inter, "lam": 6, "int_div_kind": "normalized"}
@@ -298,7 +298,7 @@ def _l2norm(numbers: Numbers) -> Cases:
 def _last_bits_l2norm() -> Cases:
     for row in ([-1, 0, 0], [3, -4, 7], [1000, -30000, 32767]):
         x = np.array([row], np.int64)
-        reciprocal = (2**31 - 1) // int(_arith.isqrt((x * x).sum()))
+        reciprocal = (2**31 - 1) // int(arith.isqrt((x * x).sum()))
         for value in filter(None, row):
             z = value * reciprocal >> 1
             for below in (max(z - 1, -(2**30)), z):

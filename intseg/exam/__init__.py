@@ -1,1 +1,15 @@
-"""What an op is examined with: inputs at its corners, branches and mistakes of its own, its twin in real numbers."""
+"""The exams of all ops: what vectors, coverage, mistakes, truth tables and witnesses know of one op alone."""
+
+from importlib import import_module
+
+from intseg.ops import OPS
+
+from ._exam import Branch, Exam, Extremes, Facts, Mistake
+
+FILES = (*dict.fromkeys(op.define.__module__.rpartition(".")[2] for op in OPS.values()), "windows")
+"""A file for every file of intseg/ops, and one for the steps around the graph (SPEC.md section 7)."""
+
+EXAMS: dict[str, Exam] = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}
+"""By op, in the order of the files."""
+
+__all__ = ["EXAMS", "FILES", "Branch", "Exam", "Extremes", "Facts", "Mistake"]

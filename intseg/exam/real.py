@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intseg.arith import INT_RANGE
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
 from intseg.images import decode as pictures
 from intseg.ops import RUN, Array
-from intseg.ops._arith import INT_RANGE
 
 Float = NDArray[np.floating[Any]]
 RealOp = Callable[..., Float]

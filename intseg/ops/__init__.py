@@ -1,6 +1,10 @@
-"""The definition: one NumPy function per op, integers only. `OPS` is the list of all; adding an op is one line here."""
+"""The definition: every op once, in primitives, integers only. `OPS` lists them; adding an op is one line here."""
 
-from ._op import MAX_DIM, Array, Attr, Op, Run, Value
+from functools import partial
+
+from intseg.arith import EXACT
+
+from ._op import MAX_DIM, Array, Attr, Call, Op, Run, Value
 from .add import OP as _ADD
 from .class_map import ARGMAX, UPSAMPLE_BILINEAR, UPSAMPLE_NEAREST
 from .gelu import GELU_TABLE, SHIFT_GELU, SIGMOID_GELU
@@ -37,7 +41,7 @@ OPS: dict[str, Op] = {
     "argmax": ARGMAX,
 }
 
-RUN: dict[str, Run] = {name: op.run for name, op in OPS.items()}
+RUN: dict[str, Run] = {name: partial(op.define, EXACT) for name, op in OPS.items()}
 """The NumPy op table, as `executor.execute` takes it."""
 
-__all__ = ["MAX_DIM", "OPS", "RUN", "Array", "Attr", "Op", "Run", "Value"]
+__all__ = ["MAX_DIM", "OPS", "RUN", "Array", "Attr", "Call", "Op", "Run", "Value"]

@@ -1,4 +1,4 @@
-"""What an op is: a NumPy function and the static contract that a graph node must meet before it may run."""
+"""What an op is: its definition, and the static contract that a graph node must meet before it may run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from intseg.errors import ModelError
@@ -14,6 +13,7 @@ from intseg.errors import ModelError
 Array = NDArray[Any]
 Attr = int | str
 Run = Callable[..., Array]
+Define = Callable[..., Any]
 Check = Callable[[Sequence["Value"], Mapping[str, Array], Mapping[str, Attr]], "Value"]
 
 SHIFT = range(1, 63)
@@ -39,17 +39,28 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of an op: positional inputs, parameters by role, attributes; the scale of the first input, if known."""
+
+    op: str
+    inputs: Sequence[Array]
+    params: Mapping[str, Array]
+    attrs: Mapping[str, Attr]
+    scale: Array | None = None
+
+
+@dataclass(frozen=True)
 class Op:
     """One operation of the graph.
 
-    run      the definition: run(*inputs, **params, **attrs) -> array
+    define   the definition: define(m, *inputs, **params, **attrs) -> output, every step through the machine m
     inputs   for every positional input, the dtypes it may have
     params   dtype of every parameter tensor, by role
     attrs    allowed values of every attribute: a range of integers or a tuple of strings
     check    shape inference and value checks; returns the Value of the output, raises ModelError
     """
 
-    run: Run
+    define: Define
     inputs: tuple[tuple[str, ...], ...]
     check: Check
     params: Mapping[str, str] = field(default_factory=dict)
@@ -100,8 +111,3 @@ def require_accumulator(bound: int) -> None:
 def same_shape(inputs: Sequence[Value], dtype: str) -> Value:
     """Output of an elementwise op on its first input."""
     return Value(dtype, inputs[0].shape)
-
-
-def as_int64(x: Array) -> NDArray[np.int64]:
-    """Widen before arithmetic: NumPy wraps narrow integers silently."""
-    return x.astype(np.int64)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ._arith import rsr, saturate
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, as_int64, int_attr, require
+from intseg.arith import Machine
+
+from ._op import MULT, SHIFT, Array, Attr, Op, Value, int_attr, require
 
 
-def add(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_b: int) -> Array:
+def add(m: Machine, a: Any, b: Any, *, mult_a: int, shift_a: int, mult_b: int, shift_b: int) -> Any:
     """saturate(RSR(a * mult_a, shift_a) + RSR(b * mult_b, shift_b)): branches are not clamped, the sum is, once.
 
     a, b    int16 [..., D]   equal shapes
@@ -16,7 +18,12 @@ def add(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_b: 
     shift   in [1, 62];      mult = 2^30, shift = 30 is the identity
     return  int16 [..., D]
     """
-    return saturate(rsr(as_int64(a) * mult_a, shift_a) + rsr(as_int64(b) * mult_b, shift_b), "int16")
+    product_a = m.keep("product_a", m.product(m.widen(a), mult_a), 64)
+    product_b = m.keep("product_b", m.product(m.widen(b), mult_b), 64)
+    branch_a = m.keep("branch_a", m.rsr(product_a, shift_a, "rounding_a", "a"), 64)
+    branch_b = m.keep("branch_b", m.rsr(product_b, shift_b, "rounding_b", "b"), 64)
+    total = m.keep("sum", m.accumulate(branch_a + branch_b), 64)
+    return m.saturate(total, "int16")
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from intseg.arith import Machine
 
 from ._op import MAX_DIM, Array, Attr, Op, Value, int_attr, require, require_rank
 
 _FACTOR = range(1, 65)
 
 
-def upsample_nearest(x: Array, *, factor: int) -> Array:
+def upsample_nearest(m: Machine, x: Any, *, factor: int) -> Any:
     """Every cell becomes factor x factor pixels: src = floor(dst / factor).
 
     x       any integer dtype [h, w, ...]
     return  dtype of x        [h * factor, w * factor, ...]
     """
-    return np.repeat(np.repeat(x, factor, axis=0), factor, axis=1)
+    return m.repeat(m.repeat(x, factor, 0), factor, 1)
 
 
-def _taps(
-    start: int, stop: int, size: int, factor: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Lower cell, upper cell, weight of the upper cell in steps of 1 / 2 factor, for outputs start to stop - 1."""
-    index: NDArray[np.int64] = np.arange(start, stop, dtype=np.int64)
-    position = np.minimum(np.maximum(2 * index + 1 - factor, 0), 2 * factor * (size - 1))
-    lower = position // (2 * factor)
-    return lower, np.minimum(lower + 1, size - 1), position % (2 * factor)
-
-
-def upsample_bilinear(x: Array, *, factor: int, row_start: int, row_stop: int) -> Array:
+def upsample_bilinear(m: Machine, x: Any, *, factor: int, row_start: int, row_stop: int) -> Any:
     """Bilinear interpolation in the geometry of PyTorch's align_corners=False, times (2 factor)^2: exact, no rounding.
 
     x          int16 or int32 [h, w, C]
@@ -39,25 +29,17 @@ def upsample_bilinear(x: Array, *, factor: int, row_start: int, row_stop: int) -
     row_start, row_stop   output rows to compute, 0 <= row_start < row_stop <= h * factor
     return     int64 [row_stop - row_start, w * factor, C]   |result| <= max|x| * (2 factor)^2 <= 2^31 * 2^14
     """
-    height, width, _ = x.shape
-    x = x.astype(np.int64)
-    above, below, weight = _taps(row_start, row_stop, height, factor)
-    w = weight[:, None, None]
-    rows = x[above] * (2 * factor - w) + x[below] * w
-    left, right, weight = _taps(0, width * factor, width, factor)
-    w = weight[None, :, None]
-    result: Array = rows[:, left] * (2 * factor - w) + rows[:, right] * w
-    return result
+    rows = m.way("rows", m.interpolate(m.widen(x), 0, factor, row_start, row_stop, "tap"))
+    return m.interpolate(rows, 1, factor, 0, x.shape[1] * factor, "column_tap")
 
 
-def argmax(x: Array) -> Array:
+def argmax(m: Machine, x: Any) -> Any:
     """Class of the largest score, the lowest class on a tie.
 
     x       any integer dtype [..., C], C <= 65536
     return  uint8 [...] for C <= 256, uint16 above
     """
-    labels: Array = x.argmax(axis=-1).astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)
-    return labels
+    return m.argmax(x)
 
 
 def check_nearest(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

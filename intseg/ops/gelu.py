@@ -3,63 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from intseg.arith import Machine
 
-from ._arith import int_div, requantize, shift_exp
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, as_int64, int_attr, require, require_shape, same_shape
+from ._op import MULT, SHIFT, Array, Attr, Op, Value, int_attr, require, require_shape, same_shape
 
 
-def times_1_6875(x: NDArray[np.int64]) -> NDArray[np.int64]:
-    """x + x/2 + x/8 + x/16 with floor shifts: 1.702 x in binary 1.1011 (paper eq. 7)."""
-    p: NDArray[np.int64] = x + (x >> 1) + (x >> 3) + (x >> 4)
-    return p
+def times_1_6875(m: Machine, x: Any) -> Any:
+    """x + x/2 + x/8 + x/16 with floor shifts, none of which falls where x rises: 1.702 x in binary 1.1011 (eq. 7)."""
+    return x + m.floor_shift(x, 1) + m.floor_shift(x, 3) + m.floor_shift(x, 4)
 
 
 def shift_gelu(
-    x: Array, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
-) -> Array:
+    m: Machine, x: Any, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+) -> Any:
     """lambda-ShiftGELU with the paper's row max (eq. 6-13, appendix A); lambda = 1 is I-ViT's ShiftGELU.
 
     x       int8 [..., D]   real value = x / i0
     return  int8 [..., D]   saturate(RSR(x * sigma * mult, shift)), sigma in steps of 2^-(k_out - 1)
 
-    I_max = max(0, max_j I_p): an all-negative row would need 2^positive. d = max(d, 1): from a row maximum of about
+    top = max(0, max_j p): an all-negative row would need 2^positive. d = max(d, 1): from a row maximum of about
     12 on, both exponentials floor to zero and eq. 13 is 0 / 0 as printed (numerics D8).
     """
-    x = as_int64(x)
-    p = times_1_6875(x)
-    top = np.maximum(p.max(axis=-1, keepdims=True), 0)
-    e = shift_exp(p - top, i0, k_inter, lam)
-    sigma = int_div(e, e + shift_exp(-top, i0, k_inter, lam), k_out, int_div_kind)
-    return requantize(x * sigma, mult, shift, "int8")
+    x = m.widen(x)
+    p = m.keep("p", m.rising(lambda v: times_1_6875(m, v), x), 32)
+    top = m.keep("row_max", m.at_least(m.row_max(p), 0), 32)
+    e = m.shift_exp(m.claim(p - top, high=0, why="top is the largest p of the row, or 0 above it"), i0, k_inter, lam)
+    e_0 = m.keep("exponential_0", m.quiet.shift_exp(-top, i0, k_inter, lam), 64)
+    d = m.keep("divisor", m.accumulate(e + e_0), 64)
+    sigma = m.keep("sigma", m.int_div(e, d, k_out, int_div_kind, "sigma"), 32)
+    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, "int8")
 
 
 def sigmoid_gelu(
-    x: Array, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
-) -> Array:
-    """x * sigmoid(1.6875 x) with E = ShiftExp(-|I_p|): elementwise, the divisor is at least 2^k_inter * i0.
+    m: Machine, x: Any, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+) -> Any:
+    """x * sigmoid(1.6875 x) with e = ShiftExp(-|p|): elementwise, the divisor is at least 2^k_inter * i0.
 
     x       int8 [..., D]   real value = x / i0
     return  int8 [..., D]   saturate(RSR(x * sigma * mult, shift)), sigma in steps of 2^-(k_out - 1)
     """
-    x = as_int64(x)
-    p = times_1_6875(x)
-    e = shift_exp(-np.abs(p), i0, k_inter, lam)
-    one = np.int64(i0 << k_inter)
-    sigma = int_div(np.where(p >= 0, one, e), one + e, k_out, int_div_kind)
-    return requantize(x * sigma, mult, shift, "int8")
+    x = m.widen(x)
+    p = m.keep("p", m.rising(lambda v: times_1_6875(m, v), x), 32)
+    e = m.shift_exp(-abs(p), i0, k_inter, lam)
+    one = i0 << k_inter
+    d = m.keep("divisor", m.accumulate(one + e), 64)
+    n = m.where(m.is_negative(p), e, one)
+    sigma = m.keep("sigma", m.int_div(n, d, k_out, int_div_kind, "sigma"), 32)
+    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, "int8")
 
 
-def gelu_table(x: Array, *, table: Array) -> Array:
+def gelu_table(m: Machine, x: Any, *, table: Any) -> Any:
     """Any function of one INT8 value, computed by the exporter: its only error is quantization.
 
     x       int8 [...]
     table   int8 [256]   indexed by x + 128
     return  int8 [...]
     """
-    return table[x.astype(np.int16) + 128]
+    return m.lookup(table, x, -128)
 
 
 def check_shift(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

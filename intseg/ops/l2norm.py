@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
-from ._arith import isqrt, requantize
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, as_int64, same_shape
+from ._op import MULT, SHIFT, Array, Attr, Op, Value, same_shape
 
 
-def l2norm(x: Array, *, mult: int, shift: int) -> Array:
+def l2norm(m: Machine, x: Any, *, mult: int, shift: int) -> Any:
     """out = saturate(RSR(z * mult, shift)), z = (x f) >> 1, f = floor((2^31 - 1) / max(1, isqrt(sum x^2))).
 
     x       int16 [..., D]
     mult    in [0, 2^31), shift in [1, 62]   real scale of z is 2^-30
     return  int8  [..., D]                   |z| <= 2^30 because |x| <= isqrt(sum x^2)
     """
-    x = as_int64(x)
-    norm = np.maximum(isqrt((x * x).sum(axis=-1, keepdims=True)), 1)
-    return requantize((x * ((2**31 - 1) // norm)) >> 1, mult, shift, "int8")
+    return m.requantize(m.normalize(m.widen(x)), mult, shift, "int8")
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

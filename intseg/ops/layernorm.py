@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
-from ._arith import isqrt, rsr, saturate
-from ._op import SHIFT, Array, Attr, Op, Value, as_int64, require_shape, require_within
+from ._op import SHIFT, Array, Attr, Op, Value, require_shape, require_within
 
 
-def layernorm(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Array:
+def layernorm(m: Machine, x: Any, *, mult: Any, bias: Any, shift: int, out: str) -> Any:
     """Integer mean and standard deviation, one reciprocal per row, then gamma and beta per channel.
 
     x       int16 [..., D]
@@ -23,13 +23,14 @@ def layernorm(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Ar
     f = floor((2^31 - 1) / s), z = (y f) >> 1 with |z| <= 2^30 because |y| <= floor(sqrt(V)) = s,
     out = saturate(RSR(z * mult + bias, shift)). A constant row gives z = 0. gamma = 0 and gamma < 0 are ordinary.
     """
-    x = as_int64(x)
-    count = x.shape[-1]
-    mean = (2 * x.sum(axis=-1, keepdims=True) + count) // (2 * count)
-    y = x - mean
-    std = np.maximum(isqrt((y * y).sum(axis=-1, keepdims=True)), 1)
-    z = (y * ((2**31 - 1) // std)) >> 1
-    return saturate(rsr(z * as_int64(mult) + bias, shift), out)
+    x = m.widen(x)
+    total = m.keep("row_sum", m.row_sum(x), 32)
+    mean = m.keep("mean", m.row_mean(total, x.shape[-1]), 32)
+    z = m.normalize(m.keep("centered", x - mean, 32), about_mean_of=x)
+    product = m.keep("product", m.product(z, mult), 64)
+    biased = m.keep("biased", product + m.widen(bias), 64)
+    rounded = m.keep("rounded", m.rsr(biased, shift), 64)
+    return m.saturate(rounded, out)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ._arith import requantize
+from intseg.arith import Machine
+
 from ._op import (
     MULT,
     SHIFT,
@@ -14,7 +16,6 @@ from ._op import (
     Attr,
     Op,
     Value,
-    as_int64,
     require,
     require_accumulator,
     require_rank,
@@ -23,7 +24,7 @@ from ._op import (
 )
 
 
-def linear(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
+def linear(m: Machine, x: Any, *, weight: Any, bias: Any, mult: Any, shift: Any, out: str) -> Any:
     """out[m, n] = saturate(RSR((sum_k x[m, k] weight[n, k] + bias[n]) * mult[n], shift[n])).
 
     x       int8  [M, K]
@@ -33,8 +34,9 @@ def linear(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, o
     shift   int8  [N]      in [1, 62]; real scale = mult * 2^-shift
     return  `out` [M, N]   int8 or int16
     """
-    acc = x.astype(np.int32) @ weight.T.astype(np.int32) + bias
-    return requantize(as_int64(acc), as_int64(mult), as_int64(shift), out)
+    dot = m.keep("dot", m.dot(x, weight), 32)
+    acc = m.keep("acc", m.accumulate(dot + m.widen(bias)), 32)
+    return m.requantize(acc, mult, shift, out)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:
@@ -48,7 +50,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
         require_shape(name, params[name], (width,))
     require_within("mult", params["mult"], MULT)
     require_within("shift", params["shift"], SHIFT)
-    bound = 128 * np.abs(weight.astype(np.int16)).sum(axis=1, dtype=np.int64) + np.abs(as_int64(bias))
+    bound = 128 * np.abs(weight.astype(np.int16)).sum(axis=1, dtype=np.int64) + np.abs(bias.astype(np.int64))
     require_accumulator(int(bound.max(initial=0)))
     return Value(str(attrs["out"]), (rows, width))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
-from ._arith import requantize
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, as_int64, require, require_accumulator, require_within
+from ._op import MULT, SHIFT, Array, Attr, Op, Value, require, require_accumulator, require_within
 
 
-def matmul(a: Array, b: Array, *, mult: Array, shift: Array, transpose_b: int, out: str) -> Array:
+def matmul(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any, transpose_b: int, out: str) -> Any:
     """out = saturate(RSR((a @ b) * mult, shift)); batch axes in front are equal.
 
     a       int8 or int16 [..., M, K]   int16 only with a proved row sum (softmax) or a short K
@@ -20,9 +20,10 @@ def matmul(a: Array, b: Array, *, mult: Array, shift: Array, transpose_b: int, o
     return  `out` [..., M, N]           int8 or int16
     acc     INT32: 128 * min(K * max|a|, row sum of a) < 2^31, proved when the graph is loaded
     """
-    b = np.swapaxes(b, -1, -2) if transpose_b else b
-    acc = a.astype(np.int32) @ b.astype(np.int32)
-    return requantize(as_int64(acc), as_int64(mult)[..., None, :], as_int64(shift)[..., None, :], out)
+    *batch, row, column = range(len(b.shape))
+    b = m.transpose(b, *batch, column, row) if transpose_b else b
+    acc = m.keep("acc", m.accumulate(m.matmul(a, b)), 32)
+    return m.requantize(acc, m.columns(mult), m.columns(shift), out)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from intseg.arith import Machine
 
 from ._op import Array, Attr, Op, Value, int_attr, require, require_rank
 
 
-def patchify(x: Array, *, patch: int) -> Array:
+def patchify(m: Machine, x: Any, *, patch: int) -> Any:
     """Patches in row-major order; inside a patch the order is (row, column, channel).
 
     x       int8 [H, W, C]   H and W multiples of patch
     return  int8 [(H / patch) (W / patch), patch * patch * C]
     """
     height, width, channels = x.shape
-    grid = x.reshape(height // patch, patch, width // patch, patch, channels)
-    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * channels)
+    grid = m.transpose(m.reshape(x, height // patch, patch, width // patch, patch, channels), 0, 2, 1, 3, 4)
+    return m.reshape(grid, height // patch * (width // patch), patch * patch * channels)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
 from ._op import Array, Attr, Op, Value, require, require_rank, require_shape
 
 
-def quantize_input(x: Array, *, table: Array) -> Array:
+def quantize_input(m: Machine, x: Any, *, table: Any) -> Any:
     """The table holds mean, standard deviation and scale, folded by the exporter.
 
     x       uint8 [H, W, C]
     table   int8  [C, 256]
     return  int8  [H, W, C]   table[c, x[..., c]]
     """
-    return np.stack([table[c][x[..., c]] for c in range(x.shape[-1])], axis=-1)
+    return m.lookup(table, x, 0)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

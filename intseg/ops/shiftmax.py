@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ._arith import int_div, saturate, shift_exp
-from ._op import Array, Attr, Op, Value, as_int64, int_attr, require
+from intseg.arith import Machine
+
+from ._op import Array, Attr, Op, Value, int_attr, require
 
 _BITS = {"int8": 8, "int16": 16}
 
 
-def shiftmax(x: Array, *, i0: int, k_inter: int, int_div_kind: str, out: str) -> Array:
+def shiftmax(m: Machine, x: Any, *, i0: int, k_inter: int, int_div_kind: str, out: str) -> Any:
     """e = ShiftExp(x - max x) with lambda = 1; p = IntDiv(e, sum e), saturated.
 
     x       int8 or int16 [..., N]   real logit = x / i0
@@ -18,13 +20,19 @@ def shiftmax(x: Array, *, i0: int, k_inter: int, int_div_kind: str, out: str) ->
     k_inter i0 * 2^k_inter <= 2^15, so that e fits 16 bits and the row sum of up to 65,535 tokens 32 (numerics D7)
     return  `out` [..., N]           int8 (scale 2^-7) or int16 (scale 2^-15), never negative
     """
-    x = as_int64(x)
-    e = shift_exp(x - x.max(axis=-1, keepdims=True), i0, k_inter, 1)
-    return saturate(int_div(e, e.sum(axis=-1, keepdims=True), _BITS[out], int_div_kind), out)
+    x = m.widen(x)
+    top = m.keep("row_max", m.row_max(x), 32)
+    e = m.shift_exp(m.claim(x - top, high=0, why="top is the largest x of the row"), i0, k_inter, 1)
+    total = m.keep("row_sum", m.row_sum(e, has=i0 << k_inter, why="the largest x has the full power"), 64)
+    p = m.keep("quotient", m.int_div(e, total, _BITS[out], int_div_kind, "Shiftmax"), 64)
+    return m.sums_to(m.saturate(p, out), probability_row_sum(x.shape[-1], out), ROUNDED_ONE)
+
+
+ROUNDED_ONE = "unrounded the probabilities sum to at most one, rounding adds at most a half"
 
 
 def probability_row_sum(count: int, out: str) -> int:
-    """Bound on the sum of `count` probabilities: unrounded they sum to at most one, rounding adds at most a half."""
+    """Bound on the sum of `count` probabilities."""
     one: int = 2 ** (_BITS[out] - 1)
     return one + (count + 1) // 2
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
-from ._arith import int_div, rsr, saturate
-from ._op import Array, Attr, Op, Value, as_int64
-from .shiftmax import probability_row_sum
+from ._op import Array, Attr, Op, Value
+from .shiftmax import ROUNDED_ONE, probability_row_sum
 
 
-def softmax2(x: Array, *, frac_bits: int, a1: int, a2: int) -> Array:
+def softmax2(m: Machine, x: Any, *, frac_bits: int, a1: int, a2: int) -> Any:
     """p_j = 2^x_j / sum 2^x in steps of 2^-15, where x counts in steps of 2^-frac_bits.
 
     x          int16 [..., N]   base-2 logits; the requantization before folds log2 e in
@@ -24,13 +24,16 @@ def softmax2(x: Array, *, frac_bits: int, a1: int, a2: int) -> Array:
     e = RSR(32767 - ((f * (a1 - ((a2 f) >> 15))) >> 15), q), where RSR(., 0) is the identity; zero from q = 16 on,
     p = IntDiv normalized (e, sum e, 16), saturated.
     """
-    x = as_int64(x)
-    t = x.max(axis=-1, keepdims=True) - x
-    q = t >> frac_bits
-    f = (t & (2**frac_bits - 1)) << (15 - frac_bits)
-    power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    e = np.where(q == 0, power, rsr(power, np.clip(q, 1, 17)))
-    return saturate(int_div(e, e.sum(axis=-1, keepdims=True), 16, "normalized"), "int16")
+    x = m.widen(x)
+    top = m.keep("row_max", m.row_max(x), 32)
+    t = m.keep("t", m.claim(top - x, low=0, why="top is the largest x of the row"), 32)
+    q = m.keep("q", t >> frac_bits, 32)
+    f = m.keep("f", m.low_bits(t, frac_bits) << (15 - frac_bits), 32)
+    power = m.keep("i_b", 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15), 32)
+    e = m.keep("exponential", m.rsr_or_same(power, q, 17, "e_rounding", "exp"), 32)
+    total = m.keep("row_sum", m.row_sum(e, has=32767, why="the largest x has the full power"), 32)
+    p = m.keep("quotient", m.int_div(e, total, 16, "normalized", "Shiftmax"), 64)
+    return m.sums_to(m.saturate(p, "int16"), probability_row_sum(x.shape[-1], "int16"), ROUNDED_ONE)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

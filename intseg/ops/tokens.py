@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from intseg.arith import Machine
 
 from ._op import MAX_DIM, Array, Attr, Op, Value, int_attr, require, require_rank
 
@@ -12,52 +13,53 @@ _ANY = ("int8", "int16")
 _DIM = range(MAX_DIM + 1)
 
 
-def concat(a: Array, b: Array) -> Array:
+def concat(m: Machine, a: Any, b: Any) -> Any:
     """Rows of a, then rows of b.
 
     a       int8 or int16 [M, D]
     b       dtype of a    [N, D]
     return  dtype of a    [M + N, D]
     """
-    return np.concatenate([a, b], axis=0)
+    return m.concat(a, b)
 
 
-def slice_tokens(x: Array, *, start: int, stop: int) -> Array:
+def slice_tokens(m: Machine, x: Any, *, start: int, stop: int) -> Any:
     """Rows start to stop - 1.
 
     x       int8 or int16 [M, D]   0 <= start < stop <= M
     return  dtype of x    [stop - start, D]
     """
-    return x[start:stop]
+    return m.rows(x, start, stop)
 
 
-def split_heads(x: Array, *, heads: int, part: int, parts: int) -> Array:
+def split_heads(m: Machine, x: Any, *, heads: int, part: int, parts: int) -> Any:
     """One of the `parts` equal column blocks (q, k, v are 0, 1, 2 of 3), cut into heads.
 
     x       int8 [T, parts * heads * d]
     return  int8 [heads, T, d]
     """
     tokens, width = x.shape
-    return x.reshape(tokens, parts, heads, width // (parts * heads))[:, part].transpose(1, 0, 2)
+    blocks = m.reshape(x, tokens, parts, heads, width // (parts * heads))
+    return m.transpose(m.pick(blocks, part, 1), 1, 0, 2)
 
 
-def merge_heads(x: Array) -> Array:
+def merge_heads(m: Machine, x: Any) -> Any:
     """Heads side by side again.
 
     x       int8 [heads, T, d]
     return  int8 [T, heads * d]
     """
     heads, tokens, width = x.shape
-    return x.transpose(1, 0, 2).reshape(tokens, heads * width)
+    return m.reshape(m.transpose(x, 1, 0, 2), tokens, heads * width)
 
 
-def to_grid(x: Array, *, height: int, width: int) -> Array:
+def to_grid(m: Machine, x: Any, *, height: int, width: int) -> Any:
     """Tokens in row-major order become a grid.
 
     x       int8 or int16 [height * width, C]
     return  dtype of x    [height, width, C]
     """
-    return x.reshape(height, width, x.shape[-1])
+    return m.reshape(x, height, width, x.shape[-1])
 
 
 def check_concat(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:

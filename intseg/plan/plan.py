@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from intseg.arith import shift_exp
 from intseg.graph import IMAGE, Graph, Node
 from intseg.kernels import _isa, _jit
 from intseg.kernels import add as _add
@@ -36,7 +37,6 @@ from intseg.kernels import shiftmax as _shiftmax
 from intseg.kernels import softmax2 as _softmax2
 from intseg.kernels._tile import lane_order
 from intseg.ops import RUN, Array, Run
-from intseg.ops._arith import shift_exp
 
 Rows = Callable[[int, int, Array], None]
 """Work on rows start to stop - 1, with scratch that no other thread uses."""

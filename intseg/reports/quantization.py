@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg import api, backends
+from intseg.arith import INT_RANGE
 from intseg.batch import evaluate
 from intseg.errors import InputError, UsageError
 from intseg.exam import real
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import Array
-from intseg.ops._arith import INT_RANGE
 from intseg.reports.inspect import block_of, table
 from intseg.workbench.trace import scales as scales_of
 

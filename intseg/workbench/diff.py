@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from intseg import api
+from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.graph import IMAGE, Node
 from intseg.ops import RUN, Array
-from intseg.ops._arith import INT_RANGE
 from intseg.workbench import trace as traces
 from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, open_folder, read_npy, read_npz
 from intseg.workbench.hypotheses import SECONDS, Case, Explanation, explain, explain_upstream

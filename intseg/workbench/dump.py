@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg import files, strict_json
+from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.ops import Array
-from intseg.ops._arith import INT_RANGE
 from intseg.store import NAME
 from intseg.workbench.trace import SEPARATOR, TensorFile, Writer
 

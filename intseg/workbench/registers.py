@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intseg.arith import INT_RANGE, bit_length, isqrt, shift_left
 from intseg.ops import RUN, Array, Attr
-from intseg.ops._arith import INT_RANGE, bit_length, isqrt, shift_left
 
 Int = NDArray[np.int64]
 Steps = dict[str, Array]

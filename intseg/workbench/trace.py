@@ -27,12 +27,12 @@ from typing import Any, Self
 import numpy as np
 
 from intseg import api, backends, files, models, strict_json
+from intseg.arith import INT_RANGE
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import RUN, Array
-from intseg.ops._arith import INT_RANGE
 from intseg.store import KEY, MAX_FILE, NAME
 from intseg.workbench import registers
 

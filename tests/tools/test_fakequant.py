@@ -12,7 +12,7 @@ import torch
 from configs import NO_DECODER, SMALL
 from torch import Tensor
 
-from intseg.ops import _arith
+from intseg import arith
 from intseg.tools.twin import model as fq
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.segmenter import SegmenterConfig, random_segmenter
@@ -73,7 +73,7 @@ def test_rsr(c: int) -> None:
     expected = [(v + (1 << (c - 1))) >> c for v in x]
     assert fq.rsr(torch.tensor(x), c).tolist() == expected
     assert fq.rsr(torch.tensor(x), torch.full((len(x),), c)).tolist() == expected
-    assert _arith.rsr(np.array(x), c).tolist() == expected
+    assert arith.rsr(np.array(x), c).tolist() == expected
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
@@ -88,14 +88,14 @@ def test_isqrt_around_every_kind_of_square() -> None:
     v = sorted({n for r in roots for n in (r * r - 1, r * r, r * r + 1) if 0 <= n < 2**52} | {2**52 - 1})
     expected = [math.isqrt(n) for n in v]
     assert fq.isqrt(torch.tensor(v)).tolist() == expected
-    assert _arith.isqrt(np.array(v)).tolist() == expected
+    assert arith.isqrt(np.array(v)).tolist() == expected
 
 
 def test_bit_length() -> None:
     v = [n for n in [0, 1, 2, 3, *around(*(2**k for k in range(2, 53)))] if 0 <= n < 2**53]
     expected = [n.bit_length() for n in v]
     assert fq.bit_length(torch.tensor(v)).tolist() == expected
-    assert _arith.bit_length(np.array(v)).tolist() == expected
+    assert arith.bit_length(np.array(v)).tolist() == expected
 
 
 def python_int_div(n: int, d: int, k_out: int, kind: str) -> int:
@@ -115,7 +115,7 @@ def test_int_div(kind: str, k_out: int) -> None:
     n, d = (list(column) for column in zip(*pairs, strict=True))
     expected = [python_int_div(a, b, k_out, kind) for a, b in pairs]
     assert fq.int_div(torch.tensor(n), torch.tensor(d), k_out, kind).tolist() == expected
-    assert _arith.int_div(np.array(n), np.array(d), k_out, kind).tolist() == expected
+    assert arith.int_div(np.array(n), np.array(d), k_out, kind).tolist() == expected
 
 
 def python_shift_exp(x: int, i0: int, k_inter: int, lam: int) -> int:
@@ -132,7 +132,7 @@ def test_shift_exp(i0: int, k_inter: int, lam: int) -> None:
     x = sorted({*range(-600, 1), *(-v for v in POWERS if v < 2**40), *(-v for v in around(edge) if v > 0)})
     expected = [python_shift_exp(v, i0, k_inter, lam) for v in x]
     assert fq.shift_exp(torch.tensor(x), i0, k_inter, lam).tolist() == expected
-    assert _arith.shift_exp(np.array(x), i0, k_inter, lam).tolist() == expected
+    assert arith.shift_exp(np.array(x), i0, k_inter, lam).tolist() == expected
 
 
 def test_dyadic_is_the_nearest_multiplier() -> None:

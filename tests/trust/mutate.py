@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Mutation score of the golden suite: does it notice every small change of the arithmetic in intseg/ops?
+"""Mutation score of the golden suite: does it notice every small change of the arithmetic in intseg/arith and ops?
 
     python tests/trust/mutate.py                    all mutants; survivors and the score
     python tests/trust/mutate.py --file isqrt       only mutants whose file or function contains a word
     python tests/trust/mutate.py --list             name the mutants, run nothing
     python tests/trust/mutate.py --ops pack/ops     judge the op cases of a conformance pack instead of golden/
 
-A mutant is intseg/ops with one change: a constant one up or down, one operator, comparison, rounding, dtype or word
-exchanged. It is compiled in memory, beside the real package, which stays as it is. The suite that has to kill it is
-golden/ops (every case) and, for what survives that, golden/traces (every node of every window). An exception kills.
+A mutant is intseg/arith and intseg/ops with one change: a constant one up or down, one operator, comparison, rounding,
+dtype or word exchanged. It is compiled in memory, beside the real package, which stays as it is. The suite that has to
+kill it is golden/ops (every case) and, for what survives that, golden/traces (every node of every window). An exception
+kills.
 
 Mutated are the functions that a graph runs, and the tables of ranges. Not mutated is what only decides whether a graph
-is accepted (`check`, `require`, the declarations of ops): no replay of accepted graphs can judge that.
+is accepted (`check`, `require`, the declarations of ops, claims, bounds) or how mistakes look: no replay of accepted
+graphs can judge that.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import functools
 import importlib.machinery
 import importlib.util
 import json
@@ -41,20 +44,40 @@ from intseg.images import decode as pictures
 from intseg.ops import RUN
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "intseg" / "ops"
 GOLDEN = ROOT / "golden"
-PACKAGE = "mutant_of_intseg_ops"
+PACKAGE = "mutant_of_intseg"
 SECONDS = 60
 """A mutant that takes longer is killed."""
 
 CONTEXT = 18
 """Characters on either side of a change in the name of a mutant."""
 
-TABLES = {"INT_RANGE": ("int8", "int16"), "_BITS": ("int8", "int16")}
+TABLES = {"INT_RANGE": ("int8", "int16"), "_BITS": ("int8", "int16"), "RECIPROCAL_BITS": ("paper", "normalized")}
 """Dictionaries outside functions that the arithmetic reads, and which of their entries: no op saturates to others."""
 
-VALIDATION = ("check", "require", "same_shape", "int_attr", "probability_row_sum")
-"""Functions whose names begin so take no part in running a graph."""
+VALIDATION = ("check", "require", "same_shape", "int_attr", "probability_row_sum", "weight_sums", "bound_")
+WATCHING = ("wrong_", "facts_of_", "logical", "wrap", "_float24", "_newton", "limits")
+"""Functions whose names begin so take no part in running a graph; nothing in golden/ saturates to fewer bits yet."""
+
+EXACT = ("machine.py", "rounding.py", "shifting.py", "saturation.py", "sums.py", "division.py", "exponential.py")
+EXACT += ("norm.py", "interpolation.py")
+"""Files of intseg/arith that the definition needs."""
+
+NOTES: dict[str, tuple[int | str, ...]] = {
+    "keep": (0, 2),
+    "way": (0, 2),
+    "claim": ("low", "high", "why"),
+    "sums_to": (1, 2),
+    "cases": (0, 1, None),
+    "row_sum": ("has", "why"),
+    "rsr": (2, 3, "case"),
+    "rsr_or_same": (3, 4),
+    "int_div": (4,),
+    "normalize": ("about_mean_of",),
+    "interpolate": (5,),
+    "blend": (4,),
+}
+"""Steps of a machine, and which of their arguments are names and claims, which change no value; None: keywords."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,10 +225,18 @@ Path_ = tuple[tuple[str, int | None], ...]
 def _parts(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     """What is mutated in a module: functions that run, tables that they read."""
     for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef) and not statement.name.startswith(VALIDATION):
+        if isinstance(statement, ast.FunctionDef) and _runs(statement):
             yield statement.name, statement
+        elif isinstance(statement, ast.ClassDef) and statement.name == "Machine":
+            yield from ((method.name, method) for method in statement.body if isinstance(method, ast.FunctionDef))
         elif isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in TABLES:
             yield ast.unparse(statement.targets[0]), statement
+
+
+def _runs(function: ast.FunctionDef) -> bool:
+    """Whether a function takes part in running a graph; those that name mistakes do not."""
+    named = function.returns is not None and ast.unparse(function.returns) == "Named"
+    return not named and not function.name.startswith((*VALIDATION, *WATCHING))
 
 
 def _is_read(table: Any, path: Path_, keys: Sequence[str]) -> bool:
@@ -219,12 +250,20 @@ def _expressions(root: ast.AST, path: Path_ = ()) -> Iterator[Path_]:
         if name in ("annotation", "returns", "decorator_list", "ctx"):
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(child, ast.AST) or _is_doc(child):
+            if not isinstance(child, ast.AST) or _is_doc(child) or _is_note(root, name, index):
                 continue
             here = (*path, (name, index))
             if isinstance(child, ast.expr):
                 yield here
             yield from _expressions(child, here)
+
+
+def _is_note(call: Any, field: str, index: int | None) -> bool:
+    """Whether an argument of a call is a name or a claim."""
+    if not isinstance(call, ast.Call) or index is None or not isinstance(call.func, ast.Attribute):
+        return False
+    notes = NOTES.get(call.func.attr, ())
+    return index in notes if field == "args" else call.keywords[index].arg in notes or None in notes
 
 
 def _is_doc(item: ast.AST) -> bool:
@@ -253,7 +292,7 @@ def _context(root: ast.AST, path: Path_) -> ast.AST:
 
 def _text(item: ast.AST) -> str:
     """One line of source; of a statement with a body only its head."""
-    return ast.unparse(item).splitlines()[0] if not isinstance(item, ast.FunctionDef) else "parameters"
+    return ast.unparse(item.args if isinstance(item, ast.FunctionDef) else item).splitlines()[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,18 +308,15 @@ def load_ops(mutant: Mutant | None) -> Ops:
         del sys.modules[name]
     package = types.ModuleType(PACKAGE)
     package.__path__ = []
-    package.__package__ = PACKAGE
-    package.__spec__ = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
     sys.modules[PACKAGE] = package
     finder = _Finder(mutant)
     sys.meta_path.insert(0, finder)
     try:
-        init = ast.parse((SOURCES / "__init__.py").read_text(encoding="utf-8"))
-        exec(compile(init, "__init__.py", "exec"), package.__dict__)  # our own source
+        machine = importlib.import_module(f"{PACKAGE}.arith").EXACT
+        ops = importlib.import_module(f"{PACKAGE}.ops").OPS
     finally:
         sys.meta_path.remove(finder)
-    table: Ops = package.__dict__["RUN"]
-    return table
+    return {name: functools.partial(op.define, machine) for name, op in ops.items()}
 
 
 class _Finder:
@@ -292,13 +328,14 @@ class _Finder:
     def find_spec(self, name: str, path: object, target: object = None) -> Any:
         if not name.startswith(f"{PACKAGE}."):
             return None
-        return importlib.util.spec_from_loader(name, self)  # type: ignore[arg-type]
+        return importlib.util.spec_from_loader(name, self, is_package=name.count(".") == 1)  # type: ignore[arg-type]
 
     def create_module(self, spec: object) -> None:
         return None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        file = module.__name__.split(".")[1] + ".py"
+        _, folder, *rest = module.__name__.split(".")
+        file = f"{folder}/{rest[0] if rest else '__init__'}.py"
         tree = self.mutant.tree if self.mutant is not None and self.mutant.file == file else _parsed(file)
         exec(compile(tree, file, "exec"), module.__dict__)  # our own source
 
@@ -308,7 +345,7 @@ _TREES: dict[str, ast.Module] = {}
 
 def _parsed(file: str) -> ast.Module:
     if file not in _TREES:
-        _TREES[file] = ast.parse((SOURCES / file).read_text(encoding="utf-8"))
+        _TREES[file] = ast.parse((ROOT / "intseg" / file).read_text(encoding="utf-8"))
     return _TREES[file]
 
 
@@ -420,12 +457,15 @@ def _users(mutant: Mutant | None) -> tuple[str, ...]:
     """Ops worth trying first."""
     if mutant is None:
         return ()
-    name = mutant.file.removesuffix(".py")
+    name = Path(mutant.file).stem
     return {
         "class_map": ("upsample_bilinear", "argmax", "upsample_nearest"),
         "gelu": ("gelu_table", "sigmoid_gelu", "shift_gelu"),
         "tokens": ("concat", "slice", "split_heads", "merge_heads", "to_grid"),
-        "_arith": ("layernorm", "shift_gelu", "softmax2", "shiftmax", "add"),
+        "interpolation": ("upsample_bilinear",),
+        "norm": ("layernorm", "l2norm"),
+        "exponential": ("shiftmax", "shift_gelu"),
+        "division": ("shiftmax", "softmax2", "shift_gelu"),
     }.get(name, (name,))
 
 
@@ -435,79 +475,88 @@ def _users(mutant: Mutant | None) -> tuple[str, ...]:
 
 _REASONS: dict[str, tuple[str, ...]] = {
     "a shift count fits any width, and INT64 operands widen it": (
-        "_arith.py:rsr: ay(c, dtype=np.int[64 -> 32])",
-        "_arith.py:rsr: .left_shift(np.int[64 -> 32](1), c - 1)",
+        "arith/rounding.py:rsr: ay(c, dtype=np.int[64 -> 32])",
+        "arith/rounding.py:rsr: .left_shift(np.int[64 -> 32](1), c - 1)",
     ),
     "0 <= mult < 2^31 fits INT32, and the INT64 operand widens the product": (
-        "_arith.py:requantize: mult, dtype=np.int[64 -> 32]), shift), dtype)",
+        "arith/machine.py:product: mult, dtype=np.int[64 -> 32])",
     ),
-    "at n = 0 both branches give x": (
-        "_arith.py:shift_left: eturn np.where(n >[= -> ] 0, np.left_shift(",
-        "_arith.py:shift_left: urn np.where(n >= [0 -> 1], np.left_shift(x,",
-    ),
-    "changes only the branch that is not selected": (
-        "_arith.py:shift_left: (x, np.maximum(n, [0 -> -1])), np.right_shift",
-        "_arith.py:shift_left: um(np.maximum(-n, [0 -> 1]), 62)))",
-        "_arith.py:shift_left: um(np.maximum(-n, [0 -> -1]), 62)))",
-    ),
-    "operands are below 2^46 and never negative: 0 after a shift by 61, 62 or 63": (
-        "_arith.py:shift_left: .maximum(-n, 0), 6[2 -> 3])))",
-        "_arith.py:shift_left: .maximum(-n, 0), 6[2 -> 1])))",
-    ),
-    "differs at v = 0 only, where every caller takes max(root, 1)": (
-        "_arith.py:isqrt: root = np.[zero -> one]s_like(v)",
-    ),
-    "2^62 is above every v": ("_arith.py:isqrt: for bit in range(3[0 -> 1], -1, -1):",),
-    "the ops' v is below 2^48, so that its root has at most 24 bits": (
-        "_arith.py:isqrt: for bit in range([30 -> 29], -1, -1):",
-    ),
-    "31 + 16 + 8 + 4 + 2 + 1 + 1 bits are enough for every INT64": (
-        "_arith.py:bit_length: for step in (3[2 -> 1], 16, 8, 4, 2, 1):",
-    ),
-    "2^31 - 1 is prime: differs at d = 1, hidden by the shift, and at d = 2^31 - 1, reached by no op": (
-        "_arith.py:int_div:  Int = (2 ** 31 - [1 -> 2]) // d * n >> 32 -",
-    ),
-    "no divisor of 2^46 - 1 lies in [2^30, 2^31)": ("_arith.py:int_div: ocal = (2 ** 46 - [1 -> 2]) // shift_left(d,",),
-    "positions are below 2^31": ("class_map.py:_taps: stop, dtype=np.int[64 -> 32])",),
-    "beyond the last centre both cells are the last one, and their weights always sum to 2 factor": (
-        "class_map.py:_taps: + 1 - factor, 0), [2 -> 3] * factor * (size ",
-        "class_map.py:_taps:  * factor * (size [- -> +] 1))",
-        "class_map.py:_taps:  factor * (size - [1 -> 0]))",
-    ),
-    "the weights are INT64 and widen the product": ("class_map.py:upsample_bilinear:  = x.astype(np.int[64 -> 32])",),
-    "p is never between -3 and -1, and p = 0 only at x = 0, where x sigma is 0": (
-        "gelu.py:sigmoid_gelu: t_div(np.where(p >[= -> ] 0, one, e), one +",
-        "gelu.py:sigmoid_gelu: div(np.where(p >= [0 -> 1], one, e), one + e",
-        "gelu.py:sigmoid_gelu: div(np.where(p >= [0 -> -1], one, e), one + e",
-    ),
-    "a negative index counts from the end: x - 128 and x + 128 are the same entry of 256": (
-        "gelu.py:gelu_table: .astype(np.int16) [+ -> -] 128]",
-    ),
-    "the operand fits INT16 and the other one, INT32, widens the product": (
-        "linear.py:linear:  = x.astype(np.int[32 -> 16]) @ weight.T.astyp",
-        "linear.py:linear: ht.T.astype(np.int[32 -> 16]) + bias",
-        "matmul.py:matmul:  = a.astype(np.int[32 -> 16]) @ b.astype(np.in",
-        "matmul.py:matmul:  @ b.astype(np.int[32 -> 16])",
-    ),
-    "height and width are multiples of patch": (
-        "patchify.py:patchify: grid = x.reshape([height // patch -> -(-height // patch)], patch, width // ",
-        "patchify.py:patchify:  // patch, patch, [width // patch -> -(-width // patch)], patch, channels)",
-    ),
-    "NumPy takes every negative extent for the one to be inferred": (
-        "patchify.py:patchify: 1, 3, 4).reshape(-[1 -> 2], patch * patch * ",
-    ),
-    "NumPy gives 0 beyond 63 bits, and the element at q = 0 is not selected": (
-        "softmax2.py:softmax2: power, rsr(power, [np.clip(q, 1, 17) -> q]))",
-        "softmax2.py:softmax2: power, np.clip(q, [1 -> 0], 17)))",
+    "a copy has the same values": ("arith/machine.py:accumulate: pe(np.int64, copy=[Fals -> Tru]e)",),
+    "NumPy gives 0 beyond 63 bits, and the element at n = 0 is not selected": (
+        "arith/machine.py:clip: return [np.clip(x, low, high) -> x]",
+        "arith/machine.py:rsr_or_same: ), x, self.rsr(x, [self.clip(n, 1, most) -> n], via, case))",
+        "arith/machine.py:rsr_or_same: r(x, self.clip(n, [1 -> 0], most), via, case",
     ),
     "RSR(power, q) is 0 for every q >= 16": (
-        "softmax2.py:softmax2: r, np.clip(q, 1, 1[7 -> 8])))",
-        "softmax2.py:softmax2: r, np.clip(q, 1, 1[7 -> 6])))",
+        "ops/softmax2.py:softmax2: r_same(power, q, 1[7 -> 8], 'e_rounding', 'e",
+        "ops/softmax2.py:softmax2: r_same(power, q, 1[7 -> 6], 'e_rounding', 'e",
+    ),
+    "p is never between -3 and -1, and p = 0 only at x = 0, where x sigma is 0": (
+        "arith/machine.py:is_negative: return x <[ -> =] 0",
+        "arith/machine.py:is_negative: return x < [0 -> 1]",
+        "arith/machine.py:is_negative: return x < [0 -> -1]",
+    ),
+    "a negative index counts from the end: x - 128 and x + 128 are the same entry of 256": (
+        "arith/machine.py:lookup: .astype(np.int16) [- -> +] first if first el",
+        "ops/gelu.py:gelu_table: .lookup(table, x, [- -> ]128)",
+    ),
+    "x fits INT8 where there is a first index, and -128 is 128 modulo 256": (
+        "arith/machine.py:lookup:  = x.astype(np.int[16 -> 8]) - first if first",
+    ),
+    "at n = 0 both branches give x": (
+        "arith/shifting.py:shift_left: eturn np.where(n >[= -> ] 0, np.left_shift(",
+        "arith/shifting.py:shift_left: urn np.where(n >= [0 -> 1], np.left_shift(x,",
+    ),
+    "changes only the branch that is not selected": (
+        "arith/shifting.py:shift_left: (x, np.maximum(n, [0 -> -1])), np.right_shift",
+        "arith/shifting.py:shift_left: um(np.maximum(-n, [0 -> 1]), 62)))",
+        "arith/shifting.py:shift_left: um(np.maximum(-n, [0 -> -1]), 62)))",
+    ),
+    "operands are below 2^46 and never negative: 0 after a shift by 61, 62 or 63": (
+        "arith/shifting.py:shift_left: .maximum(-n, 0), 6[2 -> 3])))",
+        "arith/shifting.py:shift_left: .maximum(-n, 0), 6[2 -> 1])))",
+    ),
+    "31 + 16 + 8 + 4 + 2 + 1 + 1 bits are enough for every INT64": (
+        "arith/shifting.py:bit_length: for step in (3[2 -> 1], 16, 8, 4, 2, 1):",
+    ),
+    "the machine always says how many bits": (
+        "arith/saturation.py:saturate: e: str, bits: int=[0 -> 1]",
+        "arith/saturation.py:saturate: e: str, bits: int=[0 -> -1]",
+    ),
+    "2^31 - 1 is prime: differs at d = 1, hidden by the shift, and at d = 2^31 - 1, reached by no op; no divisor of "
+    "2^46 - 1 lies in [2^30, 2^31)": ("arith/division.py:int_div:  int=0, less: int=[1 -> 2]",),
+    "the operand fits INT16 and the other one, INT32, widens the product": (
+        "arith/sums.py:dot:  = x.astype(np.int[32 -> 16]) @ weight.T.astyp",
+        "arith/sums.py:dot: ht.T.astype(np.int[32 -> 16])",
+        "arith/sums.py:matmul:  = a.astype(np.int[32 -> 16]) @ b.astype(np.in",
+        "arith/sums.py:matmul:  @ b.astype(np.int[32 -> 16])",
+    ),
+    "differs at v = 0 only, where every caller takes max(root, 1)": (
+        "arith/norm.py:isqrt: root = np.[zero -> one]s_like(v)",
+    ),
+    "2^62 is above every v": ("arith/norm.py:isqrt: for bit in range(3[0 -> 1], -1, -1):",),
+    "the ops' v is below 2^48, so that its root has at most 24 bits": (
+        "arith/norm.py:isqrt: for bit in range([30 -> 29], -1, -1):",
+    ),
+    "positions are below 2^31": ("arith/interpolation.py:taps: stop, dtype=np.int[64 -> 32])",),
+    "beyond the last centre both cells are the last one, and their weights always sum to 2 factor": (
+        "arith/interpolation.py:taps: + 1 - factor, 0), [2 -> 3] * factor * (size ",
+        "arith/interpolation.py:taps:  * factor * (size [- -> +] 1))",
+        "arith/interpolation.py:taps:  factor * (size - [1 -> 0]))",
+    ),
+    "NumPy takes every negative extent for the one to be inferred": (
+        "arith/interpolation.py:interpolate: = weight.reshape(-[1 -> 2], *(1,) * (2 - axi",
+    ),
+    "height and width are multiples of patch": (
+        "ops/patchify.py:patchify: pose(m.reshape(x, [height // patch -> -(-height // patch)], patch, width // ",
+        "ops/patchify.py:patchify:  // patch, patch, [width // patch -> -(-width // patch)], patch, channels)",
+        "ops/patchify.py:patchify: n m.reshape(grid, [height // patch -> -(-height // patch)] * (width // patch",
+        "ops/patchify.py:patchify: height // patch * [( -> -(-]width // patch), p",
     ),
     "parts heads divides the width": (
-        "tokens.py:split_heads: ns, parts, heads, [width // (parts * heads -> -(-width // (parts * heads)]))[:, part].transp",  # noqa: E501
+        "ops/tokens.py:split_heads: ns, parts, heads, [width // (parts * heads -> -(-width // (parts * heads)]))",
     ),
-    "the input has two axes": ("tokens.py:to_grid: t, width, x.shape[[- -> ]1])",),
+    "the input has two axes": ("ops/tokens.py:to_grid: t, width, x.shape[[- -> ]1])",),
 }
 
 EQUIVALENT = {key: reason for reason, keys in _REASONS.items() for key in keys}
@@ -515,9 +564,10 @@ EQUIVALENT = {key: reason for reason, keys in _REASONS.items() for key in keys}
 
 
 def all_mutants(word: str = "") -> list[Mutant]:
-    """Every mutant of intseg/ops whose file or function contains a word."""
-    files = sorted(path.name for path in SOURCES.glob("*.py") if path.name != "__init__.py")
-    found = [m for file in files for m in mutants(file, (SOURCES / file).read_text(encoding="utf-8"))]
+    """Every mutant of the definition whose file or function contains a word."""
+    files = [f"arith/{name}" for name in EXACT]
+    files += sorted(f"ops/{path.name}" for path in (ROOT / "intseg/ops").glob("*.py") if path.name != "__init__.py")
+    found = [m for file in files for m in mutants(file, (ROOT / "intseg" / file).read_text(encoding="utf-8"))]
     return [m for m in found if word in m.file or word in m.function]
 
 

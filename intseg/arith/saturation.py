@@ -1,0 +1,78 @@
+"""Narrowing: the ranges of the dtypes and the saturation of a result (SPEC 2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case, Facts
+from .interval import Interval
+from .variant import Named, Variant
+
+INT_RANGE = {
+    "int8": (-(2**7), 2**7 - 1),
+    "uint8": (0, 2**8 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "uint16": (0, 2**16 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+}
+
+
+def limits(dtype: str, bits: int = 0) -> tuple[int, int]:
+    """The range of a dtype, or of that many of its bits, signed as it is."""
+    low, high = INT_RANGE[dtype]
+    if not bits:
+        return low, high
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if low < 0 else (0, 2**bits - 1)
+
+
+def saturate(x: Any, dtype: str, bits: int = 0) -> NDArray[np.signedinteger]:
+    """Clamp to the range of `dtype`, or of `bits` of its bits, and convert to it (SPEC 2.2)."""
+    low, high = limits(dtype, bits)
+    narrow: NDArray[np.signedinteger] = np.clip(x, low, high).astype(dtype)
+    return narrow
+
+
+def bound_saturate(x: Interval, dtype: str, bits: int = 0) -> Interval:
+    """Both ends clamped; a row that only loses by it keeps its sum."""
+    low, high = limits(dtype, bits)
+    return Interval(min(max(x.lowest, low), high), min(max(x.highest, low), high), x.row_sum, shape=x.shape)
+
+
+def wrong_saturate(v: Variant, x: Any, dtype: str, bits: int = 0) -> NDArray[Any]:
+    """The result in its dtype as the variant has it."""
+    low, high = limits(dtype, bits)
+    if v.overflow == "wrap":
+        return np.asarray(x).astype(dtype)
+    if v.overflow == "none":
+        return np.asarray(x)
+    narrow: NDArray[Any] = np.clip(x, -high if v.overflow == "symmetric" else low, high).astype(dtype)
+    return narrow
+
+
+def facts_of_saturate(x: Any, dtype: str, bits: int = 0) -> Facts:
+    """The value and the limits."""
+    low, high = limits(dtype, bits)
+    return {"x": x, "low": low, "high": high}
+
+
+SATURATE = (
+    Case("saturates-high", "2.2", "above the highest value",
+         lambda f: f["x"] > f["high"], lambda f: f["x"].highest > f["high"]),
+    Case("saturates-low", "2.2", "below the lowest value",
+         lambda f: f["x"] < f["low"], lambda f: f["x"].lowest < f["low"]),
+    Case("highest", "2.2", "the highest value, not saturated",
+         lambda f: f["x"] == f["high"], lambda f: f["x"].highest >= f["high"]),
+    Case("lowest", "2.2", "the lowest value, not saturated",
+         lambda f: f["x"] == f["low"], lambda f: f["x"].lowest <= f["low"]),
+)  # fmt: skip
+
+
+def overflows() -> Named:
+    """A result that does not fit."""
+    yield "the result wraps instead of saturating", Variant(overflow="wrap")
+    yield "the result is clamped to a symmetric range (lowest value never used)", Variant(overflow="symmetric")
+    yield "no saturation: the result is kept wider", Variant(overflow="none")

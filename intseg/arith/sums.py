@@ -1,0 +1,115 @@
+"""Sums: accumulators, dot products, row sums, and products before a shift (SPEC 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case
+from .interval import Interval
+from .rounding import wrong_round
+from .shifting import bit_length
+from .variant import Named, Variant
+
+Int = NDArray[np.int64]
+
+
+def dot(x: Any, weight: Any) -> NDArray[np.int32]:
+    """INT8 [M, K] times the rows of INT8 [N, K], in INT32."""
+    result: NDArray[np.int32] = x.astype(np.int32) @ weight.T.astype(np.int32)
+    return result
+
+
+def matmul(a: Any, b: Any) -> NDArray[np.int32]:
+    """[..., M, K] times [..., K, N], in INT32."""
+    result: NDArray[np.int32] = a.astype(np.int32) @ b.astype(np.int32)
+    return result
+
+
+def weight_sums(weight: NDArray[Any]) -> tuple[Int, Int]:
+    """Per output channel the sums of the positive and of the negative weights: int64 [N] each, for int8 [N, K]."""
+    size = np.abs(weight.astype(np.int16)).sum(axis=1, dtype=np.int32).astype(np.int64)  # at most 2^16 * 2^7
+    total = weight.sum(axis=1, dtype=np.int32).astype(np.int64)
+    return (total + size) // 2, (total - size) // 2
+
+
+def bound_dot(x: Interval, weight: NDArray[Any]) -> Interval:
+    """Exact: the row with the high end where the weight is positive and the low end elsewhere attains it."""
+    positive, negative = weight_sums(weight)
+    low, high = positive * x.low + negative * x.high, positive * x.high + negative * x.low
+    return Interval(low, high, shape=(*x.shape[:-1], len(weight)))
+
+
+def bound_matmul(a: Interval, b: Interval) -> Interval:
+    """K times the hull of the products; rows of a that sum to R at most give R times the ends of b and 0."""
+    ends = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+    low, high = a.shape[-1] * min(ends), a.shape[-1] * max(ends)
+    if a.row_sum is not None:
+        low, high = max(low, a.row_sum * min(b.low, 0)), min(high, a.row_sum * max(b.high, 0))
+    return Interval(low, high, shape=(*a.shape[:-1], b.shape[-1]))
+
+
+def bound_row_sum(x: Interval, has: int | None) -> Interval:
+    """The sum of a row, one of whose elements is `has` if that is known."""
+    low, count = x.lowest, x.shape[-1]
+    least = count * low if has is None else has + (count - 1) * low
+    return Interval(least, count * x.highest, shape=(*x.shape[:-1], 1))
+
+
+def wrong_sum(v: Variant, x: Any) -> Int:
+    """An accumulator or a sum in the variant's width."""
+    x = x.astype(np.int64)
+    if not v.acc_bits:
+        return np.asarray(x)
+    if v.acc_overflow == "saturate":
+        return np.asarray(np.clip(x, -(2 ** (v.acc_bits - 1)), 2 ** (v.acc_bits - 1) - 1))
+    return wrap(x, v.acc_bits)
+
+
+def wrap(x: Int, bits: int) -> Int:
+    """The low `bits` bits as a signed number."""
+    if bits >= 64:
+        return x
+    half = 1 << (bits - 1)
+    return ((x + half) & ((1 << bits) - 1)) - half
+
+
+def wrong_product(v: Variant, x: Any, mult: Any) -> Int:
+    """The product before a shift as the variant has it."""
+    left, right = x.astype(np.int64), np.asarray(mult, dtype=np.int64)
+    if v.as_float:
+        return _float24(_float24(left) * _float24(right))
+    product: Int = left * right
+    return wrap(product, v.product_bits) if v.product_bits else product
+
+
+def _float24(x: Int) -> Int:
+    """Integers as a float32 holds them: 24 significant bits, half to even."""
+    drop = np.maximum(bit_length(np.abs(x)) - 24, 0)
+    return wrong_round(x, drop, "half_even") << drop
+
+
+SCALE = (
+    Case("mult-zero", "2.3", "mult = 0", lambda f: np.equal(f["mult"], 0)),
+    Case("mult-largest", "2.3", "mult = 2^31 - 1", lambda f: np.equal(f["mult"], 2**31 - 1)),
+    Case("shift-one", "2.3", "shift = 1", lambda f: np.equal(f["shift"], 1)),
+    Case("shift-62", "2.3", "shift = 62", lambda f: np.equal(f["shift"], 62)),
+)
+"""Of a dyadic scale."""
+
+
+def accumulators() -> Named:
+    """Accumulators that are too narrow."""
+    for bits in (16, 32, 24, 20, 48):
+        yield f"INT{bits} accumulator that wraps", Variant(acc_bits=bits)
+        yield f"INT{bits} accumulator that saturates", Variant(acc_bits=bits, acc_overflow="saturate")
+
+
+def products() -> Named:
+    """Products before a shift that lose bits."""
+    for bits in (32, 31, 48, 40):
+        yield f"the product before the shift wraps at {bits} bits", Variant(product_bits=bits)
+    yield "float32 requantization", Variant(as_float=True)
+    yield "float32 requantization, rounded half to even", Variant(as_float=True, rounding="half_even")

@@ -1,0 +1,98 @@
+"""The steps around the graph: cut_windows, merge_scores, class_map (SPEC 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from intseg.images import decode as pictures
+from intseg.ops import Call
+
+from ._exam import Branch, Exam, choices, dtypes, equals
+from .class_map import ARGMAX
+
+
+def _axes(call: Call) -> Iterator[tuple[str, int, int, int, int, Sequence[int]]]:
+    """Name, size, padded size, window, stride and starts of either axis."""
+    rows, columns, _ = call.inputs[0].shape[-3:]
+    size: dict[str, int] = {"height": rows, "width": columns}
+    size |= {name: int(value) for name, value in call.attrs.items()}
+    for axis, pixels, window, stride in (
+        ("row", size["height"], size["window_height"], size["stride_rows"]),
+        ("column", size["width"], size["window_width"], size["stride_columns"]),
+    ):
+        padded = max(-(-pixels // size["patch"]) * size["patch"], window)
+        yield axis, pixels, padded, window, stride, pictures.starts(padded, window, stride)
+
+
+def _cut_facts(call: Call) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for axis, size, padded, window, stride, starts in _axes(call):
+        facts |= {f"{axis}.size": size, f"{axis}.padded": padded, f"{axis}.window": window}
+        facts |= {f"{axis}.starts": len(starts), f"{axis}.flush": starts[-1] % stride != 0}
+    return facts
+
+
+def _merge_facts(call: Call) -> dict[str, Any]:
+    """How many windows hold every cell of an axis."""
+    facts: dict[str, Any] = {"in0": call.inputs[0]}
+    for axis, _, padded, window, _, starts in _axes(call):
+        cells = np.arange(0, padded, int(call.attrs["patch"]))
+        facts[axis] = sum(((cells >= s) & (cells < s + window)).astype(int) for s in starts)
+    return facts
+
+
+def _map_facts(call: Call) -> dict[str, Any]:
+    x = call.inputs[0]
+    patch, height, width = (int(call.attrs[name]) for name in ("patch", "height", "width"))
+    return {
+        "in0": x,
+        "upsample": call.attrs["upsample"],
+        "cropped": height < x.shape[0] * patch or width < x.shape[1] * patch,
+        "whole": height == x.shape[0] * patch and width == x.shape[1] * patch,
+    }
+
+
+def _cut_branches(axis: str) -> Iterator[Branch]:
+    size, padded, window, starts, flush = (f"{axis}.{name}" for name in ("size", "padded", "window", "starts", "flush"))
+    for name, text, test in (
+        ("fits", "nothing to pad", lambda f: f[size] == f[padded]),
+        ("to-patch", "padded to a whole patch", lambda f: f[window] < f[size] < f[padded]),
+        ("to-window", "padded to a window", lambda f: f[size] < f[window]),
+        ("one", "one window", lambda f: f[starts] == 1),
+        ("many", "more than two windows", lambda f: f[starts] > 2),
+        ("flush", "the last window flush with the edge", lambda f: f[flush]),
+        ("even", "the last window at a multiple of the stride", lambda f: f[starts] > 1 and not f[flush]),
+    ):
+        yield Branch(f"{axis}-{name}", f"{axis}s: {text}", test)
+
+
+def _merge_branches(axis: str) -> Iterator[Branch]:
+    for count in (1, 2, 3):
+        yield Branch(f"{axis}-{count}", f"{axis}s: a cell in {count} windows", equals(axis, count))
+    mixed = f"{axis}s: different counts, weights above 1"
+    yield Branch(f"{axis}-mixed", mixed, lambda f: len(np.unique(f[axis])) > 1)
+
+
+EXAMS = (
+    Exam("cut_windows", "7", branches=(*_cut_branches("row"), *_cut_branches("column")), facts=_cut_facts),
+    Exam(
+        "merge_scores",
+        "7",
+        branches=(*_merge_branches("row"), *_merge_branches("column"), *dtypes("int8", "int16")),
+        facts=_merge_facts,
+    ),
+    Exam(
+        "class_map",
+        "7",
+        branches=(
+            *choices("upsample", "nearest", "bilinear"),
+            *ARGMAX,
+            Branch("cropped", "padding cut off", lambda f: f["cropped"]),
+            Branch("whole", "nothing to cut off", lambda f: f["whole"]),
+        ),
+        facts=_map_facts,
+    ),
+)
