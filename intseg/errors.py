@@ -60,6 +60,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def number(text: str, low: int, high: int) -> int:
+    """A whole number that somebody typed or a file holds. Raises UsageError that states the range."""
+    digits = text.removeprefix("-") if low < 0 else text
+    if digits.isascii() and digits.isdigit() and len(digits) <= 20 and low <= int(text) <= high:
+        return int(text)
+    raise UsageError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' where a known word is close to the one given, else nothing."""
     if len(word) > 100:  # comparing takes the square of the length, and a file may hold any word

@@ -1,0 +1,288 @@
+"""intseg.files: what is not a regular file, who may replace what, text of any system."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from intseg import errors, files
+from intseg.errors import InputError, UsageError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices as POSIX has them")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test waits for a pipe as long as people may."""
+    monkeypatch.setattr(files, "NO_WRITER", 0.05)
+    monkeypatch.setattr(files, "SILENCE", 0.2)
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 5
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (Path.mkdir, "is a folder, expected a file"),
+    "pipe": (pipe, "is a pipe, expected a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
+    "nothing": (lambda path: None, "No such file or directory"),
+    "loop": (lambda path: path.symlink_to(path), "symbolic links"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("reader", [files.read, files.read_text, files.opened, files.sha256])
+def test_only_regular_files_are_read_and_nothing_is_waited_for(
+    tmp_path: Path, name: str, reader: Callable[..., object]
+) -> None:
+    make, reason = STRANGE[name]
+    make(tmp_path / "a")
+    with pytest.raises(InputError) as caught:
+        reader(tmp_path / "a", "the thing", "look there")
+    assert str(caught.value).startswith(f"{tmp_path / 'a'}: cannot read the thing: ")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("; look there")
+
+
+def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(100))
+    assert files.read(tmp_path / "a", limit=100) == bytes(100)
+    with pytest.raises(InputError, match="100 bytes, expected at most 99"):
+        files.read(tmp_path / "a", limit=99)
+    with pytest.raises(InputError, match="device"):
+        files.read("/dev/zero", pipes=True)
+    with pytest.raises(InputError, match="more bytes, expected at most 10"):
+        files.read("/proc/self/status", limit=10)  # has no size before it is read
+    with pytest.raises(InputError, match="no file can have this name"):
+        files.read("a\0b")
+
+
+def written_to(path: Path, parts: list[bytes], pause: float) -> threading.Thread:
+    def write() -> None:
+        with open(path, "wb", buffering=0) as file:
+            for part in parts:
+                file.write(part)
+                time.sleep(pause)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+def test_a_pipe_is_read_where_a_stream_makes_sense(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    pipe(path)
+    thread = written_to(path, [b"1" * 100_000, b"2"], 0.05)
+    assert files.read(path, pipes=True) == b"1" * 100_000 + b"2"
+    thread.join()
+    thread = written_to(path, [b"1" * 100], 0)
+    with pytest.raises(InputError, match="expected at most 99"):
+        files.read(path, limit=99, pipes=True)
+    thread.join()
+
+
+def test_a_pipe_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    pipe(path)
+    assert files.read(path, pipes=True) == b""  # nobody came
+    holder = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(InputError, match=r"is a pipe that gave nothing for"):
+            files.read(path, pipes=True)
+    finally:
+        os.close(holder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_of_every_system(tmp_path: Path, encoding: str, end: str) -> None:
+    text = f"road{end}Fußgänger{end}{end}"
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (tmp_path / "a").write_bytes((mark + text).encode(encoding))
+    assert files.read_text(tmp_path / "a") == "road\nFußgänger\n\n"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"a\0b", "a".encode("utf-16-le"), b"\xff\xfea", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_text(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(InputError, match="cannot read the list: not a text file; give one"):
+        files.read_text(tmp_path / "a", "the list", "give one")
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def append(path: Path) -> None:
+    file = files.Growing(path)
+    try:
+        file.append(b"new")
+    finally:
+        file.close()
+
+
+WRITERS = {"file": lambda path: files.write_atomically(path, b"new"), "journal": append}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("target", ["victim", "nothing", "/dev/null"])
+def test_links_are_not_written_through(tmp_path: Path, writer: str, target: str) -> None:
+    (tmp_path / "victim").write_bytes(b"old")
+    link = tmp_path / "a"
+    link.symlink_to(target)
+    with pytest.raises(InputError, match=f"is a symbolic link to {target}, and links are not written through"):
+        WRITERS[writer](link)
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "victim"]
+    assert (tmp_path / "victim").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_pipes_devices_and_folders_are_not_replaced(tmp_path: Path, writer: str) -> None:
+    pipe(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "pipe"), (Path("/dev/null"), "device"), (tmp_path, "folder")):
+        before = os.lstat(path)
+        with pytest.raises(InputError, match=f"is a {kind}"):
+            WRITERS[writer](path)
+        assert (os.lstat(path).st_ino, os.lstat(path).st_rdev) == (before.st_ino, before.st_rdev)
+
+
+def test_what_takes_the_name_while_it_is_written_is_not_replaced(tmp_path: Path) -> None:
+    def link_comes_late() -> None:
+        with files.Replacement(tmp_path / "a") as file:
+            file.write(b"new")
+            (tmp_path / "a").symlink_to("victim")
+
+    with pytest.raises(InputError, match="symbolic link"):
+        link_comes_late()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o444])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(mode)
+    files.write_atomically(tmp_path / "a", b"new")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "posix" and os.getuid() != 0, reason="only root gives files away")
+def test_a_replaced_file_keeps_its_owner(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    os.chown(tmp_path / "a", 12345, 23456)
+    files.write_atomically(tmp_path / "a", b"new")
+    found = (tmp_path / "a").stat()
+    assert (found.st_uid, found.st_gid) == (12345, 23456)
+
+
+def test_what_a_group_was_allowed_is_not_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    old = os.stat_result((stat.S_IFREG | 0o664, 1, 1, 1, 12345, 23456, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "fchown", refuse)
+    with files.create(tmp_path / "a") as file:
+        files._take_over(file.fileno(), old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o604
+
+
+def test_another_name_of_the_file_keeps_the_old_content(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"old")
+    os.link(tmp_path / "victim", tmp_path / "a")
+    with pytest.raises(InputError, match="no file of its own"):
+        append(tmp_path / "a")
+    files.write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"old"
+
+
+def test_leftovers_that_are_planted_stay_what_they_are(tmp_path: Path) -> None:
+    """A link to a folder, a pipe, a device: nothing is followed, opened for long, or removed."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "kept").write_bytes(b"old")
+    (tmp_path / ".a.00000000.part").symlink_to("victim")
+    (tmp_path / ".a.00000001.part").symlink_to("victim/kept")
+    pipe(tmp_path / ".a.00000002.part")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    files.remove_leftovers([tmp_path / "a"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "victim" / "kept").read_bytes() == b"old"
+
+
+def test_a_new_folder_is_filled_with_new_files(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "a") as folder:
+        (folder / "link").symlink_to(tmp_path / "victim")
+        with pytest.raises(FileExistsError):
+            files.create(folder / "link")
+        (folder / "link").unlink()
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(InputError, match="not an empty folder"), files.new_folder(tmp_path / "link"):
+        pass
+
+
+def test_a_journal_belongs_to_one_process(tmp_path: Path) -> None:
+    journal = files.Growing(tmp_path / "a")
+    journal.append(b"1\n2\n")
+    with pytest.raises(InputError, match="another run is at work here"):
+        files.Growing(tmp_path / "a")
+    journal.truncate(2)
+    journal.append(b"3\n")
+    assert journal.read() == b"1\n3\n"
+    with pytest.raises(InputError, match="4 bytes, expected at most 3"):
+        journal.read(3)
+    journal.close()
+    files.Growing(tmp_path / "a").close()  # its owner is gone
+
+
+# ----------------------------------------------------------------------------------------------------- before work
+
+
+@pytest.mark.parametrize("how", ["same", "link", "hard link", "through a folder", "in a folder"])
+def test_no_output_is_an_input(tmp_path: Path, how: str) -> None:
+    (tmp_path / "in").write_bytes(b"old")
+    (tmp_path / "there").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to("in")
+    os.link(tmp_path / "in", tmp_path / "hard")
+    names = {"same": "in", "link": "link", "hard link": "hard", "through a folder": "there/in", "in a folder": "in"}
+    read = tmp_path / ("in" if how != "in a folder" else "")
+    with pytest.raises(UsageError, match="which is read"):
+        files.require_apart([tmp_path / "other", tmp_path / names[how]], [tmp_path / "none", read])
+
+
+def test_no_two_outputs_are_one(tmp_path: Path) -> None:
+    (tmp_path / "there").symlink_to(tmp_path)
+    (tmp_path / "page.html").write_bytes(b"old")
+    for one, other in (("a", "a"), ("a", "there/a"), ("none/a", "none/../none/a")):
+        with pytest.raises(UsageError, match="which is written too"):
+            files.require_apart([tmp_path / one, tmp_path / other], [])
+    files.require_apart([tmp_path / "a", tmp_path / "b", tmp_path / "page.html"], [tmp_path, tmp_path / "c"])
+
+
+def test_an_output_that_is_not_there_yet_is_an_input_all_the_same(tmp_path: Path) -> None:
+    """A race with what makes the input: names are compared where there is no file."""
+    with pytest.raises(UsageError, match="which is read"):
+        files.require_apart([tmp_path / "a"], [tmp_path / "." / "a"])
+
+
+# -------------------------------------------------------------------------------------------------- numbers and text
+
+
+@pytest.mark.parametrize("text", ["0", "11", "-1", "1.0", "", "¹", "٣", "9" * 5000, "1_0", " 1", "+1"])
+def test_a_number_has_a_range_that_the_message_states(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a whole number from 1 to 10") as caught:
+        errors.number(text, 1, 10)
+    assert len(str(caught.value)) < 100
+    assert errors.number("10", 1, 10) == 10
+    assert errors.number("-3", -5, 10) == -3
