@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from intseg.errors import UsageError
+from intseg.errors import UsageError, printable
 from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.ops import RUN, Array, Run
@@ -28,32 +28,51 @@ def names() -> tuple[str, ...]:
     return ("numpy", "numba")
 
 
+@functools.cache
+def numba_problem() -> str:
+    """Why the numba backend cannot be used here; empty where it can. Imports Numba, once per process.
+
+    Numba refuses to be imported beside a NumPy that is newer than it knows, and with settings that it cannot use.
+    """
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install numba"
+    try:
+        from numba.core import config
+    except Exception as error:  # whatever a package that does not fit this installation raises
+        first = (str(error).splitlines() or [""])[0]
+        return f"numba cannot be imported ({type(error).__name__}: {printable(first)})"
+    disabled: bool = getattr(config, "DISABLE_JIT", False)
+    return "NUMBA_DISABLE_JIT is set: unset it" if disabled else ""
+
+
 def has_numba() -> bool:
-    """Whether the numba backend can be used here; does not import it."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether the numba backend can be used here."""
+    return not numba_problem()
 
 
 def resolve(name: str) -> str:
-    """The backend behind "auto", "numpy" or "numba": auto is numba where it is installed.
+    """The backend behind "auto", "numpy" or "numba": auto is numba where it can be used, and says so where not.
 
-    Raises UsageError for another name, and for "numba" without Numba.
+    Raises UsageError for another name, and for "numba" where it cannot be used.
     """
     if name == "auto":
         if has_numba():
             return "numba"
-        _say_numba_is_absent()
+        _say_why_slow(numba_problem())
         return "numpy"
     if name not in names():
         raise UsageError(f"backend {name!r} is unknown, expected auto, {', '.join(names())}")
     if name == "numba" and not has_numba():
-        raise UsageError("backend 'numba' needs the package numba: pip install numba, or use the backend 'numpy'")
+        raise UsageError(
+            f"backend 'numba' cannot be used: {numba_problem()}, or use the backend 'numpy' (same results)"
+        )
     return name
 
 
 @functools.cache
-def _say_numba_is_absent() -> None:
+def _say_why_slow(problem: str) -> None:
     """Warn, once per process, that inference will be slow."""
-    warnings.warn("numba is not installed: running the slow NumPy backend (same results)", stacklevel=3)
+    warnings.warn(f"{problem}; running the slow NumPy backend (same results)", stacklevel=3)
 
 
 def table(name: str) -> Mapping[str, Run]:

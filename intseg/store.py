@@ -106,8 +106,7 @@ def loads(data: bytes) -> Graph:
             f"format version {found!r}, expected {FORMAT}: " + ("update intseg" if newer else "export the model again")
         )
     try:
-        # Copies: the library's arrays are views of `data` that compiled kernels with writable signatures refuse.
-        tensors = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
+        tensors = from_file(safetensors.numpy.load(data))
     except Exception as error:  # safetensors raises several types for a malformed body
         raise ModelError(f"not a safetensors file ({error}); export the model again") from None
     if document.get("tensors_sha256") != tensors_sha256(tensors):
@@ -118,6 +117,18 @@ def loads(data: bytes) -> Graph:
     validate(graph)
     prove(graph)
     return graph
+
+
+def from_file(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays as the safetensors library reads them, in this machine's byte order (SPEC 6: files are little-endian).
+
+    The library gives the bytes of the file under native dtypes, which is wrong on a big-endian machine. Copies, since
+    its arrays are read-only views that compiled kernels with writable signatures refuse.
+    """
+    return {
+        name: np.frombuffer(array.tobytes(), array.dtype.newbyteorder("<")).astype(array.dtype).reshape(array.shape)
+        for name, array in tensors.items()
+    }
 
 
 def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -372,13 +373,52 @@ def test_unknown_and_missing_backends_are_refused(monkeypatch: pytest.MonkeyPatc
     assert backends.resolve("auto") == "numba"
     with pytest.raises(UsageError, match="unknown"):
         backends.resolve("cuda")
-    monkeypatch.setattr(backends, "has_numba", lambda: False)
+    monkeypatch.setattr(backends, "numba_problem", lambda: "numba is not installed: pip install numba")
     with pytest.raises(UsageError, match="pip install"):
         backends.resolve("numba")
-    backends._say_numba_is_absent.cache_clear()
+    backends._say_why_slow.cache_clear()
     with pytest.warns(UserWarning, match="slow"):
         assert backends.resolve("auto") == "numpy"
     assert backends.resolve("auto") == "numpy"  # a second warning would be an error
+
+
+REFUSES = "raise ImportError('Numba needs NumPy 2.3 or less. Got NumPy 2.9.\\nsecond line')"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"PYTHONPATH": REFUSES},
+            "numba cannot be imported (ImportError: Numba needs NumPy 2.3 or less. Got NumPy 2.9.)",
+        ),
+        ({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+        ({"NUMBA_NUM_THREADS": "0"}, "numba cannot be imported (ValueError"),
+    ],
+)
+def test_a_numba_that_cannot_be_used_is_said_and_done_without(
+    settings: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    """Inference, verification and the doctor go on with the definition; asking for numba is one line."""
+    stub = tmp_path / "stub" / "numba"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text(REFUSES)
+    root = str(TOOLS.parent)
+    environment = os.environ | {"PYTHONPATH": root} | settings
+    if "PYTHONPATH" in settings:
+        environment["PYTHONPATH"] = os.pathsep.join([str(stub.parent), root])
+    code = (
+        "import warnings; warnings.simplefilter('default')\n"
+        "from intseg import backends; from intseg.reports import doctor\n"
+        "print(backends.resolve('auto'), backends.resolve('auto'), doctor.installed_backends())\n"
+        "print([f.value for f in doctor._processor(None) if f.name == 'path'])\n"
+        "backends.resolve('numba')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, cwd=tmp_path)
+    assert done.stdout.startswith("numpy numpy ('numpy',)")
+    assert reason in done.stdout.splitlines()[1]
+    assert done.stderr.count("running the slow NumPy backend") == 1
+    assert "UsageError: backend 'numba' cannot be used: " + reason in done.stderr
 
 
 # The benchmark

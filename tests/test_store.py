@@ -501,3 +501,16 @@ def test_a_loaded_graph_is_validated():
 def test_every_dtype_of_the_format_is_read():
     assert {key: np.dtype(name).itemsize for key, name in DTYPES.items()} == store.DTYPES
     assert {array.dtype.name for array in tiny().tensors.values()} >= {"int8", "int16", "int32", "int64"}
+
+
+def test_arrays_of_the_other_byte_order() -> None:
+    """The digest is of little-endian bytes whatever memory holds; what the library reads is taken as such."""
+    graph = tiny()
+    swapped = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in graph.tensors.items()}
+    assert store.tensors_sha256(swapped) == store.tensors_sha256(graph.tensors)
+    for name, array in store.from_file({"a": np.array([1, -2], "<i4"), "b": np.array([3], "int8")}).items():
+        assert array.dtype == array.dtype.newbyteorder("=")
+        assert array.flags.writeable
+        assert array.tolist() == {"a": [1, -2], "b": [3]}[name]
+    big = np.frombuffer(np.array([1, 256], "<u2").tobytes(), ">u2")  # as a big-endian machine's library reads it
+    assert store.from_file({"a": big})["a"].tolist() == [1, 256]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from intseg import api, backends, models, strict_json
+from intseg import api, backends, models, store, strict_json
 from intseg.conformance import coverage, truth_table, vectors
 from intseg.conformance.coverage import Call
 from intseg.errors import InputError, IntsegError, ModelError
@@ -167,7 +167,7 @@ def _checked(folder: Path, name: object, sha256: object) -> bytes:
 
 def _tensors(path: Path, data: bytes) -> dict[str, Array]:
     try:
-        loaded: dict[str, Array] = safetensors.numpy.load(data)
+        loaded: dict[str, Array] = store.from_file(safetensors.numpy.load(data))
     except Exception as error:  # safetensors raises several types for a malformed file
         raise InputError(f"{path}: not a safetensors file ({error}); write the folder again") from None
     floats = [name for name, array in loaded.items() if array.dtype.kind not in "iu"]

@@ -100,7 +100,7 @@ def _processor(threads: int | None) -> Iterator[Finding]:
     yield Finding("processor", "byte order", sys.byteorder)
     yield Finding("processor", "cores", str(os.cpu_count() or "unknown"))
     if not backends.has_numba():
-        yield Finding("processor", "path", "numpy: pip install numba for speed")
+        yield Finding("processor", "path", f"numpy only: {backends.numba_problem()}")
         return
     from intseg.kernels import _isa
     from intseg.plan.plan import thread_count
