@@ -24,6 +24,7 @@ from intseg.errors import InputError, IntsegError, MismatchError, ModelError, Us
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
+from intseg.windows import cut_windows, merge_scores, tile
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -394,13 +395,13 @@ def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", 
 
 def _scores(rgb: NDArray[np.uint8], info: ModelInfo, forward: Callable[[Array], Array]) -> NDArray[np.int32]:
     """Merged scores of an image uint8 [H, W, 3]."""
-    windows = [forward(window) for _, window in pictures.cut_windows(rgb, info)]
-    return pictures.merge_scores(windows, pictures.tile(info, *rgb.shape[:2]), info)
+    windows = [forward(window) for _, window in cut_windows(rgb, info)]
+    return merge_scores(windows, tile(info, *rgb.shape[:2]), info)
 
 
 def _trace(picture: pictures.Picture, model: Model, backend: str) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
     ops = backends.table(backend)
-    for corner, window in pictures.cut_windows(picture.rgb, model.info):
+    for corner, window in cut_windows(picture.rgb, model.info):
         outputs: dict[str, Array] = {}
 
         def keep(node: Node, value: Array, outputs: dict[str, Array] = outputs) -> None:

@@ -10,17 +10,13 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from intseg import windows
 from intseg.errors import UsageError, printable
 from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.ops import RUN, Array, Run
 
 Forward = Callable[[Array], Array]
-
-_ROWS_PER_CHUNK = 16
-"""Pixel rows of the score tensor that the NumPy class map interpolates at once: bounds its memory."""
 
 
 def names() -> tuple[str, ...]:
@@ -105,33 +101,12 @@ def _run_numpy(graph: Graph, image: Array) -> Array:
 def class_map(
     scores: Array, upsample: str, patch: int, height: int, width: int, backend: str, threads: int | None = None
 ) -> Array:
-    """Labels of the pixels of an image from the (summed) scores of its patches.
-
-    scores         int32 [h, w, C]
-    upsample       "nearest" or "bilinear"
-    patch          pixels per score in each direction
-    height, width  of the image, at most h * patch and w * patch: the rest is padding and is cut off
-    return         uint8 [height, width] for C <= 256, uint16 above; ties go to the lowest class
-    """
-    if upsample == "nearest":
-        labels = RUN["upsample_nearest"](RUN["argmax"](scores), factor=patch)
-        return np.ascontiguousarray(labels[:height, :width])
-    if resolve(backend) == "numpy":
-        return _bilinear_labels(scores, patch, height, width)
+    """`windows.class_map` by a backend: labels uint8 or uint16 [height, width] from scores int32 [h, w, C]."""
+    if upsample == "nearest" or resolve(backend) == "numpy":
+        return windows.class_map(scores, upsample, patch, height, width)
     from intseg.plan.plan import bilinear_labels
 
     return bilinear_labels(scores, patch, height, width, threads)
-
-
-def _bilinear_labels(scores: Array, patch: int, height: int, width: int) -> Array:
-    """argmax of the bilinear scores, some pixel rows at a time; columns beyond the image are cut off early."""
-    scores = scores[:, : min(scores.shape[1], -(-width // patch) + 1)]
-    chunks = []
-    for start in range(0, height, _ROWS_PER_CHUNK):
-        stop = min(start + _ROWS_PER_CHUNK, height)
-        rows = RUN["upsample_bilinear"](scores, factor=patch, row_start=start, row_stop=stop)
-        chunks.append(RUN["argmax"](rows[:, :width]))
-    return np.concatenate(chunks)
 
 
 def warmup() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from intseg import windows
 from intseg.arith import EXACT, INT_RANGE
 from intseg.errors import IntsegError, ModelError
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
@@ -74,7 +75,7 @@ class Register:
         """Bits that hold the whole interval."""
         if self.dtype.startswith("u"):
             return self.high.bit_length()
-        return max(self.high.bit_length(), (~self.low).bit_length() if self.low < 0 else 0) + 1
+        return max((end if end >= 0 else ~end).bit_length() for end in (self.low, self.high)) + 1
 
     @property
     def headroom(self) -> int:
@@ -561,50 +562,13 @@ _PROOFS: dict[str, Callable[[_Call], Interval]] = {
 def _windows(info: ModelInfo, score: Interval, witnesses: bool) -> NodeProof:
     """The sum of overlapping windows (SPEC 7), for images of any size."""
     call = _Call(WINDOWS, "merge_scores", [score], [], {}, {})
-    most = [_most_windows(w // info.patch, s // info.patch) for w, s in zip(info.window, info.stride, strict=True)]
-    common = [math.lcm(*range(1, n + 1)) for n in most]
-    sides = score.hull(0)
-    count = most[0] * most[1]
-    call.put_extra("sum", count * sides.low, count * sides.high, "int32")
-    call.put_extra("row_weighted", most[1] * common[0] * sides.low, most[1] * common[0] * sides.high, "int32")
-    result = Interval(math.prod(common) * score.low, math.prod(common) * score.high)
-    call.put("merged", result.low, result.high, "int32")
+    for name, low, high, dtype in windows.bounds(info, score.low, score.high):
+        call.put(name, low, high, dtype, extra=name != "merged")
+    result = Interval(call.registers[-1].low, call.registers[-1].high)
     if witnesses:
-        call.registers[-1] = _reached(WINDOWS, call.registers[-1], [_merged(info, v) for v in (score.low, score.high)])
+        seen = [merged for v in (score.low, score.high) for merged in windows.constant_merges(info, v)]
+        call.registers[-1] = _reached(WINDOWS, call.registers[-1], seen)
     return NodeProof(WINDOWS, call.op, tuple(call.registers), result)
-
-
-def _most_windows(window: int, stride: int) -> int:
-    """Windows of this many cells that can hold one cell of an axis: window / 2 <= stride <= window.
-
-    Those at multiples of the stride overlap in pairs. The last one, flush with the edge, begins at least a cell behind
-    the one before it: it can lie over that one, and over the one before that where these share two cells or more.
-    """
-    return 1 + (stride < window) + (window - stride >= 2 or stride == window > 1)
-
-
-def _merged(info: ModelInfo, value: int) -> Array:
-    """Merged scores of windows that all hold one value, of the image size with the most kinds of overlap."""
-    from intseg.images import decode as image
-
-    def kinds(size: int, axis: int) -> int:
-        sizes = [*info.window]
-        sizes[axis] = size
-        tiling = image.tile(info, *sizes)
-        origins = tiling.tops if axis == 0 else tiling.lefts
-        cells = np.zeros(size // info.patch, np.int64)
-        for origin in origins:
-            cells[origin // info.patch : (origin + info.window[axis]) // info.patch] += 1
-        return math.lcm(*set(cells.tolist()))
-
-    size = [
-        max(range(window, 4 * window + 1, info.patch), key=lambda n, axis=axis: (kinds(n, axis), -n))  # type: ignore[misc]
-        for axis, window in enumerate(info.window)
-    ]
-    tiling = image.tile(info, size[0], size[1])
-    grid = [window // info.patch for window in info.window]
-    scores = np.full((*grid, len(info.classes)), value, np.int16)
-    return image.merge_scores([scores] * len(tiling.corners()), tiling, info)
 
 
 def _labels(info: ModelInfo, merged: Interval, witnesses: bool) -> NodeProof:

@@ -34,7 +34,7 @@ MODULES = [
     *(f"intseg.ops.{entry.name}" for entry in pkgutil.iter_modules(intseg.ops.__path__)),
     *(f"intseg.arith.{name}" for name in ("machine", "rounding", "shifting", "saturation", "sums", "division")),
     *(f"intseg.arith.{name}" for name in ("exponential", "norm", "interpolation")),
-    *(f"intseg.{name}" for name in ("executor", "graph", "images.decode", "backends", "api")),
+    *(f"intseg.{name}" for name in ("executor", "graph", "windows", "images.decode", "backends", "api")),
 ]
 """Where the definition is, from uint8 pixels to labels."""
 

@@ -27,6 +27,7 @@ from intseg.executor import execute
 from intseg.graph import Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import RUN
+from intseg.windows import cut_windows
 from intseg.workbench import diff, dump
 from intseg.workbench import trace as traces
 from intseg.workbench.diff import Settings
@@ -359,7 +360,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Subject]:
         image = np.random.default_rng(3).integers(0, 256, (*model.info.window, 3), np.uint8)
         if name not in MADE_HERE:
             image = pictures.decode(GOLDEN / "images" / "odd.png", model.info.pad).rgb
-        _, window = next(iter(pictures.cut_windows(image, model.info)))
+        _, window = next(iter(cut_windows(image, model.info)))
         traces.write(folder / f"{name}.trace", window, model, with_registers=True)
         result[name] = Subject(path, model, window, folder / f"{name}.trace")
     return result

@@ -20,6 +20,7 @@ from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import decode as pictures
 from intseg.ops import OPS
+from intseg.windows import cut_windows, tile
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 MANIFEST = json.loads((GOLDEN / "MANIFEST.json").read_text(encoding="utf-8"))
@@ -47,7 +48,7 @@ def parts(trace: str) -> tuple[intseg.api.Model, Path, dict[str, Array]]:
 def windows(trace: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Number and pixels of every window, which must lie where the trace says."""
     model, image, expected = parts(trace)
-    cut = list(pictures.cut_windows(pictures.decode(image, model.info.pad).rgb, model.info))
+    cut = list(cut_windows(pictures.decode(image, model.info.pad).rgb, model.info))
     assert_equal(np.array([corner for corner, _ in cut], np.int32), expected["corners"], "corners of the windows")
     return ((i, window) for i, (_, window) in enumerate(cut))
 
@@ -144,7 +145,7 @@ def test_images_are_what_their_names_say() -> None:
     sizes, counts = {}, {}
     for name in ("odd", "small", "wide"):
         rgb = pictures.decode(GOLDEN / "images" / f"{name}.png", info.pad).rgb
-        sizes[name], counts[name] = rgb.shape[:2], len(pictures.tile(info, *rgb.shape[:2]).corners())
+        sizes[name], counts[name] = rgb.shape[:2], len(tile(info, *rgb.shape[:2]).corners())
     assert all(side % info.patch for side in sizes["odd"])
     assert all(side < window for side, window in zip(sizes["small"], info.window, strict=True))
     assert counts["small"] == 1

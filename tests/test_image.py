@@ -20,6 +20,7 @@ from tiny_model import tiny_info
 from intseg import palettes
 from intseg.errors import InputError, UsageError
 from intseg.images import decode as pictures
+from intseg.windows import Tiling, pad, starts, tile
 
 BACKGROUND = (10, 20, 30)
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -246,7 +247,7 @@ def test_label_images_keep_their_stored_values(tmp_path: Path) -> None:
 def test_starts_cover_the_axis(stride: int, more: int, extra: int) -> None:
     window = stride + min(more, stride)  # the stride lies between half the window and the window
     size = window + extra
-    origins = pictures.starts(size, window, stride)
+    origins = starts(size, window, stride)
     assert origins[0] == 0
     assert origins[-1] + window == size
     assert all(0 < b - a <= stride for a, b in itertools.pairwise(origins))
@@ -266,11 +267,11 @@ def test_starts_cover_the_axis(stride: int, more: int, extra: int) -> None:
     ],
 )
 def test_tile(size: tuple[int, int], padded: tuple[int, int], tops: tuple[int, ...], lefts: tuple[int, ...]) -> None:
-    assert pictures.tile(tiny_info(), *size) == pictures.Tiling(*padded, tops, lefts)
+    assert tile(tiny_info(), *size) == Tiling(*padded, tops, lefts)
 
 
 def test_padding_is_at_the_right_and_the_bottom() -> None:
-    padded = pictures.pad(RGB, 8, 9, (1, 2, 3))
+    padded = pad(RGB, 8, 9, (1, 2, 3))
     assert np.array_equal(padded[:5, :7], RGB)
     assert (padded[5:] == (1, 2, 3)).all()
     assert (padded[:, 7:] == (1, 2, 3)).all()

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "intseg"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if not {"kernels", "tools"} & set(p.parts))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
-LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "workbench.registers", "prove", "strict_json"]
-LAYERS += ["store", "executor", "kernels", "plan", "palettes", "images", "models"]
+LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "windows", "workbench.registers", "prove"]
+LAYERS += ["strict_json", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
 

@@ -23,10 +23,10 @@ from intseg.cli import main as cli
 from intseg.errors import IntsegError, ModelError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node, validate
-from intseg.images import decode as image
 from intseg.ops import OPS, RUN, Value
 from intseg.prove import Interval, NodeProof, Register
 from intseg.reports import certificate as prove_report
+from intseg.windows import merge_scores, tile
 from intseg.workbench.registers import REGISTERS, steps
 
 ROOT = Path(__file__).parent.parent
@@ -203,30 +203,31 @@ def test_byte_planes_of_probabilities_stay_inside_the_bound(count: int, source: 
 def test_merged_windows_and_pixel_scores_stay_inside_their_bounds(cells: int) -> None:
     """Windows of 1 to 4 cells at every stride, images of every size: the bound is reached exactly."""
     for stride in range((cells + 1) // 2, cells + 1):
-        check_windows(4 * cells, 4 * stride)
+        for score in (Interval(-32768, 32767), Interval(1, 1), Interval(3, 9), Interval(-9, -3), Interval(0, 5)):
+            check_windows(4 * cells, 4 * stride, score)
 
 
-def check_windows(window: int, stride: int) -> None:
+def check_windows(window: int, stride: int, score: Interval) -> None:
     info = dataclasses.replace(tiny().info, stride=(window, stride), window=(window, window), upsample="bilinear")
-    score = Interval(-32768, 32767)
     windows = prove._windows(info, score, witnesses=True)
     labels = prove._labels(info, windows.output, witnesses=True)
     bounds = {register.name: register for register in windows.registers}
-    reached = 0
+    lowest, highest = score.high, score.low
     source = np.random.default_rng(1)
     for height in range(window, 2 * window + 1, 4):
         for width in range(window, 4 * window + 1, 4):
-            tiling = image.tile(info, height, width)
-            for choice in ([-32768], [32767], [-32768, 32767]):
+            tiling = tile(info, height, width)
+            for choice in ([score.low], [score.high], [score.low, score.high]):
                 scores = [
                     source.choice(np.array(choice, np.int16), (window // 4, window // 4, 3)) for _ in tiling.corners()
                 ]
-                merged = image.merge_scores(scores, tiling, info)
+                merged = merge_scores(scores, tiling, info)
                 assert bounds["merged"].low <= int(merged.min()) <= int(merged.max()) <= bounds["merged"].high
-                reached = max(reached, -int(merged.min()))
+                lowest, highest = min(lowest, int(merged.min())), max(highest, int(merged.max()))
                 pixels = RUN["upsample_bilinear"](merged, factor=4, row_start=0, row_stop=4 * len(merged))
                 assert labels.output.low <= int(pixels.min()) <= int(pixels.max()) <= labels.output.high
-    assert reached == -bounds["merged"].low == -(bounds["merged"].witness or 0)
+    assert (lowest, highest) == (bounds["merged"].low, bounds["merged"].high)
+    assert bounds["merged"].witness in (lowest, highest)
 
 
 # ---------------------------------------------------------------------------------------------- witnesses come near
@@ -377,6 +378,7 @@ def test_bits_are_those_that_hold_the_interval(low: int, size: int) -> None:
     bits = register.bits
     assert -(2 ** (bits - 1)) <= low <= low + size <= 2 ** (bits - 1) - 1
     assert bits == 1 or not (-(2 ** (bits - 2)) <= low and low + size <= 2 ** (bits - 2) - 1)
+    assert Register("r", -128, -128, "int8").bits == 8
     unsigned = Register("r", 0, size, "uint64")
     assert size < 2**unsigned.bits
     assert size == 0 or size >= 2 ** (unsigned.bits - 1)

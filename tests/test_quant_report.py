@@ -18,10 +18,10 @@ from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 from intseg.exam import real
 from intseg.graph import Graph
-from intseg.images import decode as pictures
 from intseg.ops import RUN
 from intseg.reports import quantization as quant_report
 from intseg.reports.quantization import Labelling, Source, Variant
+from intseg.windows import cut_windows
 
 Capture = pytest.CaptureFixture[str]
 
@@ -35,7 +35,7 @@ def picture(seed: int = 0, height: int = 40, width: int = 45) -> np.ndarray:
 def fitted(**info: Any) -> Graph:
     """A tiny model whose linear layers and products fill their ranges without leaving them, as calibration would."""
     graph = tiny_graph(**info)
-    window = next(iter(pictures.cut_windows(picture(), graph.info)))[1]
+    window = next(iter(cut_windows(picture(), graph.info)))[1]
     values: dict[str, Any] = {"image": window}
     for node in graph.nodes:
         if node.op in ("linear", "matmul"):
@@ -111,7 +111,7 @@ def naive(graph: Graph, window: np.ndarray, swapped: str, base: str) -> np.ndarr
 @pytest.mark.parametrize("name", ["quantize_input", "patch_embed", "add_pos", "qkv", "scores", "softmax2", "head"])
 @pytest.mark.parametrize("base", ["real", "integer"])
 def test_a_swap_is_what_a_plain_loop_computes(good: Graph, name: str, base: str) -> None:
-    window = next(iter(pictures.cut_windows(picture(), good.info)))[1]
+    window = next(iter(cut_windows(picture(), good.info)))[1]
     variant = Variant(base, ((name, "integer" if base == "real" else "real"),), "bilinear")
     runner = quant_report._Runner(good, "numpy", [variant, quant_report.REFERENCE, quant_report.INTEGER])
     found = runner.run(window)
@@ -122,7 +122,7 @@ def test_a_swap_is_what_a_plain_loop_computes(good: Graph, name: str, base: str)
 
 def test_many_swaps_do_not_disturb_each_other(good: Graph) -> None:
     """One runner with every variant of a report gives for each what it gives alone."""
-    window = next(iter(pictures.cut_windows(picture(), good.info)))[1]
+    window = next(iter(cut_windows(picture(), good.info)))[1]
     pairs = quant_report._pairs(quant_report.questions(good, per_node=True))
     variants = [variant for pair in pairs for variant in pair]
     together = quant_report._Runner(good, "numpy", variants).run(window)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from intseg import api
 from intseg.arith import INT_RANGE
 from intseg.exam import real
-from intseg.images import decode as pictures
 from intseg.ops import OPS, RUN
+from intseg.windows import cut_windows, tile
 from intseg.workbench.trace import scales
 
 PACKAGE = Path(__file__).parent.parent / "intseg"
@@ -344,8 +344,8 @@ def test_scores_merge_and_upsample_as_the_engine_does() -> None:
         model = api.Model(graph, "", Path("tiny"))
         rgb = ints("uint8", 50, 61, 3)
         result = api.run(rgb, model, "numpy")
-        tiling = pictures.tile(graph.info, 50, 61)
-        windows = [model.compiled("numpy")(window) for _, window in pictures.cut_windows(rgb, graph.info)]
+        tiling = tile(graph.info, 50, 61)
+        windows = [model.compiled("numpy")(window) for _, window in cut_windows(rgb, graph.info)]
         mean = real.merge_scores(windows, tiling, graph.info)
         found = real.class_map(mean, upsample, graph.info.patch, 50, 61)
         assert found.dtype == result.labels.dtype

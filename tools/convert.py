@@ -31,6 +31,7 @@ from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
+from intseg.windows import cut_windows
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
@@ -146,7 +147,7 @@ def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]
 def windows(file: Path, info: ModelInfo) -> Tensor:
     """All windows of an image, uint8 [B, H, W, 3]."""
     picture = pictures.decode(file, info.pad)
-    return torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(picture.rgb, info)]))
+    return torch.from_numpy(np.stack([window for _, window in cut_windows(picture.rgb, info)]))
 
 
 def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterator[tuple[str, str, float, float]]:

@@ -35,6 +35,7 @@ from intseg.tools.twin.calibrate import calibrate, normalise
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
+from intseg.windows import cut_windows, merge_scores, tile
 
 Labels = NDArray[np.integer[Any]]
 
@@ -78,9 +79,9 @@ class Subject:
 def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo, upsample: str) -> Labels:
     """Labels [H, W] of the float model from all windows of an image: mean score per patch, upsampled, argmax.
 
-    batch   uint8 [B, H, W, 3], the windows in the order of `intseg.images.decode.cut_windows`
+    batch   uint8 [B, H, W, 3], the windows in the order of `intseg.windows.cut_windows`
     """
-    tiling, patch = pictures.tile(info, *size), info.patch
+    tiling, patch = tile(info, *size), info.patch
     with torch.no_grad():
         scores = model.forward_scores(normalise(batch, model.config)).double().cpu()
     total = torch.zeros(tiling.height // patch, tiling.width // patch, scores.shape[-1], dtype=torch.float64)
@@ -100,7 +101,7 @@ def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], 
     """Labels [H, W] of the fake-quant twin: its integers, merged and upsampled by SPEC section 7."""
     with torch.no_grad():
         scores = twin(batch).q.cpu().numpy().astype(np.int16)
-    merged = pictures.merge_scores(list(scores), pictures.tile(info, *size), info)
+    merged = merge_scores(list(scores), tile(info, *size), info)
     labels: Labels = backends.class_map(merged, info.upsample, info.patch, *size, "numpy", None)
     return labels
 
@@ -117,7 +118,7 @@ def measure(
     for pair in tqdm(pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
         truth = pictures.decode_labels(pair.labels).astype(np.int64)
         rgb = pictures.decode(pair.image, info.pad).rgb
-        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)]))
+        batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
         size = (rgb.shape[0], rgb.shape[1])
         reference = float_labels(model, batch, size, info, "bilinear")
         found = {id(floats["bilinear"]): reference}

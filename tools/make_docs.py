@@ -24,9 +24,9 @@ import numpy as np
 from intseg import arith
 from intseg.cli import main as cli
 from intseg.files import write_atomically
-from intseg.images.decode import starts
 from intseg.ops import RUN
 from intseg.reports.graph_drawing import escape, number
+from intseg.windows import starts
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

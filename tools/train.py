@@ -31,6 +31,7 @@ from intseg.tools.convert import model_info, recipe_for
 from intseg.tools.evaluate import Labels, float_labels
 from intseg.tools.twin import classes, pretrained, segmenter, training
 from intseg.tools.twin.calibrate import normalise
+from intseg.windows import cut_windows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +157,7 @@ def val_miou(
     ignore = None if layout.ignore is None else layout.ignore - layout.offset
     for pair in pairs:
         rgb = pictures.decode(pair.image, info.pad).rgb
-        batch = torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, info)])).to(device)
+        batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)])).to(device)
         truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
         total += evaluate.confusion(truth, predict(batch, (rgb.shape[0], rgb.shape[1]), info), count, ignore)
     return evaluate.metrics(total).miou

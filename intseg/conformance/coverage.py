@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from intseg import arith
-from intseg.images import decode as pictures
+from intseg import arith, windows
 from intseg.ops import Array, Attr
 from intseg.ops.gelu import times_1_6875
 
@@ -301,7 +300,7 @@ def _cut_windows(call: Call) -> Facts:
     window_h, window_w, stride_h, stride_w, patch = _ints(call.attrs, *names)
     for axis, size, window, stride in (("row", height, window_h, stride_h), ("column", width, window_w, stride_w)):
         padded = max(-(-size // patch) * patch, window)
-        starts = pictures.starts(padded, window, stride)
+        starts = windows.starts(padded, window, stride)
         facts |= {f"{axis}.size": size, f"{axis}.padded": padded, f"{axis}.window": window}
         facts |= {f"{axis}.starts": np.array(starts), f"{axis}.flush": starts[-1] % stride != 0}
     return facts
@@ -314,7 +313,7 @@ def _merge_scores(call: Call) -> Facts:
     for axis, size, window, stride in (("row", height, window_h, stride_h), ("column", width, window_w, stride_w)):
         padded = max(-(-size // patch) * patch, window)
         cells = np.arange(0, padded, patch)
-        starts = pictures.starts(padded, window, stride)
+        starts = windows.starts(padded, window, stride)
         facts[axis] = sum(((cells >= s) & (cells < s + window)).astype(int) for s in starts)
     return facts | {"dtype": call.inputs[0].dtype.name}
 

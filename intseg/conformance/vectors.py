@@ -27,9 +27,9 @@ from intseg.errors import InputError, MismatchError
 from intseg.executor import execute
 from intseg.files import new_folder
 from intseg.graph import ModelInfo, Node
-from intseg.images import decode as pictures
 from intseg.ops import Array, Attr, Run
 from intseg.ops.gelu import times_1_6875
+from intseg.windows import GEOMETRY, STEPS, cut_windows, info_of, merge_scores, run_step, tile
 
 FORMAT = 1
 KEY = "intseg"
@@ -366,9 +366,8 @@ _GEOMETRIES = ((16, 32, 8, 16, 8), (16, 16, 16, 16, 8), (32, 24, 16, 16, 8))
 _SIZES = ((16, 32), (21, 27), (13, 21), (22, 69), (50, 48), (1, 1), (32, 64), (47, 33))
 
 
-def _geometry(numbers: tuple[int, int, int, int, int]) -> dict[str, Attr]:
-    names = ("window_height", "window_width", "stride_rows", "stride_columns", "patch")
-    return dict(zip(names, numbers, strict=True))
+def _geometry(numbers: tuple[int, ...]) -> dict[str, Attr]:
+    return dict(zip(GEOMETRY, numbers, strict=True))
 
 
 def _cut_windows(numbers: Numbers) -> Cases:
@@ -383,7 +382,7 @@ def _merge_scores(numbers: Numbers) -> Cases:
         for geometry in _GEOMETRIES:
             for height, width in _SIZES:
                 attrs = _geometry(geometry) | {"height": height, "width": width}
-                count = len(pictures.tile(geometry_info(attrs), height, width).corners())
+                count = len(tile(info_of(attrs), height, width).corners())
                 cells = (geometry[0] // 8, geometry[1] // 8)
                 yield _call("merge_scores", numbers.full(dtype, count, *cells, 2), params={}, **attrs)
 
@@ -436,36 +435,14 @@ def op_cases() -> dict[str, list[Call]]:
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def geometry_info(attrs: Mapping[str, Attr], classes: int = 1) -> ModelInfo:
-    """A ModelInfo that has the windows of a section 7 case and nothing else."""
-    size = {name: int(value) for name, value in attrs.items() if name != "upsample"}
-    return ModelInfo(
-        name="",
-        recipe="",
-        classes=tuple(map(str, range(classes))),
-        palette=((0, 0, 0),) * classes,
-        window=(size["window_height"], size["window_width"]),
-        stride=(size["stride_rows"], size["stride_columns"]),
-        patch=size["patch"],
-        pad=(size.get("pad_red", 0), size.get("pad_green", 0), size.get("pad_blue", 0)),
-        upsample="nearest",
-    )
-
-
 def section7(backend: str) -> dict[str, Run]:
     """The three steps around the graph, as ops."""
-
-    def cut_windows(x: Array, **attrs: Attr) -> Array:
-        return np.stack([window for _, window in pictures.cut_windows(x, geometry_info(attrs))])
-
-    def merge_scores(x: Array, *, height: int, width: int, **attrs: Attr) -> Array:
-        info = geometry_info(attrs, x.shape[-1])
-        return pictures.merge_scores(list(x), pictures.tile(info, height, width), info)
 
     def class_map(x: Array, *, upsample: str, patch: int, height: int, width: int) -> Array:
         return backends.class_map(x, upsample, patch, height, width, backend, 1)
 
-    return {"cut_windows": cut_windows, "merge_scores": merge_scores, "class_map": class_map}
+    steps: dict[str, Run] = {name: lambda x, step=name, **attrs: run_step(step, x, attrs) for name in STEPS}
+    return steps | {"class_map": class_map}
 
 
 def table(backend: str) -> dict[str, Run]:
@@ -546,9 +523,9 @@ class ImageResult:
 def run_image(model: api.Model, rgb: Array, backend: str, with_coverage: bool) -> ImageResult:
     """Run an image, keeping what a conformance pack says about it."""
     info, forward = model.info, model.compiled(backend, 1)
-    cut = list(pictures.cut_windows(rgb, info))
+    cut = list(cut_windows(rgb, info))
     scores = [np.ascontiguousarray(forward(window)) for _, window in cut]
-    merged = pictures.merge_scores(scores, pictures.tile(info, *rgb.shape[:2]), info)
+    merged = merge_scores(scores, tile(info, *rgb.shape[:2]), info)
     height, width, _ = rgb.shape
     labels = backends.class_map(merged, info.upsample, info.patch, height, width, backend, 1)
     tensors = {"image": rgb, "corners": np.array([corner for corner, _ in cut], np.int32)}

@@ -25,9 +25,10 @@ from intseg.conformance import coverage, truth_table, vectors
 from intseg.conformance.coverage import Call
 from intseg.errors import InputError, IntsegError, ModelError
 from intseg.executor import execute
-from intseg.graph import UPSAMPLES, Node, check_call, validate_info
+from intseg.graph import Node, check_call
 from intseg.images import decode as pictures
-from intseg.ops import MAX_DIM, OPS, Array, Value
+from intseg.ops import OPS, Array, Value
+from intseg.windows import check_step, cut_windows
 
 Checks = Iterator[tuple[str, Array | str, Array | str | None]]
 """Name of a result, what was found, what is expected (None: not known, the backends are compared with each other).
@@ -201,52 +202,8 @@ def _case(op: str, attrs: dict[str, Any], tensors: dict[str, Array], prefix: str
         values = [Value(x.dtype.name, x.shape) for x in inputs]
         check_call(OPS[op], [f"in{j}" for j in range(count)], values, params, attrs)
     else:
-        _check_step(op, inputs[0], attrs)
+        check_step(op, inputs[0], attrs)
     return Call(op, inputs, params, attrs), tensors[f"{prefix}expected"]
-
-
-_STEP_ATTRS = {
-    "cut_windows": {"pad_red", "pad_green", "pad_blue"},
-    "merge_scores": {"height", "width"},
-    "class_map": {"upsample", "patch", "height", "width"},
-}
-_GEOMETRY = {"window_height", "window_width", "stride_rows", "stride_columns", "patch"}
-_MAX_WINDOW = 2**24
-"""Pixels of a window of a case."""
-
-
-def _check_step(op: str, x: Array, attrs: dict[str, Any]) -> None:
-    """Refuse operands of a step of section 7 that could not come from an image. Raises ValueError or ModelError."""
-    wanted = _STEP_ATTRS[op] | (set() if op == "class_map" else _GEOMETRY)
-    numbers = {name: value for name, value in attrs.items() if name != "upsample"}
-    if set(attrs) != wanted or any(type(v) is not int or not 0 <= v <= MAX_DIM for v in numbers.values()):
-        raise ValueError(f"attributes are {attrs!r:.200}")
-    rank, dtypes = {
-        "cut_windows": (3, ("uint8",)),
-        "merge_scores": (4, ("int8", "int16")),
-        "class_map": (3, ("int32",)),
-    }[op]
-    if x.ndim != rank or x.dtype.name not in dtypes or not x.size:
-        raise ValueError(f"input is {x.dtype} {list(x.shape)}")
-    if min(attrs.get("height", 1), attrs.get("width", 1), attrs["patch"]) < 1:
-        raise ValueError(f"attributes are {attrs!r:.200}")
-    if op == "class_map":
-        inside = attrs["height"] <= x.shape[0] * attrs["patch"] and attrs["width"] <= x.shape[1] * attrs["patch"]
-        if attrs["upsample"] not in UPSAMPLES or attrs["patch"] > 64 or not inside:
-            raise ValueError(f"attributes are {attrs!r:.200}")
-        return
-    info = vectors.geometry_info(attrs, x.shape[-1] if op == "merge_scores" else 1)
-    validate_info(info)
-    if info.window[0] * info.window[1] > _MAX_WINDOW:
-        raise ValueError(f"window is {info.window}")
-    if op == "cut_windows":
-        if x.shape[2] != 3:
-            raise ValueError(f"input is {x.dtype} {list(x.shape)}")
-        return
-    tiling = pictures.tile(info, attrs["height"], attrs["width"])
-    cells = (info.window[0] // info.patch, info.window[1] // info.patch)
-    if x.shape[:3] != (len(tiling.tops) * len(tiling.lefts), *cells):
-        raise ValueError(f"input is {x.dtype} {list(x.shape)}, expected {len(tiling.tops) * len(tiling.lefts)} windows")
 
 
 def _op_checks(op: str, cases: Iterable[tuple[Call, Array]], backend: str) -> Checks:
@@ -384,7 +341,7 @@ class _Golden:
         picture = self.folder / "images" / f"{image}.png"
         rgb = pictures.decode(picture, model.info.pad).rgb
         label = f"traces/{model_name}.{image}"
-        for i, (_, window) in enumerate(pictures.cut_windows(rgb, model.info)):
+        for i, (_, window) in enumerate(cut_windows(rgb, model.info)):
             for node, value in _node_outputs(model, window, backend):
                 yield f"{label}/window{i}.{node}", value, expected.get(f"window{i}.{node}", "missing")
             scores = np.ascontiguousarray(model.compiled(backend, 1)(window))

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from intseg.arith import INT_RANGE
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
-from intseg.images import decode as pictures
 from intseg.ops import RUN, Array
+from intseg.windows import Tiling
 
 Float = NDArray[np.floating[Any]]
 RealOp = Callable[..., Float]
@@ -237,7 +237,7 @@ def run(graph: Graph, image: Array, scales: Mapping[str, Array], dtype: Any = np
     return values[graph.output]
 
 
-def merge_scores(scores: Sequence[Array], tiling: pictures.Tiling, info: ModelInfo) -> Float:
+def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Float:
     """Mean score of every cell of the patch grid over the windows that hold it, float64 (SPEC.md, section 7)."""
     patch = info.patch
     total = np.zeros((tiling.height // patch, tiling.width // patch, len(info.classes)))

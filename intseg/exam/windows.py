@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from intseg.images import decode as pictures
 from intseg.ops import Call
+from intseg.windows import starts
 
 from ._exam import Branch, Exam, choices, dtypes, equals
 from .class_map import ARGMAX
@@ -24,23 +24,23 @@ def _axes(call: Call) -> Iterator[tuple[str, int, int, int, int, Sequence[int]]]
         ("column", size["width"], size["window_width"], size["stride_columns"]),
     ):
         padded = max(-(-pixels // size["patch"]) * size["patch"], window)
-        yield axis, pixels, padded, window, stride, pictures.starts(padded, window, stride)
+        yield axis, pixels, padded, window, stride, starts(padded, window, stride)
 
 
 def _cut_facts(call: Call) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    for axis, size, padded, window, stride, starts in _axes(call):
+    for axis, size, padded, window, stride, first in _axes(call):
         facts |= {f"{axis}.size": size, f"{axis}.padded": padded, f"{axis}.window": window}
-        facts |= {f"{axis}.starts": len(starts), f"{axis}.flush": starts[-1] % stride != 0}
+        facts |= {f"{axis}.starts": len(first), f"{axis}.flush": first[-1] % stride != 0}
     return facts
 
 
 def _merge_facts(call: Call) -> dict[str, Any]:
     """How many windows hold every cell of an axis."""
     facts: dict[str, Any] = {"in0": call.inputs[0]}
-    for axis, _, padded, window, _, starts in _axes(call):
+    for axis, _, padded, window, _, first in _axes(call):
         cells = np.arange(0, padded, int(call.attrs["patch"]))
-        facts[axis] = sum(((cells >= s) & (cells < s + window)).astype(int) for s in starts)
+        facts[axis] = sum(((cells >= s) & (cells < s + window)).astype(int) for s in first)
     return facts
 
 

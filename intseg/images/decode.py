@@ -1,4 +1,4 @@
-"""Images in and out: decoding to uint8 RGB, padding, windows, label PNGs, overlays. Pillow is imported when needed.
+"""Images in and out: decoding to uint8 RGB, label PNGs, overlays. Pillow is imported when needed.
 
 The bit-exact contract starts at the decoded uint8 array: JPEG decoders differ between versions. Whatever is done to
 reach it (rotation, transparency, bit depth) is said in `Picture.notes`.
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from intseg import palettes, strict_json
 from intseg.errors import InputError, UsageError, suggest
-from intseg.graph import ModelInfo
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -240,89 +239,6 @@ def _mode_note(mode: str) -> Iterator[str]:
         yield f"{mode}: converted to RGB"
     elif mode != "RGB":
         raise InputError(f"image has mode {mode}, expected 8- or 16-bit RGB, gray, palette or CMYK; convert it to RGB")
-
-
-# -------------------------------------------------------------------------------------------------------- windows
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How windows cover an image (SPEC.md, section 7).
-
-    height, width   of the padded image in pixels, multiples of the patch size, at least the window
-    tops, lefts     first row and first column of the windows; every pair (top, left) is one
-    """
-
-    height: int
-    width: int
-    tops: tuple[int, ...]
-    lefts: tuple[int, ...]
-
-    def corners(self) -> list[tuple[int, int]]:
-        """(top, left) of every window, row by row."""
-        return [(top, left) for top in self.tops for left in self.lefts]
-
-
-def starts(size: int, window: int, stride: int) -> tuple[int, ...]:
-    """0, stride, 2 stride, ... while the window ends before `size`, then one flush with the end.
-
-    size   at least window
-    """
-    return (*range(0, size - window, stride), size - window)
-
-
-def tile(info: ModelInfo, height: int, width: int) -> Tiling:
-    """The windows of an image of height x width pixels, both at least 1."""
-    padded = [
-        max(-(-size // info.patch) * info.patch, window)
-        for size, window in zip((height, width), info.window, strict=True)
-    ]
-    tops, lefts = (starts(*sizes) for sizes in zip(padded, info.window, info.stride, strict=True))
-    return Tiling(padded[0], padded[1], tops, lefts)
-
-
-def pad(rgb: Pixels, height: int, width: int, colour: Colour) -> Pixels:
-    """The image at the top left of height x width pixels of one colour; uint8 [height, width, 3]."""
-    padded = np.empty((height, width, 3), np.uint8)
-    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
-    padded[rgb.shape[0] :] = padded[: rgb.shape[0], rgb.shape[1] :] = np.array(colour, np.uint8)
-    return padded
-
-
-def cut_windows(rgb: Pixels, info: ModelInfo) -> Iterator[tuple[tuple[int, int], Pixels]]:
-    """(top, left) and pixels uint8 [window height, window width, 3] of every window of an image uint8 [H, W, 3]."""
-    tiling = tile(info, *rgb.shape[:2])
-    padded = pad(rgb, tiling.height, tiling.width, info.pad)
-    height, width = info.window
-    for top, left in tiling.corners():
-        yield (top, left), np.ascontiguousarray(padded[top : top + height, left : left + width])
-
-
-def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> NDArray[np.int32]:
-    """Scores of the whole patch grid from those of its windows, every cell with the same weight, without division.
-
-    scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`
-    return  int32 [height / patch, width / patch, C]: (sum over the windows that hold the cell) * (Ly / ny) * (Lx / nx),
-            where ny and nx count the windows that hold its row and its column, Ly and Lx are the least common
-            multiples of these counts. At most 3 windows hold a row (stride >= window / 2), so |S| <= 36 * 2^15 < 2^31
-    """
-    patch, (height, width) = info.patch, (info.window[0] // info.patch, info.window[1] // info.patch)
-    total = np.zeros((tiling.height // patch, tiling.width // patch, len(info.classes)), np.int32)
-    for (top, left), window in zip(tiling.corners(), scores, strict=True):
-        y, x = top // patch, left // patch
-        total[y : y + height, x : x + width] += window
-    total *= _weights(tiling.tops, height, total.shape[0], patch)[:, None, None]
-    total *= _weights(tiling.lefts, width, total.shape[1], patch)[None, :, None]
-    return total
-
-
-def _weights(origins: tuple[int, ...], window: int, size: int, patch: int) -> NDArray[np.int32]:
-    """L / n for every cell of one axis; int32 [size]."""
-    counts = np.zeros(size, np.int32)
-    for origin in origins:
-        counts[origin // patch : origin // patch + window] += 1
-    weights: NDArray[np.int32] = np.lcm.reduce(np.unique(counts)) // counts
-    return weights
 
 
 # ------------------------------------------------------------------------------------------------------- pictures

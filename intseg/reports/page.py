@@ -23,6 +23,7 @@ from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import decode as pictures
 from intseg.reports.graph_drawing import escape, number
+from intseg.windows import cut_windows
 
 Array = NDArray[Any]
 
@@ -107,7 +108,7 @@ def _layers(result: api.Result) -> tuple[Layer, ...]:
         if node.name in seen:
             seen[node.name].add(value)
 
-    for _, window in pictures.cut_windows(result.image, graph.info):
+    for _, window in cut_windows(result.image, graph.info):
         execute(graph, window, ops, keep)
     return tuple(found.layer() for found in seen.values())
 

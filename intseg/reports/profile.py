@@ -23,6 +23,7 @@ from intseg.graph import Node
 from intseg.images import decode as pictures
 from intseg.reports import graph_drawing as drawing
 from intseg.reports.inspect import macs, table
+from intseg.windows import cut_windows, tile
 
 if TYPE_CHECKING:
     from intseg.plan.plan import Plan, Rows, Step
@@ -93,8 +94,8 @@ def profile(
     """
     model, backend = api.load(weights), backends.resolve(backend)
     picture = pictures.decode(image, model.info.pad)
-    _, window = next(iter(pictures.cut_windows(picture.rgb, model.info)))
-    windows = len(pictures.tile(model.info, *picture.rgb.shape[:2]).corners())
+    _, window = next(iter(cut_windows(picture.rgb, model.info)))
+    windows = len(tile(model.info, *picture.rgb.shape[:2]).corners())
     nodes = model.graph.nodes
     scores, runs = _unfused(model, backend, window, repeat)
     timed = tuple(

@@ -31,6 +31,7 @@ from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import Array
 from intseg.reports.inspect import block_of, table
+from intseg.windows import cut_windows, merge_scores, tile
 from intseg.workbench.trace import scales as scales_of
 
 KINDS = {
@@ -543,7 +544,7 @@ def _truth(source: Source, size: Sequence[int], n_cls: int, labelling: Labelling
 def _run_windows(runner: _Runner, rgb: Array, model: api.Model, name: str | None) -> dict[Variant, list[Array]]:
     from tqdm import tqdm
 
-    cut = list(pictures.cut_windows(rgb, model.info))
+    cut = list(cut_windows(rgb, model.info))
     found: dict[Variant, list[Array]] = {variant: [] for variant in runner.variants}
     for _, window in tqdm(cut, desc=name, unit="window", leave=False, disable=None if name else True):
         for variant, scores in runner.run(window).items():
@@ -560,13 +561,13 @@ def _add(
     truth: Array | None,
 ) -> None:
     """Take in one image."""
-    info, tiling = model.info, pictures.tile(model.info, *size)
+    info, tiling = model.info, tile(model.info, *size)
     means = {scored: real.merge_scores(scores, tiling, info) for scored, scores in found.items()}
     labels: dict[Variant, Array] = {}
     for variant, its in sums.items():
         upsample = info.upsample if variant.upsample == "own" else variant.upsample
         if variant.base == "integer":  # exactly what the model gives
-            merged = pictures.merge_scores(found[variant.scored], tiling, info)
+            merged = merge_scores(found[variant.scored], tiling, info)
             labels[variant] = backends.class_map(merged, upsample, info.patch, size[0], size[1], "numpy")
         else:
             labels[variant] = real.class_map(means[variant.scored], upsample, info.patch, size[0], size[1])

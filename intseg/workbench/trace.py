@@ -34,6 +34,7 @@ from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import RUN, Array
 from intseg.store import KEY, MAX_FILE, NAME
+from intseg.windows import cut_windows, merge_scores, tile
 from intseg.workbench import registers
 
 FORMAT = 1
@@ -285,7 +286,7 @@ def write(
     nodes = [node for node in model.graph.nodes if any(fnmatch.fnmatchcase(node.name, p) for p in pattern.split(","))]
     if not nodes:
         raise UsageError(f"no node matches {pattern!r}, expected names such as {model.graph.nodes[-1].name!r}")
-    windows = list(pictures.cut_windows(picture.rgb, model.info))
+    windows = list(cut_windows(picture.rgb, model.info))
     kept = {node.name: tuple(registers.REGISTERS.get(node.op, ())) if with_registers else () for node in nodes}
     metadata = _metadata(model, picture.rgb, [corner for corner, _ in windows], kept)
     with Writer(Path(path), metadata, _names(kept, len(windows))) as writer:
@@ -296,7 +297,7 @@ def write(
             if name in known:
                 writer.put(f"scale.{name}", known[name])
         scores = [_trace_window(writer, i, window, model, kept, backend) for i, (_, window) in enumerate(windows)]
-        merged = pictures.merge_scores(scores, pictures.tile(model.info, *picture.rgb.shape[:2]), model.info)
+        merged = merge_scores(scores, tile(model.info, *picture.rgb.shape[:2]), model.info)
         writer.put("merged", merged)
         height, width, _ = picture.rgb.shape
         writer.put(

@@ -23,6 +23,7 @@ from intseg.tools import convert, make_scenes, qat
 from intseg.tools.measure import bench, experiments, report
 from intseg.tools.twin import calibrate, segmenter
 from intseg.tools.twin import model as fakequant
+from intseg.windows import cut_windows
 
 Capture = pytest.CaptureFixture[str]
 
@@ -107,7 +108,7 @@ def float_prediction(data: Path, name: str) -> Any:
     info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
     rgb = image.decode(data / f"{name}.png", info.pad).rgb
     total, count = np.zeros((5, 7, 11)), np.zeros((5, 7, 1))
-    for (top, left), window in image.cut_windows(rgb, info):
+    for (top, left), window in cut_windows(rgb, info):
         with torch.no_grad():
             scores = model.forward_scores(calibrate.normalise(torch.from_numpy(window)[None], CONFIG))[0].double()
         where = np.s_[top // 8 : top // 8 + 4, left // 8 : left // 8 + 4]

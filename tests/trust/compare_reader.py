@@ -31,6 +31,7 @@ from intseg.graph import Graph
 from intseg.images import decode as image
 from intseg.ops import RUN
 from intseg.plan import plan
+from intseg.windows import cut_windows, merge_scores, tile
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "golden" / "reader" / "reader.c"
@@ -77,8 +78,8 @@ def expected(job: Job) -> tuple[list[str], Array]:
     ops = plan.table() if job.kernels else RUN
     info, lines, scores = job.graph.info, [], []
     height, width = job.rgb.shape[:2]
-    tiling = image.tile(info, height, width)
-    for i, (_, window) in enumerate(image.cut_windows(job.rgb, info)):
+    tiling = tile(info, height, width)
+    for i, (_, window) in enumerate(cut_windows(job.rgb, info)):
         scores.append(
             execute(
                 job.graph,
@@ -87,7 +88,7 @@ def expected(job: Job) -> tuple[list[str], Array]:
                 lambda node, value, i=i: lines.append(f"window {i} {node.name} {digest(value)}"),  # type: ignore[misc]
             )
         )
-    merged = image.merge_scores(scores, tiling, info)
+    merged = merge_scores(scores, tiling, info)
     if info.upsample == "nearest":
         labels = RUN["upsample_nearest"](RUN["argmax"](merged), factor=info.patch)
     else:

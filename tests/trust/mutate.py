@@ -42,6 +42,7 @@ from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.images import decode as pictures
 from intseg.ops import RUN
+from intseg.windows import cut_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "golden"
@@ -415,7 +416,7 @@ def read_suite(golden: Path = GOLDEN) -> Suite:
         model, picture, _ = file.name.split(".")
         graph = store.load(golden / "models" / f"{model}.safetensors")
         rgb = pictures.decode(golden / "images" / f"{picture}.png", graph.info.pad).rgb
-        windows = [window for _, window in pictures.cut_windows(rgb, graph.info)]
+        windows = [window for _, window in cut_windows(rgb, graph.info)]
         traces.append((file.stem, graph, windows, safetensors.numpy.load(file.read_bytes())))
     return Suite(read_ops(golden / "ops").cases, traces)
 

@@ -57,6 +57,7 @@ from intseg.tools.twin.calibrate import WIDEN_FEW, Estimator, calibrate, estimat
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, QBlock, QGelu, QSoftmax, Recipe
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, config_for, load_checkpoint
+from intseg.windows import cut_windows
 
 Labels = NDArray[np.integer[Any]]
 Document = dict[str, Any]
@@ -195,7 +196,7 @@ class Subject:
 
     def batch(self, rgb: NDArray[np.uint8]) -> Tensor:
         """All windows of an image, uint8 [B, H, W, 3]."""
-        return torch.from_numpy(np.stack([window for _, window in pictures.cut_windows(rgb, self.info)]))
+        return torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, self.info)]))
 
     def float_rows(
         self,

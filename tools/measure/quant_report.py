@@ -34,6 +34,7 @@ from intseg.tools.convert import windows
 from intseg.tools.evaluate import float_labels
 from intseg.tools.twin.calibrate import node_of, normalise, tapped
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
+from intseg.windows import tile
 from intseg.workbench.trace import scales as scales_of
 
 Array = NDArray[Any]
@@ -183,7 +184,7 @@ def compare(checkpoint: Segmenter, model: api.Model, images: Sequence[Path]) -> 
         reference = float_labels(checkpoint, batch, size, graph.info, "bilinear")
         pixels += reference.size
         for way, found in scores.items():
-            mean = real.merge_scores(found, pictures.tile(graph.info, *size), graph.info)
+            mean = real.merge_scores(found, tile(graph.info, *size), graph.info)
             same[way] += int((real.class_map(mean, "bilinear", graph.info.patch, *size) == reference).sum())
     measured = sorted((node for node in nodes.values() if node.signal), key=lambda node: node.decibels("integer"))
     shares = {way: count / pixels for way, count in same.items()}

@@ -1,0 +1,249 @@
+"""From an image to the class of every pixel: padding, windows, their sum, labels (SPEC.md, section 7).
+
+The definition, in NumPy. `backends.class_map` has a faster last step with the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intseg.graph import UPSAMPLES, ModelInfo, validate_info
+from intseg.ops import MAX_DIM, RUN, Array, Attr
+
+Pixels = NDArray[np.uint8]
+Bound = tuple[str, int, int, str]
+"""Name of a register, its lowest and highest value, its dtype."""
+
+_ROWS_PER_CHUNK = 16
+"""Pixel rows of the score tensor that are interpolated at once: bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How windows cover an image.
+
+    height, width   of the padded image in pixels, multiples of the patch size, at least the window
+    tops, lefts     first row and first column of the windows; every pair (top, left) is one
+    """
+
+    height: int
+    width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    def corners(self) -> list[tuple[int, int]]:
+        """(top, left) of every window, row by row."""
+        return list(itertools.product(self.tops, self.lefts))
+
+
+def starts(size: int, window: int, stride: int) -> tuple[int, ...]:
+    """0, stride, 2 stride, ... while the window ends before `size`, then one flush with the end.
+
+    size   at least window
+    """
+    return (*range(0, size - window, stride), size - window)
+
+
+def tile(info: ModelInfo, height: int, width: int) -> Tiling:
+    """The windows of an image of height x width pixels, both at least 1."""
+    padded = [
+        max(-(-size // info.patch) * info.patch, window)
+        for size, window in zip((height, width), info.window, strict=True)
+    ]
+    tops, lefts = (starts(*sizes) for sizes in zip(padded, info.window, info.stride, strict=True))
+    return Tiling(padded[0], padded[1], tops, lefts)
+
+
+def pad(rgb: Pixels, height: int, width: int, colour: tuple[int, int, int]) -> Pixels:
+    """The image at the top left of height x width pixels of one colour; uint8 [height, width, 3]."""
+    padded = np.empty((height, width, 3), np.uint8)
+    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
+    padded[rgb.shape[0] :] = padded[: rgb.shape[0], rgb.shape[1] :] = np.array(colour, np.uint8)
+    return padded
+
+
+def cut_windows(rgb: Pixels, info: ModelInfo) -> Iterator[tuple[tuple[int, int], Pixels]]:
+    """(top, left) and pixels uint8 [window height, window width, 3] of every window of an image uint8 [H, W, 3]."""
+    tiling = tile(info, *rgb.shape[:2])
+    padded = pad(rgb, tiling.height, tiling.width, info.pad)
+    height, width = info.window
+    for top, left in tiling.corners():
+        yield (top, left), np.ascontiguousarray(padded[top : top + height, left : left + width])
+
+
+def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> NDArray[np.int32]:
+    """Scores of the whole patch grid from those of its windows, every cell with the same weight, without division.
+
+    scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`
+    return  int32 [height / patch, width / patch, C]: (sum over the windows that hold the cell) * (Ly / ny) * (Lx / nx),
+            where ny and nx count the windows that hold its row and its column, Ly and Lx are the least common
+            multiples of these counts. At most 3 windows hold a row (stride >= window / 2), so |S| <= 36 * 2^15 < 2^31
+    """
+    patch, (height, width) = info.patch, (info.window[0] // info.patch, info.window[1] // info.patch)
+    total = np.zeros((tiling.height // patch, tiling.width // patch, len(info.classes)), np.int32)
+    for (top, left), window in zip(tiling.corners(), scores, strict=True):
+        y, x = top // patch, left // patch
+        total[y : y + height, x : x + width] += window
+    total *= _weights(tiling.tops, height, total.shape[0], patch)[:, None, None]
+    total *= _weights(tiling.lefts, width, total.shape[1], patch)[None, :, None]
+    return total
+
+
+def counts(origins: Sequence[int], window: int, size: int, step: int) -> NDArray[np.int32]:
+    """How many windows hold each cell of an axis; int32 [size].
+
+    origins  first pixel of the windows;  window, size  in cells;  step  pixels of a cell
+    """
+    found = np.zeros(size, np.int32)
+    for origin in origins:
+        found[origin // step : origin // step + window] += 1
+    return found
+
+
+def _weights(origins: Sequence[int], window: int, size: int, step: int) -> NDArray[np.int32]:
+    """L / n for every cell of one axis; int32 [size]."""
+    held = counts(origins, window, size, step)
+    weights: NDArray[np.int32] = np.lcm.reduce(np.unique(held)) // held
+    return weights
+
+
+def class_map(scores: Array, upsample: str, patch: int, height: int, width: int) -> Array:
+    """Labels of the pixels of an image from the (summed) scores of its patches.
+
+    scores         int32 [h, w, C]
+    upsample       "nearest" or "bilinear"
+    patch          pixels per score in each direction
+    height, width  of the image, at most h * patch and w * patch: the rest is padding and is cut off
+    return         uint8 [height, width] for C <= 256, uint16 above; ties go to the lowest class
+    """
+    if upsample == "nearest":
+        labels = RUN["upsample_nearest"](RUN["argmax"](scores), factor=patch)
+        return np.ascontiguousarray(labels[:height, :width])
+    scores = scores[:, : min(scores.shape[1], -(-width // patch) + 1)]
+    chunks = []
+    for start in range(0, height, _ROWS_PER_CHUNK):
+        stop = min(start + _ROWS_PER_CHUNK, height)
+        rows = RUN["upsample_bilinear"](scores, factor=patch, row_start=start, row_stop=stop)
+        chunks.append(RUN["argmax"](rows[:, :width]))
+    return np.concatenate(chunks)
+
+
+# --------------------------------------------------------------------------------------------------------- bounds
+
+
+def bounds(info: ModelInfo, low: int, high: int) -> list[Bound]:
+    """What the sum of windows may hold for scores in [low, high] and images of any size (SPEC.md, section 3.1).
+
+    The multiple L of the mean depends on the image, from 1 on: the last bound is the hull over all of them.
+    """
+    most = [most_windows(w // info.patch, s // info.patch) for w, s in zip(info.window, info.stride, strict=True)]
+    rows, columns = (math.lcm(*range(1, n + 1)) for n in most)
+    least, largest = min(low, 0), max(high, 0)
+    held, weighted = math.prod(most), most[1] * rows
+    return [
+        ("sum", held * least, held * largest, "int32"),
+        ("row_weighted", weighted * least, weighted * largest, "int32"),
+        ("merged", min(low, rows * columns * low), max(high, rows * columns * high), "int32"),
+    ]
+
+
+def most_windows(window: int, stride: int) -> int:
+    """Windows of this many cells that can hold one cell of an axis: window / 2 <= stride <= window.
+
+    Those at multiples of the stride overlap in pairs. The last one, flush with the edge, begins at least a cell behind
+    the one before it: it can lie over that one, and over the one before that where these share two cells or more.
+    """
+    return 1 + (stride < window) + (window - stride >= 2 or stride == window > 1)
+
+
+def constant_merges(info: ModelInfo, value: int) -> list[Array]:
+    """Merged scores of windows that all hold one value: one window, and the size with the most kinds of overlap."""
+
+    def kinds(size: int, axis: int) -> int:
+        window, patch = info.window[axis], info.patch
+        held = counts(starts(size, window, info.stride[axis]), window // patch, size // patch, patch)
+        return math.lcm(*set(held.tolist()))
+
+    size = [
+        max(range(window, 4 * window + 1, info.patch), key=lambda n, axis=axis: (kinds(n, axis), -n))  # type: ignore[misc]
+        for axis, window in enumerate(info.window)
+    ]
+    grid = [window // info.patch for window in info.window]
+    scores = np.full((*grid, len(info.classes)), value, np.int16)
+    tilings = [tile(info, *info.window), tile(info, size[0], size[1])]
+    return [merge_scores([scores] * len(tiling.corners()), tiling, info) for tiling in tilings]
+
+
+# ----------------------------------------------------------------------------------------- the steps as calls of ops
+
+GEOMETRY = ("window_height", "window_width", "stride_rows", "stride_columns", "patch")
+"""Attributes that every step but the last has."""
+
+STEPS: Mapping[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
+    "cut_windows": ((*GEOMETRY, "pad_red", "pad_green", "pad_blue"), 3, ("uint8",)),
+    "merge_scores": ((*GEOMETRY, "height", "width"), 4, ("int8", "int16")),
+    "class_map": (("upsample", "patch", "height", "width"), 3, ("int32",)),
+}
+"""Attributes of every step, axes and dtypes of its input; windows are stacked."""
+
+_MAX_WINDOW = 2**24
+"""Pixels of a window of a call of unknown origin."""
+
+
+def run_step(step: str, x: Array, attrs: Mapping[str, Attr]) -> Array:
+    """The result of a step on a stack of windows or a whole array."""
+    if step == "class_map":
+        upsample, patch, height, width = (attrs[name] for name in STEPS[step][0])
+        return class_map(x, str(upsample), int(patch), int(height), int(width))
+    info = info_of(attrs, x.shape[-1])
+    if step == "cut_windows":
+        return np.stack([window for _, window in cut_windows(x, info)])
+    return merge_scores(list(x), tile(info, int(attrs["height"]), int(attrs["width"])), info)
+
+
+def info_of(attrs: Mapping[str, Attr], classes: int = 1) -> ModelInfo:
+    """A ModelInfo that has the windows of a call and nothing else."""
+    size = {name: int(value) for name, value in attrs.items() if name != "upsample"}
+    return ModelInfo(
+        name="",
+        recipe="",
+        classes=tuple(map(str, range(classes))),
+        palette=((0, 0, 0),) * classes,
+        window=(size["window_height"], size["window_width"]),
+        stride=(size["stride_rows"], size["stride_columns"]),
+        patch=size["patch"],
+        pad=(size.get("pad_red", 0), size.get("pad_green", 0), size.get("pad_blue", 0)),
+        upsample="nearest",
+    )
+
+
+def check_step(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
+    """Refuse operands that could not come from an image. Raises ValueError or ModelError."""
+    wanted, rank, dtypes = STEPS[step]
+    numbers = {name: value for name, value in attrs.items() if name != "upsample"}
+    if set(attrs) != set(wanted) or any(type(v) is not int or not 0 <= v <= MAX_DIM for v in numbers.values()):
+        raise ValueError(f"attributes are {attrs!r:.200}")
+    if x.ndim != rank or x.dtype.name not in dtypes or not x.size or (step == "cut_windows" and x.shape[2] != 3):
+        raise ValueError(f"input is {x.dtype} {list(x.shape)}")
+    if min(attrs.get("height", 1), attrs.get("width", 1), attrs["patch"]) < 1:
+        raise ValueError(f"attributes are {attrs!r:.200}")
+    if step == "class_map":
+        inside = attrs["height"] <= x.shape[0] * attrs["patch"] and attrs["width"] <= x.shape[1] * attrs["patch"]
+        if attrs["upsample"] not in UPSAMPLES or attrs["patch"] > 64 or not inside:
+            raise ValueError(f"attributes are {attrs!r:.200}")
+        return
+    info = info_of(attrs, x.shape[-1] if step == "merge_scores" else 1)
+    validate_info(info)
+    if info.window[0] * info.window[1] > _MAX_WINDOW:
+        raise ValueError(f"window is {info.window}")
+    if step == "merge_scores":
+        count = len(tile(info, attrs["height"], attrs["width"]).corners())
+        if x.shape[:3] != (count, info.window[0] // info.patch, info.window[1] // info.patch):
+            raise ValueError(f"input is {x.dtype} {list(x.shape)}, expected {count} windows")
