@@ -143,7 +143,7 @@ def test_programs_take_the_options_that_pages_give_them(page: str, line: str, mo
     if Path(words[0]).name == "intseg":
         from intseg.cli import main as cli
 
-        cli._parser().parse_args(words[1:])
+        cli.parser().parse_args(words[1:])
         return
     assert words[1].endswith(".py"), line
     if words[1].startswith("tools/"):

@@ -23,6 +23,7 @@ from intseg.graph import IMAGE
 from intseg.ops import RUN
 from intseg.reports import graph_drawing as drawing
 from intseg.reports import inspect as inspect_model
+from intseg.reports.markup import number
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "golden" / "models" / "intseg.safetensors"
@@ -108,7 +109,7 @@ def names_in(svg: str) -> list[str]:
 
 def test_equal_blocks_are_drawn_once() -> None:
     model = intseg.load()
-    texts = names_in(inspect_model.svg(model))
+    texts = names_in(drawing.svg(model))
     assert texts.count("encoder.blocks.0 to 11") == 1
     assert texts.count("12 blocks of 16 nodes") == 1
     assert texts.count("attn.softmax") == 2  # once for the encoder, once for the decoder
@@ -118,19 +119,19 @@ def test_equal_blocks_are_drawn_once() -> None:
 
 def test_different_blocks_stay_apart() -> None:
     graph = intseg.load(SMALL).graph
-    blocks = [run for run in inspect_model._runs(graph) if "blocks" in run[0]]
+    blocks = [run for run in drawing._runs(graph) if "blocks" in run[0]]
     assert all(len(run) > 1 for run in blocks[:1])
     name = blocks[0][-1]
     nodes = tuple(dataclasses.replace(n, op="sigmoid_gelu") if n.name == f"{name}.mlp.act" else n for n in graph.nodes)
-    changed = inspect_model._runs(dataclasses.replace(graph, nodes=nodes))
+    changed = drawing._runs(dataclasses.replace(graph, nodes=nodes))
     assert [name] in changed
 
 
 def test_boxes_do_not_overlap_and_edges_meet_them() -> None:
     graph = intseg.load(SMALL).graph
-    panel = inspect_model._overview(graph, inspect_model._runs(graph))
-    sizes = {name: inspect_model._size(box) for name, box in panel.boxes.items()}
-    order = inspect_model._topological(list(sizes), panel.edges)
+    panel = drawing._overview(graph, drawing._runs(graph))
+    sizes = {name: drawing._size(box) for name, box in panel.boxes.items()}
+    order = drawing._topological(list(sizes), panel.edges)
     layout = drawing.layered({name: sizes[name] for name in order}, panel.edges)
     boxes = [(*layout.centres[name], *sizes[name]) for name in order]
     for i, (x, y, width, height) in enumerate(boxes):
@@ -154,7 +155,7 @@ def test_hostile_names_are_text(tiny: api.Model) -> None:
     info = dataclasses.replace(tiny.info, name='</title><script>x</script>"\x01', classes=("&", "<", '"'))
     graph = dataclasses.replace(tiny.graph, info=info)
     hostile = dataclasses.replace(tiny, graph=graph)
-    svg = inspect_model.svg(hostile)
+    svg = drawing.svg(hostile)
     root = ElementTree.fromstring(svg)
     assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
     assert '</title><script>x</script>"\ufffd' in names_in(svg)
@@ -162,7 +163,7 @@ def test_hostile_names_are_text(tiny: api.Model) -> None:
 
 
 def test_dot_has_every_node_and_edge(tiny: api.Model) -> None:
-    text = inspect_model.dot(tiny.graph)
+    text = drawing.dot(tiny.graph)
     edges = re.findall(r'^  "(.*)" -> "(.*)";$', text, re.MULTILINE)
     assert set(edges) == {(name, node.name) for node in tiny.graph.nodes for name in node.inputs}
     assert all(f'"{node.name}" [label=' in text for node in tiny.graph.nodes)
@@ -173,7 +174,7 @@ def test_dot_has_every_node_and_edge(tiny: api.Model) -> None:
     ("value", "text"), [(1.0, "1"), (-0.001, "0"), (2.456, "2.46"), (100.0, "100"), (1e7, "10000000")]
 )
 def test_coordinates_are_short(value: float, text: str) -> None:
-    assert drawing.number(value) == text
+    assert number(value) == text
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -204,7 +205,7 @@ def test_drawings_are_written(tiny: api.Model, tmp_path: Path, capsys: Capture) 
     dot, svg = tmp_path / "g.dot", tmp_path / "g.svg"
     assert cli.main(["inspect", str(tiny.path), "--by", "op", "--dot", str(dot), "--svg", str(svg)]) == 0
     assert capsys.readouterr().out.endswith(f"wrote {dot}\nwrote {svg}\n")
-    assert dot.read_text(encoding="utf-8") == inspect_model.dot(tiny.graph)
+    assert dot.read_text(encoding="utf-8") == drawing.dot(tiny.graph)
     ElementTree.parse(svg)
 
 

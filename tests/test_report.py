@@ -333,10 +333,10 @@ def test_the_numbers_open_with_a_key(shown: browser.Browser) -> None:
 
 @in_browser
 def test_the_drawing_of_a_graph_opens(chromium: browser.Browser, tmp_path: Path) -> None:
-    from intseg.reports import inspect as inspect_model
+    from intseg.reports import graph_drawing
 
     path = tmp_path / "graph.svg"
-    path.write_text(inspect_model.svg(intseg.load()), encoding="utf-8")
+    path.write_text(graph_drawing.svg(intseg.load()), encoding="utf-8")
     chromium.open(path)
     assert chromium.complaints() == []
     overlaps: Any = chromium.evaluate(

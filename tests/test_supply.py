@@ -119,19 +119,18 @@ def test_the_wheel_holds_exactly_the_package(copies: list[Path]) -> None:
     wheel = next(folder.parent.glob("*.whl"), None) or build("wheel", folder, folder.parent, 0o022)
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith("/")}
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    places = {"intseg.kernels": "kernels", "intseg.tools": "tools", "intseg.tools.twin": "tools/twin"}
+    listed = config()["options"]["packages"].split()
+    places = dict(line.split(" = ") for line in config()["options"]["package_dir"].strip().splitlines())
+    data = {"intseg": ["py.typed"], "intseg.models": ["*.safetensors"], "intseg.palettes": ["*.txt"]}
     wanted = {
         f"{package.replace('.', '/')}/{path.name}"
-        for package in setup["options"]["packages"].split()
-        for path in (ROOT / places.get(package, package.replace(".", "/"))).iterdir()
-        if path.suffix in (".py", ".safetensors", ".txt") or path.name == "py.typed"
+        for package in listed
+        for pattern in ("*.py", *data.get(package, ()))
+        for path in (ROOT / places.get(package, package.replace(".", "/"))).glob(pattern)
     }
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "intseg").rglob("*.py")}
-    assert {f.replace("/", ".") for f in folders} - set(setup["options"]["packages"].split()) <= {
-        "intseg.tools.measure"
-    }
+    folders = {path.parent for path in (ROOT / "intseg").rglob("__init__.py")}  # of sub-packages, links included
+    names = {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
+    assert names - {"intseg.tools.measure"} <= set(listed)
     info = next(name.split("/")[0] for name in found if name.endswith("/WHEEL"))
     wanted |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt")}
     wanted.add(f"{info}/licenses/LICENSE")

@@ -25,7 +25,7 @@ from intseg import arith
 from intseg.cli import main as cli
 from intseg.files import write_atomically
 from intseg.ops import RUN
-from intseg.reports.graph_drawing import escape, number
+from intseg.reports.markup import escape, number
 from intseg.windows import starts
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -42,7 +42,7 @@ Generated from the parsers by `python tools/make_docs.py`; `intseg COMMAND --hel
 
 def cli_page() -> str:
     """docs/CLI.md."""
-    parser = cli._parser()
+    parser = cli.parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     summaries = {choice.dest: choice.help for choice in commands._choices_actions}
     parts = [_CLI, "| command | |\n|---|---|\n"]
@@ -80,7 +80,8 @@ def _cell(text: str) -> str:
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
     "intseg.batch.evaluate": ("evaluate", "find_pairs", "confusion", "metrics"),
-    "intseg.reports.inspect": ("rows", "totals", "dot", "svg"),
+    "intseg.reports.inspect": ("rows", "totals"),
+    "intseg.reports.graph_drawing": ("dot", "svg"),
     "intseg.reports.profile": ("profile", "chrome_trace"),
     "intseg.reports.page": ("look", "page"),
     "intseg.reports.card": ("write", "Facts"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from intseg._version import __version__
 from intseg.errors import InputError, MismatchError
 from intseg.reports import doctor
 from intseg.reports import inspect as inspect_model
+from intseg.reports.table import markdown
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
@@ -182,14 +182,14 @@ def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None
         rows.append(("source", _markdown(info.source)))
     bits: list[tuple[str, ...]] = [("numbers", "tensors", "elements", "bytes")]
     bits += [(dtype, *(f"{entry[key]:,}" for key in bits[0][1:])) for dtype, entry in found.precision.items()]
-    parts = [*_front_matter(model, facts, metrics), *head, *_table(rows), "", "## Bits", "", *_table(bits), ""]
+    parts = [*_front_matter(model, facts, metrics), *head, *markdown(rows), "", "## Bits", "", *markdown(bits), ""]
     parts += _accuracy(model, facts, metrics) + _use(model)
     classes = [("index", "class", "colour")]
     classes += [
         (str(i), _markdown(name), "#{:02x}{:02x}{:02x}".format(*colour))
         for i, (name, colour) in enumerate(zip(info.classes, info.palette, strict=True))
     ]
-    return "\n".join([*parts, "## Classes", "", *_table(classes), ""])
+    return "\n".join([*parts, "## Classes", "", *markdown(classes), ""])
 
 
 def _front_matter(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
@@ -223,7 +223,7 @@ def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) ->
     where = f" of {_markdown(facts.data)}" if facts.data else ""
     row = [tuple(f"{metrics[key]:.2f}" for _, key in _METRICS)]
     head = f"{metrics['images']} images{where}, in percent, by `intseg eval`:"
-    return ["## Accuracy", "", head, "", *_table([tuple(key for _, key in _METRICS), *row]), ""]
+    return ["## Accuracy", "", head, "", *markdown([tuple(key for _, key in _METRICS), *row]), ""]
 
 
 def _use(model: api.Model) -> list[str]:
@@ -248,11 +248,6 @@ def _use(model: api.Model) -> list[str]:
         "```",
         "",
     ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return [head, f"|{'---|' * len(rows[0])}", *body]
 
 
 def _markdown(text: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from intseg.api import Model
 from intseg.errors import UsageError
 from intseg.prove import NodeProof, Register, prove
+from intseg.reports.table import table
 
 _HEAD = ("register", "bound", "bits", "width", "spare", "witness")
-_WIDTHS = (18, 20, 5, 6, 6, 20)
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ def lines(found: Certificate, by: str, pattern: str) -> Iterator[str]:
     nodes = [node for node in found.nodes if any(fnmatch.fnmatchcase(node.name, p) for p in pattern.split(","))]
     if not nodes:
         raise UsageError(f"no node is called {pattern!r}; intseg inspect lists them")
-    yield "  " + "".join(
-        [_HEAD[0].ljust(_WIDTHS[0]), *(h.rjust(w) for h, w in zip(_HEAD[1:], _WIDTHS[1:], strict=True))]
-    )
     if by == "op":
         nodes = [min((n for n in nodes if n.op == op), key=_spare) for op in dict.fromkeys(n.op for n in nodes)]
-    for node in nodes:
-        chosen = node.registers if by == "register" else [r for r in (tightest(node),) if r is not None]
-        if chosen:
+    chosen = [node.registers if by == "register" else [r for r in (tightest(node),) if r is not None] for node in nodes]
+    head, *rows = table([_HEAD, *(_cells(register) for registers in chosen for register in registers)], gap=1)
+    yield head
+    for node, registers in zip(nodes, chosen, strict=True):
+        if registers:
             yield f"{node.name} ({node.op})"
-            yield from map(_row, chosen)
+            yield from rows[: len(registers)]
+            del rows[: len(registers)]
     yield "* no register of a trace: a sum on the way to one, or one that only kernels hold"
     counts = f"{found.registers} registers of {len(found.nodes)} nodes"
     yield f"{found.model.info.name}: {counts} hold every value of any image"
@@ -79,11 +79,9 @@ def _spare(node: NodeProof) -> int:
     return 64 if register is None else register.headroom
 
 
-def _row(register: Register) -> str:
-    cells = [register.bound, register.bits, register.width, register.headroom]
-    texts = [*map(str, cells), "" if register.witness is None else str(register.witness)]
-    name = register.name + " *" * register.extra
-    return "  " + "".join([name.ljust(_WIDTHS[0]), *(t.rjust(w) for t, w in zip(texts, _WIDTHS[1:], strict=True))])
+def _cells(register: Register) -> tuple[str, ...]:
+    name, witness = register.name + " *" * register.extra, "" if register.witness is None else str(register.witness)
+    return (name, *map(str, (register.bound, register.bits, register.width, register.headroom)), witness)
 
 
 def as_json(found: Certificate) -> dict[str, Any]:

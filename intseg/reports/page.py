@@ -22,7 +22,7 @@ from intseg._version import __version__
 from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import decode as pictures
-from intseg.reports.graph_drawing import escape, number
+from intseg.reports.markup import escape, number
 from intseg.windows import cut_windows
 
 Array = NDArray[Any]

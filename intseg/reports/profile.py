@@ -21,8 +21,8 @@ from intseg.errors import MismatchError
 from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import decode as pictures
-from intseg.reports import graph_drawing as drawing
-from intseg.reports.inspect import macs, table
+from intseg.reports.inspect import macs
+from intseg.reports.table import table
 from intseg.windows import cut_windows, tile
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def lines(found: Profile, by: str = "node") -> Iterator[str]:
     """What `intseg profile` prints."""
     threads = f", {found.threads} thread{'s' if found.threads > 1 else ''}" if found.steps else ""
     yield (
-        f"{drawing.one_line(found.model.info.name)}, backend {found.backend}{threads}, "
+        f"{found.model.info.name}, backend {found.backend}{threads}, "
         f"first of {found.windows} window{'s' if found.windows > 1 else ''}"
     )
     parts = [("unfused, one call a node", found.nodes)]

@@ -30,7 +30,8 @@ from intseg.exam import real
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import Array
-from intseg.reports.inspect import block_of, table
+from intseg.reports.inspect import block_of
+from intseg.reports.table import table
 from intseg.windows import cut_windows, merge_scores, tile
 from intseg.workbench.trace import scales as scales_of
 

@@ -29,7 +29,7 @@ from intseg.exam import real
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
-from intseg.reports import inspect as inspect_model
+from intseg.reports.table import table
 from intseg.tools.convert import windows
 from intseg.tools.evaluate import float_labels
 from intseg.tools.twin.calibrate import node_of, normalise, tapped
@@ -232,7 +232,7 @@ def lines(found: Comparison) -> Iterator[str]:
         weight = "-" if node.weight_db is None else f"{node.weight_db:.1f}"
         cells.append((node.name, weight, f"{node.decibels('real'):.1f}", f"{node.decibels('integer'):.1f}"))
     cells += [(name, f"{db:.1f}", "-", "-") for name, db in sorted(found.constants.items())]
-    yield from inspect_model.table(cells)
+    yield from table(cells)
 
 
 _WAYS = {"real": "with only the weights rounded", "integer": "as integers"}

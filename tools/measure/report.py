@@ -24,7 +24,7 @@ import numpy as np
 from intseg.batch import evaluate
 from intseg.errors import InputError
 from intseg.files import write_atomically
-from intseg.reports.graph_drawing import number
+from intseg.reports.markup import number
 from intseg.tools.make_docs import DOCS, picture, text
 
 Document = Mapping[str, Any]

@@ -1,0 +1,114 @@
+"""`intseg eval`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from intseg.cli.parser import LAYOUTS, Command, add_weights, positive
+from intseg.cli.printing import Answer, count
+from intseg.errors import UsageError
+from intseg.reports.table import table
+
+if TYPE_CHECKING:
+    from intseg.batch import evaluate
+
+_EVAL = """\
+Measure a model on labelled images: confusion matrix, IoU per class, mIoU, mAcc, aAcc.
+
+layouts under --root, for --split val:
+  camvid       val/*.png, valannot/*.png                          11 classes, label 11 is void
+  ade20k       images/validation, annotations/validation          150 classes, label 0 is void
+  cityscapes   leftImg8bit/val/*, gtFine/val/*_labelTrainIds.png  19 classes, label 255 is void
+  idd_lite     leftImg8bit/val/*, gtFine/val/*_label.png          7 classes, label 255 is void
+  pairs        --images DIR --labels DIR, equal names             any classes, void by --ignore
+
+examples:
+  intseg eval --root CamVid --split val --jobs 4
+  intseg eval --images photos --labels truth --ignore 255 --json > before.json
+  intseg eval --root CamVid --split val -w new.safetensors --compare-with before.json
+  intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume ade.jsonl
+"""
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--split", default="val", help="part of the data set (val)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="default: camvid, or pairs where --images is given")
+    parser.add_argument("--images", metavar="DIR", help="layout pairs: folder of the images")
+    parser.add_argument("--labels", metavar="DIR", help="layout pairs: folder of the label images")
+    add_weights(parser)
+    parser.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    parser.add_argument("--resume", metavar="FILE", help="keep counts per image there, and continue from them")
+    parser.add_argument("--compare-with", metavar="JSON", help="what --json printed before: show the changes")
+
+
+def _eval(args: argparse.Namespace) -> Answer:
+    from intseg import api
+    from intseg.batch import evaluate
+
+    name = args.layout or ("pairs" if args.images or args.labels else "camvid")
+    layout = evaluate.LAYOUTS[name]
+    pairs = evaluate.find_pairs(*_eval_folders(args, name), layout.key)[: args.limit]
+    model = api.load(args.weights)
+    if layout.n_cls not in (None, len(model.info.classes)):
+        raise UsageError(
+            f"model {model.info.name} has {len(model.info.classes)} classes, layout {name} needs {layout.n_cls}; "
+            "give another model with -w, or use --images and --labels"
+        )
+    ignore = layout.ignore if args.ignore is None else args.ignore
+    earlier = evaluate.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
+    found = evaluate.evaluate(
+        pairs,
+        model,
+        backend=args.backend,
+        jobs=args.jobs,
+        ignore=ignore,
+        offset=layout.offset,
+        progress=not args.quiet,
+        journal=args.resume,
+    )
+    compared = evaluate.compare(found, earlier) if earlier else None
+    return Answer(_lines(found, compared), found.as_json() | ({"compared": compared.as_json()} if compared else {}))
+
+
+def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
+    from intseg.batch import evaluate
+
+    if layout == "pairs":
+        if not (args.images and args.labels):
+            raise UsageError("layout pairs needs --images DIR and --labels DIR; see intseg eval --help")
+        return Path(args.images), Path(args.labels)
+    if not args.root or args.images or args.labels:
+        raise UsageError(f"layout {layout} needs --root DIR, and neither --images nor --labels; see intseg eval --help")
+    return evaluate.LAYOUTS[layout].folders(Path(args.root), args.split)
+
+
+def _lines(found: evaluate.Evaluation, compared: evaluate.Comparison | None) -> Iterator[str]:
+    measured, pixels = found.metrics, found.confusion.sum(axis=1)
+    columns = [("class", *found.model.info.classes), ("IoU %", *map(_percent, measured.iou))]
+    columns += [("change", *map(_change, compared.iou))] if compared else []
+    columns += [("acc %", *map(_percent, measured.acc))]
+    columns += [("change", *map(_change, compared.acc))] if compared else []
+    yield from table(list(zip(*columns, ("pixels", *map(str, pixels)), strict=True)))
+    changes = [f" ({_change(n)})" for n in (compared.miou, compared.macc, compared.aacc)] if compared else [""] * 3
+    means = zip(("mIoU", "mAcc", "aAcc"), (measured.miou, measured.macc, measured.aacc), changes, strict=True)
+    yield "   ".join(f"{name} {value:.2f} %{change}" for name, value, change in means)
+    yield f"{count(found.images, 'image')}, {found.model.info.name}, sha256 {found.model.sha256[:12]}"
+    if compared:
+        yield f"changes since {compared.name}, in points of percent"
+
+
+def _change(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+COMMANDS = (Command("eval", "measure a model on labelled images", _EVAL, _eval_arguments, _eval),)

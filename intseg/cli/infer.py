@@ -1,0 +1,262 @@
+"""`intseg infer`: one image, many, or standard input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intseg.cli.parser import Command, add_weights, fraction, natural, positive, require_writable
+from intseg.cli.printing import Answer, Clock, complain_above_the_bar, count, say, show_json
+from intseg.errors import InputError, UsageError
+from intseg.reports.table import table
+
+if TYPE_CHECKING:
+    from intseg import api
+    from intseg.batch import infer as batch
+
+_INFER = """\
+Segment images. One image gives, next to it, replacing what is there, <name>_labels.png (class index of
+every pixel, with the palette) and <name>_overlay.png (colours over the image, with a legend). Several
+(a folder, a pattern, a list, files) go into -o DIR; errors.jsonl there names the bad ones, exit code 4.
+
+examples:
+  intseg infer street.png
+  intseg infer street.png -o out.png --no-overlay -w mymodel.safetensors --json
+  intseg infer photos -r -o results --overlay --jsonl results/all.jsonl --jobs 4
+  intseg infer - < street.png > labels.png
+"""
+
+
+def _infer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="SRC", help="image, folder, 'pattern*', @list.txt; - is stdin")
+    add_weights(parser)
+    add = parser.add_argument
+    add("--threads", type=positive, metavar="N", help="of the numba backend; default: every core")
+    add("-o", "--output", metavar="OUT", help="label image (.png), or a folder")
+    overlay = parser.add_mutually_exclusive_group()
+    overlay.add_argument(
+        "--overlay", nargs="?", const="", metavar="OUT", action=_Overlay, help="write overlays (there)"
+    )
+    overlay.add_argument("--no-overlay", action="store_true", help="write the labels only")
+    add("--opacity", type=fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
+    add("--legend", action=argparse.BooleanOptionalAction, help="below overlays; default: for one image")
+    add("--palette", metavar="P", default="model", help="model, voc, distinct, gray, a data set, or a file of colours")
+    values = parser.add_mutually_exclusive_group()
+    values.add_argument("--label-offset", type=natural, metavar="N", default=0, help="added to every stored label")
+    values.add_argument("--label-map", metavar="M", help="stored instead: JSON file, or 'road=7,*=0'")
+    add("--jsonl", metavar="FILE", help="write these objects to a file (- is stdout)")
+    add("--time", action="store_true", help="say what took how long, and the peak memory")
+    add("-r", "--recursive", action="store_true", help="look into the folders of a folder")
+    add("--jobs", type=positive, metavar="N", default=1, help="processes (1)")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="continue an interrupted run: keep what is done")
+    earlier.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
+    add("--fail-fast", action="store_true", help="stop at the first bad image")
+
+
+class _Overlay(argparse.Action):
+    """Keeps the value and whether it came before the images: `--overlay a.png b.png` may mean two images."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if values and not namespace.sources and os.path.isfile(str(values)):
+            parser.error(f"--overlay {values}: a file that exists, before the images; put --overlay after the images")
+        namespace.overlay = values
+
+
+def _infer(args: argparse.Namespace) -> Answer:
+    from intseg.batch import infer as batch
+
+    if args.sources == ["-"]:
+        return _infer_stdin(args)
+    if batch.is_one_image(args.sources) and not (args.jsonl or args.resume):
+        return _infer_one(args, args.sources[0])
+    return _infer_batch(args)
+
+
+def _infer_one(args: argparse.Namespace, file: str) -> Answer:
+    from intseg import api
+
+    labels_path, overlay_path = _outputs(args, Path(file))
+    clock = Clock()
+    model = api.load(args.weights)
+    clock.lap("load weights")
+    palette, values = _colours(args, model)
+    if os.path.lexists(file):  # otherwise the image is the thing to complain about
+        for path in filter(None, (labels_path, overlay_path)):
+            require_writable(path)
+    model.compiled(args.backend, args.threads)
+    clock.lap("prepare backend")
+    result = api.run(file, model, args.backend, args.threads)
+    clock.lap("segment")
+    _say_notes(file, result)
+    result.save(labels_path, palette, values)
+    if overlay_path:
+        result.save_overlay(overlay_path, args.opacity, args.legend is not False, palette)
+    clock.lap("write")
+    if args.time:
+        clock.report()
+    return _answer(file, result, labels_path, overlay_path)
+
+
+def _answer(name: str, result: api.Result, labels: Path, overlay: Path | None) -> Answer:
+    return Answer(_infer_lines(name, result, labels, overlay), _infer_json(name, result, labels, overlay))
+
+
+def _say_notes(file: str, result: api.Result) -> None:
+    for note in result.notes:
+        say(f"note: {file}: {note}")
+
+
+def _colours(args: argparse.Namespace, model: api.Model) -> tuple[tuple[tuple[int, int, int], ...], Any]:
+    """The palette, and what is stored per class: uint16 [C], None for the index."""
+    from intseg.images import decode as image
+
+    info = model.info
+    palette = image.palette(args.palette, info.classes, info.palette)
+    if not (args.label_offset or args.label_map):
+        return palette, None
+    return palette, image.stored_values(info.classes, args.label_offset, args.label_map)
+
+
+def _infer_stdin(args: argparse.Namespace) -> Answer:
+    """The image on standard input; the label PNG on standard output, or in -o FILE."""
+    from intseg import api, store
+    from intseg.images import decode as image
+
+    if args.output is None and (sys.stdout.isatty() or args.json or args.jsonl):
+        raise UsageError("the label PNG goes to standard output, expected a file or a pipe there; redirect, or give -o")
+    if args.jsonl or args.resume or (args.output and api.image_format(args.output) != "PNG"):
+        raise UsageError(
+            "- takes -o FILE.png and --overlay FILE, and neither --jsonl nor --resume; give a file instead"
+        )
+    model = api.load(args.weights)
+    palette, values = _colours(args, model)
+    picture = image.decode(sys.stdin.buffer.read(), model.info.pad, "standard input")
+    result = api.run_picture(picture, model, args.backend, args.threads)
+    _say_notes("standard input", result)
+    overlay = Path(args.overlay) if args.overlay else None
+    if overlay:
+        result.save_overlay(overlay, args.opacity, args.legend is not False, palette)
+    if args.output is None:
+        sys.stdout.buffer.write(result.png(palette, values))
+        return Answer(())
+    store.write_atomically(Path(args.output), result.png(palette, values))
+    return _answer("-" if args.json else "standard input", result, Path(args.output), overlay)
+
+
+def _infer_batch(args: argparse.Namespace) -> Answer:
+    from intseg import api
+    from intseg.batch import infer as batch
+
+    output = Path(args.output) if args.output else None
+    overlay = None if args.overlay is None else Path(args.overlay) if args.overlay else output
+    if not (output or overlay or args.jsonl or args.json):
+        raise UsageError("several images need -o DIR for the label images, or --jsonl FILE; see intseg infer --help")
+    for folder in filter(None, (output, overlay)):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is a file, expected a folder for several images; choose another name")
+    clock = Clock()
+    sources = batch.find_sources(args.sources, args.recursive, output)
+    model = api.load(args.weights)
+    clock.lap("load weights")
+    palette, values = _colours(args, model)
+    threads = args.threads or batch.threads_for(min(args.jobs, len(sources)))
+    kept = None if values is None else tuple(values.tolist())
+    options = batch.Options(output, overlay, args.opacity, bool(args.legend), palette, kept, args.backend, threads)
+    lines = show_json if args.json or args.jsonl == "-" else _ignore
+    earlier = "resume" if args.resume else "force" if args.force else "refuse"
+    how = batch.Run(args.jobs, args.jsonl, earlier, args.fail_fast, lines, complain_above_the_bar, _bar(args.quiet))
+    done = batch.run(sources, model, options, how)
+    clock.lap("whole batch")
+    if args.time:
+        clock.laps += [(f"  {stage}", seconds) for stage, seconds in zip(batch.STAGES, done.seconds, strict=True)]
+        clock.report()
+    _say_summary(done, clock.laps[1][1], output or overlay)
+    return Answer((), code=InputError.exit_code if done.failed else 0)
+
+
+def _say_summary(done: batch.Summary, seconds: float, folder: Path | None) -> None:
+    new = done.images - done.before
+    rate = f"{count(new, 'image')} in {seconds:.1f} s, {new / seconds:.1f} a second"
+    before = f", {done.before} done before" if done.before else ""
+    failed = f", {done.failed} failed" + (f" ({done.errors})" if done.errors else "") if done.failed else ""
+    say(rate + before + failed + (f"; wrote {folder}" if folder else ""))
+
+
+def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch.Outcome]]:
+    """A progress bar with rate and time left on standard error, where that is a terminal."""
+
+    def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
+        from tqdm import tqdm
+
+        return tqdm(found, total=total, unit="image", disable=True if quiet else None)
+
+    return wrap
+
+
+def _ignore(value: object) -> None:
+    pass
+
+
+def _outputs(args: argparse.Namespace, image: Path) -> tuple[Path, Path | None]:
+    """Where the labels and the overlay go. Raises UsageError for names that cannot be meant."""
+    from intseg import api
+
+    if args.output is None:
+        labels = image.parent / f"{image.stem}_labels.png"
+    elif args.output.endswith(("/", os.sep)) or os.path.isdir(args.output):
+        labels = Path(args.output) / f"{image.stem}_labels.png"
+    else:
+        labels = Path(args.output)
+    overlay = None if args.no_overlay else Path(args.overlay or labels.parent / f"{image.stem}_overlay.png")
+    if api.image_format(labels) != "PNG":
+        raise UsageError(f"{labels}: labels are written without loss; give -o a name that ends in .png")
+    if overlay:
+        api.image_format(overlay)
+    for one, other in ((labels, image), (overlay, image), (overlay, labels)):
+        if one and os.path.realpath(one) == os.path.realpath(other):
+            raise UsageError(f"{one}: is {other} too, expected different files; choose another name")
+    return labels, overlay
+
+
+def _infer_json(image: str, result: api.Result, labels: Path, overlay: Path | None) -> dict[str, Any]:
+    from intseg.batch.infer import labels_sha256
+
+    height, width = result.labels.shape
+    counts = result.counts()
+    return {
+        "file": image,
+        "width": width,
+        "height": height,
+        "model": {"name": result.model.info.name, "sha256": result.model.sha256},
+        "backend": result.backend,
+        "labels_sha256": labels_sha256(result.labels),
+        "classes": [
+            {"index": result.classes.index(name), "name": name, "pixels": pixels, "share": pixels / result.labels.size}
+            for name, pixels in counts.items()
+        ],
+        "notes": list(result.notes),
+        "written": {"labels": str(labels), "overlay": str(overlay) if overlay else None},
+    }
+
+
+def _infer_lines(image: str, result: api.Result, labels: Path, overlay: Path | None) -> Iterator[str]:
+    from intseg.images.decode import percent
+
+    height, width = result.labels.shape
+    yield f"{image}: {width} x {height}, {result.model.info.name}, backend {result.backend}"
+    yield from table([(name, percent(share)) for name, share in result.shares().items()])
+    yield from (f"wrote {path}" for path in (labels, overlay) if path)
+
+
+COMMANDS = (Command("infer", "segment an image", _INFER, _infer_arguments, _infer),)

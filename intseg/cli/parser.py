@@ -1,0 +1,160 @@
+"""How a command is declared, and the arguments that several commands take. Nothing here needs NumPy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from intseg import models
+from intseg.cli.printing import Answer
+from intseg.errors import InputError, UsageError, suggest
+
+BACKENDS = ("auto", "numpy", "numba")
+LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    summary      its line of `intseg --help`
+    description  the text of its own help
+    arguments    declares its arguments; --json and --quiet are added to every command
+    run          carries it out
+    writes       names of the arguments that are files to write: whether they can be is checked before the work
+    """
+
+    name: str
+    summary: str
+    description: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Answer]
+    writes: tuple[str, ...] = ()
+
+    def __call__(self, args: argparse.Namespace) -> Answer:
+        """Check what is written, then run."""
+        for name in self.writes:
+            if getattr(args, name):
+                require_writable(Path(getattr(args, name)))
+        return self.run(args)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Prose of a description is filled to the width of the terminal; paragraphs with indented lines stay."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(p if "\n " in p else textwrap.fill(p, width) for p in paragraphs) + "\n"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line, with a suggestion."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        found = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
+        hint = suggest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        raise UsageError(f"{message}{hint}; see {self.prog} --help")
+
+
+def add_command(subparsers: argparse._SubParsersAction[Parser], command: Command) -> None:
+    """The parser of a command."""
+    sub = subparsers.add_parser(
+        command.name, help=command.summary, description=command.description, formatter_class=Help
+    )
+    command.arguments(sub)
+    add_common(sub, argparse.SUPPRESS)
+    sub.usage = usage(sub)
+    sub.set_defaults(run=command, parser=sub)
+
+
+def add_common(parser: argparse.ArgumentParser, default: object) -> None:
+    """What every command takes, after its name or before it."""
+    add, common = parser.add_argument, "store_true"
+    add("--json", action=common, default=default, help="print JSON for programs instead of text")
+    add("-q", "--quiet", action=common, default=default, help="print nothing but errors and JSON")
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """What must be given; the options are listed below it anyway."""
+    words = [parser.prog]
+    for action in parser._actions:
+        name = str(action.metavar or action.dest)
+        if not action.option_strings:
+            several = {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]"}
+            words.append(several.get(str(action.nargs), name))
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join([*words, "[options]"])
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: bool = False) -> None:
+    """-w, and how to run the model."""
+    parser.add_argument("-w", "--weights", metavar="W", help=f"weights file or bundled model ({models.DEFAULT})")
+    if backend:
+        parser.add_argument("--backend", choices=BACKENDS, default="auto", help="same bits (auto)")
+    if threads:
+        add_threads(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model that a command is about."""
+    parser.add_argument("weights", nargs="?", metavar="W", help=f"weights file or bundled model ({models.DEFAULT})")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the numba backend; default: every core")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 up."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def require_ending(path: str | None, *endings: str) -> None:
+    """A slip must not replace an image or weights by a drawing of them."""
+    if path is not None and not path.lower().endswith(endings):
+        raise UsageError(f"{path}: this file is written as {' or '.join(endings)}; rename it")
+
+
+def require_writable(path: Path) -> None:
+    """Fail before the work, not after it."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file name")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no folder {path.parent}; create it, or choose another with -o")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: folder {path.parent} is read-only; choose another with -o")
