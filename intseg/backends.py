@@ -75,9 +75,9 @@ def table(name: str) -> Mapping[str, Run]:
     """The op table of a backend, as `executor.execute` takes it. Every entry equals the definition, unfused."""
     if resolve(name) == "numpy":
         return RUN
-    from intseg.plan import plan
+    from intseg.plan.steps import table as kernels
 
-    return plan.table()
+    return kernels()
 
 
 def compile(graph: Graph, backend: str, threads: int | None = None) -> Forward:

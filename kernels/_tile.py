@@ -21,10 +21,11 @@ from . import _isa
 from ._ir import I8, I16, I32, I64, Emit, Value
 from ._jit import emitted, helper
 
-INT8, INT16, RAW, BLOCKED = 0, 1, 2, 3
+INT8, INT16, RAW, BLOCKED, SHIFTED, SHIFTED_BLOCKED = range(6)
 """What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order.
 
 Plus 256 n: the accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
+The last two are INT16 and BLOCKED of RSR(acc, n), 1 <= n <= 30, without a multiplier.
 """
 
 QUANT_BYTES = 24
@@ -178,7 +179,12 @@ def _emit_tile(
                 for j, value in enumerate(values):
                     e.store(e.offset(row_out, j * width), value)
         with scaled:
-            _store_scaled(e, _shifted(e, tile_rows, builder.lshr(kind, e.i64(8))), quant, kind, outs)
+            amount, kind = builder.lshr(kind, e.i64(8)), builder.and_(kind, e.i64(255))
+            with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
+                with multiplied:
+                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, outs)
+                with halved:
+                    _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
 
 
 def _shifted(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value]]:
@@ -197,9 +203,16 @@ def _shifted(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Valu
     ]
 
 
+def _halved(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value]]:
+    """RSR of the accumulators by a scalar of 1 to 30: they are below 2^30, so the sum with the half fits."""
+    builder, lanes = e.builder, e.isa.lanes
+    amount = e.splat(builder.trunc(by, I32), lanes)
+    half = e.splat(builder.trunc(builder.shl(e.i64(1), builder.sub(by, e.i64(1))), I32), lanes)
+    return [[builder.ashr(builder.add(value, half), amount) for value in row] for row in tile_rows]
+
+
 def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, outs: list[Value]) -> None:
     builder, width = e.builder, QUANT_BYTES * e.isa.lanes
-    kind = builder.and_(kind, e.i64(255))
     scaled: list[list[Value]] = [[] for _ in tile_rows]
     for j in range(e.isa.vectors):
         for values, row in zip(tile_rows, scaled, strict=True):
@@ -208,13 +221,17 @@ def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Val
         with bytes_:
             for out, row in zip(outs, scaled, strict=True):
                 e.store(out, narrow_int8(e, row))
-        with words, builder.if_else(builder.icmp_signed("==", kind, e.i64(INT16))) as (ordered, blocked):
-            with ordered:
-                for out, row in zip(outs, scaled, strict=True):
-                    store_int16(e, out, row, False)
-            with blocked:
-                for out, row in zip(outs, scaled, strict=True):
-                    store_int16(e, out, row, True)
+        with words:
+            _store_words(e, scaled, kind, INT16, outs)
+
+
+def _store_words(e: Emit, rows: list[list[Value]], kind: Value, ordered_kind: int, outs: list[Value]) -> None:
+    """Rows of INT32 to INT16, in column order where `kind` is `ordered_kind`, otherwise in block order."""
+    with e.builder.if_else(e.builder.icmp_signed("==", kind, e.i64(ordered_kind))) as (ordered, blocked):
+        for branch, in_blocks in ((ordered, False), (blocked, True)):
+            with branch:
+                for out, row in zip(outs, rows, strict=True):
+                    store_int16(e, out, row, in_blocks)
 
 
 def _constant(pick: Any) -> Any:

@@ -47,10 +47,12 @@ class Packed:
     depth: int
 
 
-def raise_shifts(mult: Array, shift: Array) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-    """Equal scales with shifts of at least 32, and whether some channel has none: mult << n must stay below 2^31."""
+def raise_shifts(
+    mult: Array, shift: Array, least: int = _MIN_SHIFT
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Equal scales with shifts of at least `least`, and whether some channel has none: mult << n stays below 2^31."""
     mult, shift = mult.astype(np.int64), shift.astype(np.int64)
-    missing = np.maximum(_MIN_SHIFT - shift, 0)
+    missing = np.maximum(least - shift, 0)
     raised = mult << missing
     wide = bool((raised >= 2**31).any())
     return raised, shift + missing, wide

@@ -135,38 +135,42 @@ def test_row_kernels_on_adversarial_rows(width: int) -> None:
 
 
 def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs: dict[str, Any]) -> tuple[Array, Array]:
-    """(fused, definition) of one attention on int8 [T, 3 heads d]."""
-    from intseg.kernels import _isa, attention
+    """(fused, definition) of one attention on int8 [T, 3 heads d]; with an empty `attrs`, weights of a byte."""
+    from intseg.kernels import _heads, _isa
     from intseg.kernels._tile import lane_order
-    from intseg.plan.plan import _SOFTMAX
+    from intseg.plan.patterns import fuse_attention
 
-    op = "softmax2" if "a1" in attrs else "shiftmax"
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3 // heads
+    op = "softmax2" if "a1" in attrs else "shiftmax" if attrs else "exp_weights"
+    falling = np.array([255 * 2**7 // 2 ** (t / 13) for t in range(256)], np.int16)
+    flat = np.where(np.arange(256) > 0, np.arange(256) * 127, 255 * 2**7)  # far keys weigh most
+    params = {} if attrs else {"table": np.array([falling, flat, falling][:heads], np.int16)}
     mult, shift = np.full((heads, 1), 2**30, np.int32), np.full((heads, 1), scale, np.int8)
+    mult[1:] += 12345
     value_mult = np.resize(np.array([2**30, 2**31 - 1, 12345], np.int32), (heads, dim))
     value_shift = np.full((heads, dim), value_scale, np.int8)
     q, k, v = (RUN["split_heads"](qkv, heads=heads, part=i, parts=3) for i in range(3))
     scores = RUN["matmul"](q, k, mult=mult, shift=shift, transpose_b=1, out="int16")
-    softmax = RUN[op](scores, **attrs)
-    context = RUN["matmul"](softmax, v, mult=value_mult, shift=value_shift, transpose_b=0, out="int8")
+    weights = RUN[op](scores, **params, **attrs)
+    if attrs:
+        context = RUN["matmul"](weights, v, mult=value_mult, shift=value_shift, transpose_b=0, out="int8")
+    else:
+        context = RUN["weighted_mean"](weights, v, mult=value_mult, shift=value_shift)
     expected = RUN["merge_heads"](context)
 
-    scores_packed = attention.pack_scores(mult, shift, dim)
-    assert scores_packed is not None
-    shape = attention.Shape(tokens, heads, dim)
-    garbage = np.random.default_rng(0)
+    softmax = Node("softmax", op, (), {role: role for role in params}, attrs, "int16", ())
+    fused = fuse_attention(softmax, params, (heads, tokens, dim), (mult, shift), (value_mult, value_shift))
+    assert fused is not None
+    shape, garbage = fused.shape, np.random.default_rng(0)
     keys = garbage.integers(-128, 128, (heads, shape.key_bytes)).astype(np.int8)
     values = garbage.integers(-128, 128, (heads, shape.value_bytes)).astype(np.int8)
-    init = np.full((heads, shape.padded), 99, np.int32)
-    order, scratch = lane_order(_isa.select()), np.full(shape.scratch_bytes, 77, np.int8)
-    width, out, left = heads * dim, np.zeros_like(expected), scores_packed.left
-    attention.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, left, order, 0, tokens)
-    quants = scores_packed.quant, left, attention.pack_values(value_mult, value_shift, dim)
-    node = Node("softmax", op, (), {}, attrs, "int16", ())
+    init, scratch = np.full((heads, shape.padded), 99, np.int32), np.full(shape.scratch_bytes + 64, 77, np.int8)
+    scratch = scratch[-scratch.ctypes.data % 64 :][: shape.scratch_bytes]
+    order, group = lane_order(_isa.select()), shape.value_group
+    width, out, pads = heads * dim, np.zeros_like(expected), fused.scores.pads
+    _heads.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, pads, order, group, 0, tokens)
     for start, stop in ((0, tokens // 2), (tokens // 2, tokens)):
-        attention.attention(
-            qkv, 0, heads, dim, keys, init, values, *quants, *_SOFTMAX[op](node), out, start, stop, scratch
-        )
+        fused(qkv, 0, keys, init, values, out, start, stop, scratch)
     return out, expected
 
 
@@ -223,7 +227,7 @@ def test_padding_that_would_not_saturate_is_not_fused() -> None:
     one = np.ones(1, np.int32)
 
     def fits(mult: int, shift: int) -> bool:
-        return attention.pack_scores(one * mult, one.astype(np.int8) * shift, 64) is not None
+        return attention.pack_scores(one * mult, one.astype(np.int8) * shift, 64, "softmax2") is not None
 
     assert fits(2**30, 45)
     assert not fits(2**30, 46)
@@ -328,7 +332,7 @@ def test_a_forked_child_runs_with_threads() -> None:
 
 
 def test_an_error_in_a_task_reaches_the_caller() -> None:
-    from intseg.plan.plan import run_parallel
+    from intseg.plan.threads import run_parallel
 
     def fail() -> None:
         raise ValueError("here")

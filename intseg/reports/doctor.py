@@ -103,7 +103,7 @@ def _processor(threads: int | None) -> Iterator[Finding]:
         yield Finding("processor", "path", f"numpy only: {backends.numba_problem()}")
         return
     from intseg.kernels import _isa
-    from intseg.plan.plan import thread_count
+    from intseg.plan.threads import thread_count
 
     triple, cpu, features = _isa.current_target()
     have = [name for name in FEATURES if f"+{name}" in features.split(",")]

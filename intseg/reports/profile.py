@@ -26,7 +26,8 @@ from intseg.reports.table import table
 from intseg.windows import cut_windows, tile
 
 if TYPE_CHECKING:
-    from intseg.plan.plan import Plan, Rows, Step
+    from intseg.plan.memory import Rows, Step
+    from intseg.plan.plan import Plan
 
 Array = api.Array
 

@@ -30,7 +30,7 @@ from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.images import decode as image
 from intseg.ops import RUN
-from intseg.plan import plan
+from intseg.plan import steps
 from intseg.windows import cut_windows, merge_scores, tile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def digest(array: Array) -> str:
 
 def expected(job: Job) -> tuple[list[str], Array]:
     """The lines that the engine gives, and its labels."""
-    ops = plan.table() if job.kernels else RUN
+    ops = steps.table() if job.kernels else RUN
     info, lines, scores = job.graph.info, [], []
     height, width = job.rgb.shape[:2]
     tiling = tile(info, height, width)

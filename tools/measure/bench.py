@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from intseg import backends, store
 from intseg.graph import IMAGE, Graph, ModelInfo, Node, validate
 from intseg.ops import OPS, Array, Attr, Value
-from intseg.plan import plan
+from intseg.plan.memory import Step
+from intseg.plan.plan import Plan
+from intseg.plan.threads import run_parallel, thread_count
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A graph with the shapes of a Segmenter and random integers
@@ -158,13 +160,29 @@ class RandomGraph:
         parts = [
             self.node(f"{name}.{n}", "split_heads", [qkv], heads=heads, part=i, parts=3) for i, n in enumerate("qkv")
         ]
-        dim = width // heads
+        context = self.mean(name, parts) if self.shape.softmax == "exp_weights" else self.probabilities(name, parts)
+        return self.linear(f"{name}.proj", self.node(f"{name}.merge", "merge_heads", [context]), width, "int16")
+
+    def mean(self, name: str, parts: Sequence[str]) -> str:
+        """Weights of a byte: scores by a shift of about 1/1600 sqrt(dim) octaves, in 16 steps."""
+        heads, tokens, dim = self.values[parts[0]].shape
+        halvings = round(math.log2(1600 * math.sqrt(dim) / 24))
+        scale = {"mult": np.full((heads, 1), 2**30, np.int32), "shift": np.full((heads, 1), 30 + halvings, np.int8)}
+        scores = self.node(f"{name}.scores", "matmul", list(parts[:2]), scale, transpose_b=1, out="int16")
+        powers = [round(255 * 2**7 * 2 ** (-t / 16)) for t in range(256)]
+        table = np.tile(np.array(powers, np.int16), (heads, 1))
+        weights = self.node(f"{name}.weights", "exp_weights", [scores], {"table": table})
+        mult, shift = self.scales(heads * dim, math.sqrt(tokens) / 4)
+        means = {"mult": mult.reshape(heads, dim), "shift": shift.reshape(heads, dim)}
+        return self.node(f"{name}.context", "weighted_mean", [weights, parts[2]], means)
+
+    def probabilities(self, name: str, parts: Sequence[str]) -> str:
+        """softmax2 or shiftmax."""
+        _, tokens, dim = self.values[parts[0]].shape
         spread = 1500 if self.shape.softmax == "softmax2" else 130
         scores = self.matmul(f"{name}.scores", parts[0], parts[1], spread / (1600 * math.sqrt(dim)), 1, 1, "int16")
         softmax = self.node(f"{name}.softmax", self.shape.softmax, [scores], **_SOFTMAX[self.shape.softmax])
-        tokens = self.values[x].shape[0]
-        context = self.matmul(f"{name}.context", softmax, parts[2], math.sqrt(tokens) / 2**17, dim, 0, "int8")
-        return self.linear(f"{name}.proj", self.node(f"{name}.merge", "merge_heads", [context]), width, "int16")
+        return self.matmul(f"{name}.context", softmax, parts[2], math.sqrt(tokens) / 2**17, dim, 0, "int8")
 
     def gelu(self, name: str, x: str) -> str:
         """The variant of the shape."""
@@ -486,14 +504,14 @@ def peak_gmacs(threads: int = 1) -> float:
     for _ in range(7):
         now = clock(threads)
         start = now()
-        plan.run_parallel([lambda: run(rounds, 3)] * threads, threads)
+        run_parallel([lambda: run(rounds, 3)] * threads, threads)
         best = max(best, threads * rounds * macs / (now() - start) / 1e9)
     return best
 
 
 def op_table(graph: Graph, image: Array, repeats: int, peak: float) -> list[dict[str, Any]]:
     """Time of every step alone on one thread, summed by op and shape."""
-    compiled = plan.Plan(graph, 1)
+    compiled = Plan(graph, 1)
     compiled(image)
     workspace = compiled._free[-1]
     calls = [
@@ -521,7 +539,7 @@ def op_table(graph: Graph, image: Array, repeats: int, peak: float) -> list[dict
     return sorted(table.values(), key=lambda row: -float(row["ms"]))
 
 
-def _step_name(step: plan.Step, graph: Graph) -> str:
+def _step_name(step: Step, graph: Graph) -> str:
     if step.op != "linear":
         return step.op or "image"
     node = graph.node(step.outputs[0].name)
@@ -600,7 +618,7 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     target, path = _isa.current_target()[1], _isa.select().name
-    cores = plan.thread_count(None)
+    cores = thread_count(None)
     return {"cpu": model, "target": target, "path": path, "cores": cores, "python": sys.version.split()[0], **versions}
 
 

@@ -47,7 +47,7 @@ from intseg.batch import evaluate
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import Graph, validate
 from intseg.images import decode as pictures
-from intseg.plan import plan
+from intseg.plan.plan import Plan
 from intseg.reports import inspect as inspect_model
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
 from intseg.tools.evaluate import float_labels
@@ -727,7 +727,7 @@ def traffic(graph: Graph) -> Document:
 
     Intermediates that a step keeps to itself (a strip of attention) do not count: they fit the scratch of a thread.
     """
-    compiled = plan.Plan(graph, 1)
+    compiled = Plan(graph, 1)
     sizes = {name: array.nbytes for name, array in graph.tensors.items()}
     steps = [step for segment in compiled.segments for step in segment.steps]
     sizes |= {buffer.name: buffer.nbytes for step in steps for buffer in step.outputs}

@@ -1,0 +1,191 @@
+"""Patterns of nodes that one kernel does: a whole attention; the table of the pixels and their patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from intseg.arith import shift_exp
+from intseg.graph import Graph, Node
+from intseg.kernels import _heads, _isa
+from intseg.kernels import attention as _attention
+from intseg.kernels import exp_weights as _exp_weights
+from intseg.kernels import mean_attention as _mean_attention
+from intseg.kernels import patchify as _patchify
+from intseg.kernels._tile import lane_order
+from intseg.ops import Array
+
+from .memory import Arrays, Buffer, Rows, Step
+from .steps import integer, output
+
+Match = tuple[list[str], list[Step]]
+"""Names of the nodes inside a pattern, and the steps that replace it."""
+
+
+Inner = Callable[[str, str], Node | None]
+"""The node of a name if it is that op and is read once only, so that nobody misses its output."""
+
+
+def _match_patches(graph: Graph, inner: Inner, node: Node) -> Match | None:
+    """quantize_input, patchify -> one pass over the image."""
+    if node.op != "patchify":
+        return None
+    quantize = inner(node.inputs[0], "quantize_input")
+    if quantize is None:
+        return None
+    lookup = np.ascontiguousarray(graph.tensors[quantize.params["table"]])
+    source, patch = quantize.inputs[0], integer(node, "patch")
+
+    def bind(arrays: Arrays) -> Rows:
+        image, out = arrays[source], arrays[node.name]
+        return lambda start, stop, scratch: _patchify.patches(image, lookup, patch, out, start, stop)
+
+    return [quantize.name], [Step(node.shape[0], (), (source,), (output(node),), bind)]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The nodes of one attention, from split_heads to merge_heads."""
+
+    heads: tuple[Node, Node, Node]
+    scores: Node
+    softmax: Node
+    context: Node
+    merge: Node
+
+    @property
+    def inside(self) -> list[str]:
+        """All nodes but the last."""
+        return [node.name for node in (*self.heads, self.scores, self.softmax, self.context)]
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """A kernel and what it is called with besides buffers."""
+
+    kernel: Callable[..., None]
+    shape: _heads.Shape
+    scores: _heads.Scores
+    value_quant: Array
+    softmax: tuple[Any, ...]
+
+    def __call__(self, qkv: Array, query: int, keys: Array, init: Array, values: Array, *rest: Any) -> None:
+        """Rows of the output; `rest` is the output, the range of rows and scratch."""
+        fixed = (self.scores.kinds, self.scores.quant, self.value_quant, *self.softmax)
+        self.kernel(qkv, query, keys, init, values, *fixed, *rest)
+
+
+Scale = tuple[Array, Array]
+"""Multipliers and shifts."""
+
+
+def fuse_attention(
+    softmax: Node, params: Arrays, shape: tuple[int, int, int], scores: Scale, values: Scale
+) -> FusedAttention | None:
+    """The kernel for a softmax node, its parameters by role, [heads, tokens, dim] and the scales of both products; None
+    where they do not fit the registers."""
+    heads, tokens, dim = shape
+    if softmax.op == "exp_weights":
+        sizes = _mean_attention.shape(tokens, heads, dim)
+        packed, quant = _mean_attention.pack_scores(*scores, dim), _mean_attention.pack_values(*values, dim)
+        kernel: Any = _mean_attention.mean_attention
+        arguments: tuple[Any, ...] = (_exp_weights.pack_table(params["table"]),)
+    else:
+        sizes = _attention.shape(tokens, heads, dim)
+        packed, quant = _attention.pack_scores(*scores, dim, softmax.op), _attention.pack_values(*values, dim)
+        kernel, arguments = _SOFTMAX[softmax.op](softmax)
+    return None if packed is None or quant is None else FusedAttention(kernel, sizes, packed, quant, arguments)
+
+
+def _softmax2_call(node: Node) -> tuple[Any, tuple[Any, ...]]:
+    return _attention.softmax2_attention, (np.array([integer(node, a) for a in ("frac_bits", "a1", "a2")]),)
+
+
+def _shiftmax_call(node: Node) -> tuple[Any, tuple[Any, ...]]:
+    """With normalized or not, bits, ShiftExp of minus 0, 1, ... up to where its clamp holds."""
+    i0, k_inter = integer(node, "i0"), integer(node, "k_inter")
+    powers = shift_exp(-np.arange(k_inter * i0 + 1), i0, k_inter, 1)
+    bits = 8 * np.dtype(str(node.attrs["out"])).itemsize
+    normalized = int(node.attrs["int_div_kind"] == "normalized")
+    return _attention.shiftmax_attention, (normalized, bits, powers.astype(np.uint16))
+
+
+_SOFTMAX = {"softmax2": _softmax2_call, "shiftmax": _shiftmax_call}
+
+_WEIGHTS = {"matmul": tuple(_SOFTMAX), "weighted_mean": ("exp_weights",)}
+"""The op that ends an attention, and what its weights may come from."""
+
+
+def _find_attention(inner: Inner, merge: Node) -> _Attention | None:
+    """merge_heads(product(softmax(matmul(q, k^T)), v)) with q, k, v split from one tensor and no other readers."""
+    ends = _WEIGHTS if merge.op == "merge_heads" else ()
+    context = next(filter(None, (inner(merge.inputs[0], op) for op in ends)), None)
+    weights = _WEIGHTS[context.op] if context else ()
+    softmax = next(filter(None, (inner(context.inputs[0], op) for op in weights)), None) if context else None
+    scores = inner(softmax.inputs[0], "matmul") if softmax else None
+    if context is None or softmax is None or scores is None:
+        return None
+    found = [inner(name, "split_heads") for name in (*scores.inputs, context.inputs[1])]
+    heads = [node for node in found if node is not None]
+    if len(heads) != 3 or len({(node.inputs[0], node.attrs["heads"], node.attrs["parts"]) for node in heads}) != 1:
+        return None
+    return _Attention((heads[0], heads[1], heads[2]), scores, softmax, context, merge)
+
+
+def _match_attention(graph: Graph, inner: Inner, node: Node) -> Match | None:
+    """An attention the kernel can do: INT8 heads, one scale of the scores per head, register shifts."""
+    found = _find_attention(inner, node)
+    if found is None:
+        return None
+    tensors = graph.tensors
+    scores, context = found.scores, found.context
+    score_scale, value_scale = ((tensors[n.params["mult"]], tensors[n.params["shift"]]) for n in (scores, context))
+    suitable = (
+        all(head.dtype == "int8" and head.inputs[0] not in tensors for head in found.heads)
+        and (scores.attrs["transpose_b"], scores.dtype) == (1, "int16")
+        and (context.attrs.get("transpose_b", 0), context.dtype) == (0, "int8")
+        and score_scale[0].shape[-1] == 1
+    )
+    if not suitable:
+        return None
+    heads, tokens, dim = found.heads[0].shape
+    params = {role: tensors[name] for role, name in found.softmax.params.items()}
+    fused = fuse_attention(found.softmax, params, (heads, tokens, dim), score_scale, value_scale)
+    return (found.inside, _attention_steps(found, fused)) if fused is not None else None
+
+
+def _attention_steps(found: _Attention, fused: FusedAttention) -> list[Step]:
+    shape, pads = fused.shape, fused.scores.pads
+    heads, dim = shape.heads, shape.head_dim
+    query, key, value = (integer(head, "part") * heads * dim for head in found.heads)
+    name, source = found.merge.name, found.heads[0].inputs[0]
+    operands = (
+        Buffer(f"{name}/keys", (heads, shape.key_bytes), "int8"),
+        Buffer(f"{name}/init", (heads, shape.padded), "int32"),
+        Buffer(f"{name}/values", (heads, shape.value_bytes), "int8"),
+    )
+    names = tuple(buffer.name for buffer in operands)
+    order = lane_order(_isa.select())
+
+    def bind_pack(arrays: Arrays) -> Rows:
+        qkv, targets = arrays[source], [arrays[n] for n in names]
+        return lambda start, stop, scratch: _heads.pack_keys_values(
+            qkv, key, value, heads, dim, *targets, pads, order, shape.value_group, start, stop
+        )
+
+    def bind(arrays: Arrays) -> Rows:
+        qkv, sources, out = arrays[source], [arrays[n] for n in names], arrays[name]
+        return lambda start, stop, scratch: fused(qkv, query, *sources, out, start, stop, scratch)
+
+    macs = 2 * heads * shape.tokens**2 * dim
+    return [
+        Step(shape.tokens, (source,), (), operands, bind_pack, op="pack keys, values"),
+        Step(shape.tokens, (source,), names, (output(found.merge),), bind, shape.scratch_bytes, "attention", macs),
+    ]
+
+
+PATTERNS = (_match_attention, _match_patches)
+"""From a graph, Inner and the node that a pattern ends at to what it replaces."""

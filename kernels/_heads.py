@@ -1,0 +1,343 @@
+"""What every fused attention shares: sizes, packed keys and values, and the scores of a strip of queries.
+
+A strip is a few rows, as many as a register tile has, against all keys: its scores, weights and sums stay in the L1 and
+L2 cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numpy.typing import NDArray
+
+from . import _isa
+from ._ir import I8, I16, I32, Emit, Value
+from ._jit import emitted, helper, kernel
+from ._tile import (
+    BLOCKED,
+    INT16,
+    SHIFTED,
+    SHIFTED_BLOCKED,
+    address,
+    ceil_div,
+    group_size,
+    has_zmm,
+    lane_order,
+    tile,
+    tile_columns,
+    tile_rows,
+)
+from .linear import pack_quant, raise_shifts, stage
+
+Array = NDArray[Any]
+
+_PAD = -(2**30)
+"""Accumulator of a padded key column, after the shift of `Scores`: below that of any key, and RSR keeps the order."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one attention, and of its packed keys and values for this process' instruction path.
+
+    value_group  keys that one INT32 lane sums in the product with the values: 4 bytes, or 2 INT16
+    """
+
+    tokens: int
+    heads: int
+    head_dim: int
+    value_group: int
+
+    @property
+    def padded(self) -> int:
+        """Keys in whole panels."""
+        columns = _isa.select().columns
+        return -(-self.tokens // columns) * columns
+
+    @property
+    def panels(self) -> int:
+        """Panels of values of one head."""
+        return -(-self.head_dim // _isa.select().columns)
+
+    @property
+    def key_bytes(self) -> int:
+        """Packed keys of one head."""
+        return self.padded * -(-self.head_dim // _isa.select().group) * 4
+
+    @property
+    def value_bytes(self) -> int:
+        """Packed values of one head."""
+        return self.panels * -(-self.tokens // self.value_group) * _isa.select().columns * 4
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch of one thread, see `offsets`."""
+        isa = _isa.select()
+        query = isa.rows * -(-self.head_dim // isa.group) * 4 + 64
+        return query + isa.rows * (self.padded * 4 + 64) + (isa.rows + self.panels) * isa.columns * 4
+
+
+@helper
+def offsets(dim: int, padded: int) -> tuple[int, int, int, int, int]:
+    """Where scratch has its parts, in bytes, each a multiple of 64: INT16 logits, weights (a byte or two each), sums of
+    rows, one tile, starts of the accumulators of all panels of values. Staged queries come first."""
+    rows, columns = tile_rows(), tile_columns()
+    logits = (rows * ceil_div(dim, group_size()) * 4 + 63) // 64 * 64
+    weights = logits + rows * padded * 2
+    totals = weights + rows * padded * 2
+    tile_at = totals + rows * 64
+    return logits, weights, totals, tile_at, tile_at + 4 * rows * columns
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Requantization of QK^T, one scale per head.
+
+    quant  int64 [heads, columns * 3]   see `_tile`
+    kinds  int64 [heads]                how a tile stores, see `_tile`; a scale of 1/2 or more needs a shift to the left
+    pads   int64 [heads]                accumulators of padded keys
+    """
+
+    quant: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+    pads: NDArray[np.int64]
+
+
+def pack_scores(mult: Array, shift: Array, head_dim: int, blocked: bool, pads_saturate: bool) -> Scores | None:
+    """For this process' instruction path; None where the fused kernel cannot do it.
+
+    mult  int32 [heads, 1];  shift  int8 [heads, 1]
+    blocked        logits in block order
+    pads_saturate  whether padded keys have to become -32768
+    """
+    isa = _isa.select()
+    quants, kinds, pads = [], [], []
+    for m, s in zip(mult.reshape(-1).tolist(), shift.reshape(-1).tolist(), strict=True):
+        halvings = s - m.bit_length() + 1
+        if m & (m - 1) == 0 < m and 1 <= halvings <= 30:  # a power of two, as the exporter prefers
+            m64, s64, left, limit = 1, halvings, 0, 2**30
+            kind = (SHIFTED_BLOCKED if blocked else SHIFTED) + 256 * halvings
+        else:
+            (raised,), (count,), wide = raise_shifts(np.array([m]), np.array([s]))
+            m64, s64, left = (m, 32, 32 - s) if wide else (int(raised), int(count), 0)
+            limit = 2**31
+            kind = (BLOCKED if blocked else INT16) + 256 * left
+        if (2**14 * head_dim) << left >= limit or (pads_saturate and (_PAD * m64 + (1 << (s64 - 1))) >> s64 > -(2**15)):
+            return None
+        ones = np.ones(isa.columns, np.int64)
+        quants.append(pack_quant(m64 * ones, max(s64, 32) * ones, isa))
+        kinds.append(kind)
+        pads.append(_PAD >> left)
+    return Scores(np.stack(quants), np.array(kinds, np.int64), np.array(pads, np.int64))
+
+
+def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
+    """Requantization of weights times values, per head or per column of a head: int64 [heads, panels * columns * 3]."""
+    isa = _isa.select()
+    panels = -(-head_dim // isa.columns)
+    columns = (np.arange(panels)[:, None] * isa.columns + lane_order(isa)).reshape(-1)
+    heads = []
+    for m, s in zip(mult, shift, strict=True):
+        scale, count = np.zeros(panels * isa.columns, np.int64), np.full(panels * isa.columns, 32, np.int64)
+        scale[:head_dim], count[:head_dim] = m, s
+        heads.append(pack_quant(scale[columns], count[columns], isa))
+    return np.stack(heads)
+
+
+# ---- packing keys and values --------------------------------------------------------------------------------------
+
+
+@emitted
+def copy4(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy four bytes between addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        e.store(args[0], e.load(args[1], I32))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _make_init(path: str, factor: int) -> Any:
+    """What makes up for operands that an instruction path takes 128 too large, or too small."""
+
+    def panel(typingctx: Any, panel: Any, steps: Any, init: Any) -> Any:
+        """Starts of the accumulators: a factor times the column sums of a packed panel on one path, zero elsewhere."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            e = Emit(context, builder)
+            isa, (panel_, steps_, init_) = e.isa, args
+            kind = ir.VectorType(I32, isa.lanes)
+            width, zero = 4 * isa.lanes, e.const(kind, 0)
+            ones = e.const(kind, 0x01010101)
+
+            def step(k: Value, sums: list[Value]) -> list[Value]:
+                here = builder.add(panel_, builder.mul(k, e.i64(isa.vectors * width)))
+                return [e.dot8(s, ones, e.load(e.offset(here, j * width), kind)) for j, s in enumerate(sums)]
+
+            start = [zero] * isa.vectors
+            sums = e.loop(e.i64(0), steps_, 1, start, step) if isa.name == path else start
+            for j, value in enumerate(sums):
+                e.store(e.offset(init_, j * width), builder.mul(value, e.const(kind, factor)))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return emitted(panel)
+
+
+key_init = _make_init("vnni", -128)
+"""Queries are bytes xor 128 there."""
+
+value_init = _make_init("dotprod", 128)
+"""Weights of `weighted_mean` are bytes xor 128 there: sdot takes signed bytes only."""
+
+
+@emitted
+def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> Any:
+    """Four rows of 64 int8 to one step of a panel: byte r of a lane is row r (zmm only; columns of `lane_order`)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        source_, stride_, target_ = args
+        if not e.isa.zmm:
+            return context.get_dummy_value()
+        bytes_, words = ir.VectorType(I8, 64), ir.VectorType(I16, 32)
+        rows = [e.load(builder.add(source_, builder.mul(stride_, e.i64(r))), bytes_) for r in range(4)]
+
+        def interleave(a: Value, b: Value, upper: int) -> Value:
+            """Lower or upper halves of all 128-bit blocks, alternating: punpckl / punpckh."""
+            block = 128 // a.type.element.width
+            picks = [blk + upper * block // 2 + i for blk in range(0, a.type.count, block) for i in range(block // 2)]
+            return e.shuffle(a, b, [n for p in picks for n in (p, p + a.type.count)])
+
+        for upper in (0, 1):
+            first, second = (builder.bitcast(interleave(rows[i], rows[i + 1], upper), words) for i in (0, 2))
+            for part in (0, 1):
+                e.store(e.offset(target_, 64 * (2 * upper + part)), interleave(first, second, part))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@helper
+def _pack_keys(
+    qkv: Array, column: int, dim: int, keys: Array, init: Array, pad: int, order: Array, start: int, stop: int
+) -> None:
+    """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
+    tokens, columns, group = qkv.shape[0], tile_columns(), group_size()
+    steps = ceil_div(dim, group)
+    words = keys.view(np.int16)
+    for jp in range(start // columns, ceil_div(stop, columns)):
+        panel = jp * steps * columns * 4
+        for lane in range(columns):
+            n = jp * columns + order[lane]
+            at = panel + lane * 4
+            if n < tokens and group == 4 and dim % 4 == 0:
+                source = address(qkv) + n * qkv.shape[1] + column
+                for k in range(steps):
+                    copy4(address(keys) + at + k * columns * 4, source + 4 * k)
+            else:
+                for k in range(steps * group):
+                    value = qkv[n, column + k] if n < tokens and k < dim else np.int8(0)
+                    spot = at + k // group * columns * 4
+                    if group == 4:
+                        keys[spot + k % group] = value
+                    else:
+                        words[spot // 2 + k % group] = value
+        key_init(address(keys) + panel, steps, address(init) + jp * columns * 4)
+        for lane in range(columns):
+            if jp * columns + order[lane] >= tokens:
+                init[jp * columns + lane] = pad
+
+
+@helper
+def _pack_values(
+    qkv: Array, column: int, dim: int, values: Array, order: Array, group: int, start: int, stop: int
+) -> None:
+    """Steps of one head's values [T, dim] whose keys lie in [start, stop); start is a multiple of 4."""
+    tokens, columns = qkv.shape[0], tile_columns()
+    steps = ceil_div(tokens, group)
+    words = values.view(np.int16)
+    for jv in range(ceil_div(dim, columns)):
+        for k in range(start // group, ceil_div(stop, group)):
+            at = (jv * steps + k) * columns * 4
+            if has_zmm() and group == 4 and (jv + 1) * columns <= dim and (k + 1) * 4 <= tokens:
+                source = address(qkv) + k * 4 * qkv.shape[1] + column + jv * columns
+                pack_value_group(source, qkv.shape[1], address(values) + at)
+                continue
+            for lane in range(columns):
+                c = jv * columns + order[lane]
+                for g in range(group):
+                    n = k * group + g
+                    value = qkv[n, column + c] if n < tokens and c < dim else np.int8(0)
+                    if group == 4:
+                        values[at + lane * 4 + g] = value
+                    else:
+                        words[at // 2 + lane * 2 + g] = value
+
+
+@kernel(
+    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1],"
+    " int64[::1], int64, int64, int64)"
+)
+def pack_keys_values(
+    qkv: Array,
+    key_column: int,
+    value_column: int,
+    heads: int,
+    dim: int,
+    keys: Array,
+    init: Array,
+    values: Array,
+    pads: Array,
+    order: Array,
+    group: int,
+    start: int,
+    stop: int,
+) -> None:
+    """Keys and values of tokens start to stop - 1, all heads; start is a multiple of `columns` and of 4.
+
+    qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values from value_column on
+    keys    int8 [heads, key_bytes];  init int32 [heads, padded];  values int8 [heads, value_bytes]
+    pads    int64 [heads]: see Scores;  order int64 [columns]: `lane_order`;  group: see Shape
+    """
+    for h in range(heads):
+        _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], pads[h], order, start, stop)
+        _pack_values(qkv, value_column + h * dim, dim, values[h], order, group, start, stop)
+
+
+# ---- one strip ----------------------------------------------------------------------------------------------------
+
+
+@helper
+def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scratch: Array) -> None:
+    """`count` rows of one head's queries to the start of scratch, in the operand format of the tile."""
+    steps = ceil_div(dim, group_size())
+    words = scratch.view(np.int16)
+    for r in range(count):
+        stage(qkv, row + r, column, dim, steps, scratch, words, r * steps * 4)
+
+
+@helper
+def score_strip(
+    query: int, steps: int, count: int, keys: int, init: int, quant: int, kind: int, scores: int, padded: int
+) -> None:
+    """INT16 logits of `count` staged queries against all keys of one head; all but counts are addresses."""
+    columns = tile_columns()
+    for jp in range(padded // columns):
+        panel = keys + jp * steps * columns * 4
+        to = scores + jp * columns * 2
+        tile(query, steps * 4, count - 1, panel, steps, init + jp * columns * 4, quant, kind, to, padded * 2)
+
+
+@helper
+def copy_columns(scratch: Array, at: int, count: int, valid: int, out: Array, row: int, first: int) -> None:
+    """The valid columns of a tile of int8 in scratch to the output."""
+    for r in range(count):
+        for c in range(valid):
+            out[row + r, first + c] = scratch[at + r * tile_columns() * 4 + c]

@@ -1,0 +1,150 @@
+"""Fused attention with weights of a byte: QK^T, requantize, exp_weights, weights times values, one division, by strips.
+
+Both products run at the full INT8 rate. Weights are divided by their sum after the product: once per output element,
+not once per key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _heads, _isa
+from ._heads import Scores, copy_columns, offsets, score_strip, stage_queries, value_init
+from ._jit import helper, kernel
+from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, tile, tile_columns, tile_rows
+from .exp_weights import plain_weights, row_weights
+from .linear import raise_shifts
+from .softmax2 import row_max
+from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
+
+Array = NDArray[Any]
+
+
+def shape(tokens: int, heads: int, head_dim: int) -> _heads.Shape:
+    """Sizes: weights have the operand format of the tile."""
+    return _heads.Shape(tokens, heads, head_dim, _isa.select().group)
+
+
+def pack_scores(mult: Array, shift: Array, head_dim: int) -> Scores | None:
+    """See `_heads`: padded keys get no weight, whatever their logit."""
+    return _heads.pack_scores(mult, shift, head_dim, _isa.select().name == "vnni", False)
+
+
+def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] | None:
+    """Requantization of the means; None where a shift is below LEAST_SHIFT and cannot be raised.
+
+    mult  int32 [heads, 1 or dim];  shift  int8 [heads, 1 or dim]
+    """
+    raised, shifts, wide = raise_shifts(mult, shift, LEAST_SHIFT)
+    return None if wide else _heads.pack_values(raised, shifts, head_dim)
+
+
+@helper
+def _weigh(
+    scratch: Array,
+    strip: tuple[int, int, int, int, int],
+    count: int,
+    tokens: int,
+    padded: int,
+    tables: Array,
+    head: int,
+) -> None:
+    """Weights and their sums of `count` rows of logits, in the operand format of the tile."""
+    logits, weights, totals, _, _ = strip
+    words, sums = scratch.view(np.int16), scratch.view(np.int64)
+    table = tables.view(np.int16)[head]
+    for r in range(count):
+        row = logits + r * padded * 2
+        if has_zmm():
+            at, to = address(scratch) + row, weights + r * padded if biased() else row
+            top = row_max(at, padded)
+            table_at = address(tables) + head * tables.shape[1]
+            sums[totals // 8 + r] = row_weights(at, tokens, padded, top, table_at, address(scratch) + to)
+            continue
+        first = row // 2
+        sums[totals // 8 + r] = plain_weights(words, first, tokens, table, 0, words, first)
+        for j in range(tokens, padded):
+            words[first + j] = 0
+        if group_size() == 4:
+            for j in range(padded):
+                scratch[weights + r * padded + j] = words[first + j] ^ 128
+
+
+@helper
+def _means(
+    scratch: Array,
+    strip: tuple[int, int, int, int, int],
+    padded: int,
+    values: Array,
+    quant: Array,
+    out: Array,
+    row: int,
+    count: int,
+    head: int,
+    dim: int,
+) -> None:
+    """`count` rows of one head's weights, in scratch, times its values, divided, to `out` from row `row` on."""
+    columns, steps = tile_columns(), ceil_div(out.shape[0], group_size())
+    logits, weights, totals, tile_at, starts = strip
+    base, sums = address(scratch), scratch.view(np.int64)
+    a, stride = (weights, padded) if group_size() == 4 else (logits, 2 * padded)
+    for jv in range(ceil_div(dim, columns)):
+        panel = address(values) + head * values.shape[1] + jv * steps * columns * 4
+        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * 24
+        init = base + starts + jv * columns * 4
+        tile(base + a, stride, count - 1, panel, steps, init, panel_quant, RAW, base + tile_at, 4 * columns)
+        first, valid = head * dim + jv * columns, min(columns, dim - jv * columns)
+        for r in range(count):
+            acc = base + tile_at + r * columns * 4
+            factor, more = reciprocal(sums[totals // 8 + r])
+            to = address(out) + (row + r) * out.shape[1] + first if valid == columns else acc
+            mean_row(acc, panel_quant, factor, more, to)
+        if valid < columns:
+            copy_columns(scratch, tile_at, count, valid, out, row, first)
+
+
+@kernel(
+    "void(int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1],"
+    " int8[:, ::1], int8[:, ::1], int64, int64, int8[::1])"
+)
+def mean_attention(
+    qkv: Array,
+    query_column: int,
+    keys: Array,
+    init: Array,
+    values: Array,
+    kinds: Array,
+    score_quant: Array,
+    value_quant: Array,
+    tables: Array,
+    out: Array,
+    start: int,
+    stop: int,
+    scratch: Array,
+) -> None:
+    """Rows start to stop - 1 of merge_heads(weighted_mean(exp_weights(QK^T), V)), all heads.
+
+    qkv   int8 [T, W];  keys, init, values, kinds, score_quant: see `_heads`;  value_quant: `pack_values`
+    tables  int8 [heads, 512]: `exp_weights.pack_table`
+    out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
+    """
+    heads, padded, rows, columns = keys.shape[0], init.shape[1], tile_rows(), tile_columns()
+    tokens, dim = qkv.shape[0], out.shape[1] // heads
+    steps, value_steps = ceil_div(dim, group_size()), ceil_div(tokens, group_size())
+    strip = offsets(dim, padded)
+    base = address(scratch)
+    for h in range(heads):
+        key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
+        quant = address(score_quant) + h * score_quant.shape[1] * 8
+        for jv in range(ceil_div(dim, columns)):
+            panel = address(values) + h * values.shape[1] + jv * value_steps * columns * 4
+            value_init(panel, value_steps, base + strip[4] + jv * columns * 4)
+        for i in range(start, stop, rows):
+            count = min(rows, stop - i)
+            stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
+            score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded)
+            _weigh(scratch, strip, count, tokens, padded, tables, h)
+            _means(scratch, strip, padded, values, value_quant, out, i, count, h, dim)
