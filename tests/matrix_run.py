@@ -72,7 +72,8 @@ def main(path: str) -> None:
         labels = backends.class_map(scores.astype(np.int32), "bilinear", 16, 110, 109, "numba", threads)
         seen["labels"] = digest(labels)
     backends.warmup()  # what this model does not run is compiled too: the code of every kernel is looked at
-    kernels = [_jit.REGISTRY[name] for name in ("linear.linear", "attention.attention", "layernorm.layernorm")]
+    names = ("linear.linear", "attention.softmax2_attention", "mean_attention.mean_attention", "layernorm.layernorm")
+    kernels = [_jit.REGISTRY[name] for name in names]
     text = "\n".join(kernel.assembly() for kernel in kernels)
     words = ("vpdpbusd", "vpdpwssd", "vpmaddwd", "pmaddwd", "zmm", "ymm", "vpermi2b")
     floats = {name: float_lines(kernel.llvm())[:3] for name, kernel in _jit.REGISTRY.items() if kernel._compiled}
