@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import backends, models, store, strict_json
+from intseg import backends, files, models, store
 from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
@@ -290,14 +290,11 @@ def _weights_in(folder: Path) -> Path:
 
 def _configured_names(path: Path) -> tuple[str, ...] | None:
     """Class names from id2label of a config.json; None where there is no such file or entry. Raises ModelError."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise ModelError(f"{path}: {path.stat().st_size} bytes, expected a small JSON file; remove it")
-        config = strict_json.parse(path.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}; check the permissions") from None
+    text = files.read_text(path, "", "correct it, or remove it to use the names in the weights", limit=_MAX_CONFIG)
+    try:
+        config = files.parse_json(text)
     except ValueError:
         raise ModelError(f"{path}: is not JSON; correct it, or remove it to use the names in the weights") from None
     found = config.get("id2label") if isinstance(config, dict) else None

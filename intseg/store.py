@@ -20,11 +20,11 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from intseg.errors import InputError, ModelError
+from intseg import files
+from intseg.errors import ModelError
 from intseg.files import write_atomically as write_atomically  # store.write_atomically is what others call
 from intseg.graph import MAX_NODES, Graph, ModelInfo, Node, validate
 from intseg.prove import prove
-from intseg.strict_json import require_shallow
 
 FORMAT = 1
 KEY = "intseg"
@@ -55,17 +55,9 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a weights file. Raises InputError when it cannot be read, ModelError when it is too large."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise ModelError(f"{path}: file of {size} bytes, expected at most {MAX_FILE}")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read weights: {error.strerror}; give a file written by tools/convert.py, "
-            "or a bundled model's name (intseg models)"
-        ) from None
+    """The bytes of a weights file. Raises InputError when it cannot be read or is too large."""
+    hint = "give a file written by tools/convert.py, or a bundled model's name (intseg models)"
+    return files.read(path, "weights", hint, limit=MAX_FILE, pipes=True)
 
 
 def parse(path: Path, data: bytes) -> Graph:
@@ -232,7 +224,7 @@ def _parse_json(text: str | bytes, what: str) -> Any:
             parse_float=_refuse_float,
             parse_constant=_refuse_float,
         )
-        require_shallow(value)
+        files.require_shallow(value)
     except (ValueError, RecursionError):
         raise ModelError(f"{what} is not JSON: not an intseg model, or damaged") from None
     return value

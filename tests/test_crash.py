@@ -55,24 +55,7 @@ ALLOWED = {
         "self.path.open('ab', buffering=0)",
     ): "as in intseg/batch/infer.py",
     ("intseg/batch/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
-    ("intseg/reports/card.py", "write", "(made / name).write_bytes(data)"): "inside files.new_folder",
-    ("intseg/conformance/vectors.py", "write_pack", "(made / name).write_bytes(data)"): "inside files.new_folder",
-    (
-        "intseg/workbench/dump.py",
-        "_write_tensors",
-        "(target / path).write_bytes(_encode(name, array, kind, options))",
-    ): ("inside files.new_folder"),
-    ("intseg/workbench/dump.py", "_write_tensors", "(target / 'tensors.npz').open('wb')"): "inside files.new_folder",
-    (
-        "intseg/workbench/dump.py",
-        "_write_tensors",
-        "np.savez(out, allow_pickle=False, **arrays)",
-    ): "inside files.new_folder",
-    (
-        "intseg/workbench/dump.py",
-        "_write_tensors",
-        "(target / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=False) + '\\n', encoding='ascii')",
-    ): "inside files.new_folder",
+    ("intseg/workbench/dump.py", "_write_tensors", "np.savez(out, allow_pickle=False, **arrays)"): "to files.create",
     (
         "intseg/workbench/dump.py",
         "_encode",

@@ -251,7 +251,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path):
     """A sparse file: nothing is allocated."""
     with (tmp_path / "x").open("wb") as file:
         file.truncate(2**32 + 1)
-    with pytest.raises(ModelError, match=f"{2**32 + 1} bytes, expected at most {2**32}"):
+    with pytest.raises(InputError, match=f"{2**32 + 1} bytes, expected at most {2**32}"):
         store.load(tmp_path / "x")
 
 

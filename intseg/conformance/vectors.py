@@ -25,7 +25,7 @@ from intseg.conformance import coverage
 from intseg.conformance.coverage import Call
 from intseg.errors import InputError, MismatchError
 from intseg.executor import execute
-from intseg.files import new_folder
+from intseg.files import create, new_folder
 from intseg.graph import ModelInfo, Node
 from intseg.ops import Array, Attr, Run
 from intseg.ops.gelu import times_1_6875
@@ -691,7 +691,8 @@ def write_pack(pack: Pack, folder: str | os.PathLike[str]) -> None:
     with new_folder(target) as made:
         for name, data in pack.files.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).write_bytes(data)
+            with create(made / name) as file:
+                file.write(data)
 
 
 def require_new(target: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from intseg import api, backends, models, store, strict_json
+from intseg import api, backends, files, models, store
 from intseg.conformance import coverage, truth_table, vectors
 from intseg.conformance.coverage import Call
 from intseg.errors import InputError, IntsegError, ModelError
@@ -139,16 +139,12 @@ def _difference(found: Array | str, expected: Array | str | None) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no file can have this name"
-        raise InputError(f"{path}: cannot read: {reason}; the folder is incomplete, write it again") from None
+    return files.read(path, "", "the folder is incomplete, write it again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = strict_json.parse(_read(path))
+        document = files.parse_json(_read(path))
     except ValueError:
         raise InputError(f"{path}: is not JSON; the folder is damaged, write it again") from None
     if not isinstance(document, dict):
@@ -182,7 +178,7 @@ def read_op_file(path: Path, data: bytes) -> list[tuple[Call, Array]]:
     tensors = _tensors(path, data)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = strict_json.parse(header["__metadata__"][vectors.KEY])
+        document = files.parse_json(header["__metadata__"][vectors.KEY])
         op, attrs = document["op"], document["attrs"]
         return [_case(op, entry, tensors, f"case{i}.") for i, entry in enumerate(attrs)]
     except (KeyError, ValueError, TypeError, ModelError) as error:

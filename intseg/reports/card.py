@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intseg import api, files, store, strict_json
+from intseg import api, files, store
 from intseg._version import __version__
 from intseg.errors import InputError, MismatchError
 from intseg.reports import doctor
@@ -52,7 +52,8 @@ def write(
     else:
         with files.new_folder(target) as made:
             for name, data in contents.items():
-                (made / name).write_bytes(data)
+                with files.create(made / name) as file:
+                    file.write(data)
     return [target / name for name in contents]
 
 
@@ -126,10 +127,9 @@ def preprocessor(model: api.Model) -> dict[str, Any]:
 
 
 def _read_metrics(model: api.Model, path: str) -> dict[str, Any]:
+    text = files.read_text(path, "metrics", "give a file of intseg eval --json", pipes=True)
     try:
-        found = strict_json.parse(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read metrics: {error.strerror}; give a file of intseg eval --json") from None
+        found = files.parse_json(text)
     except ValueError:
         raise InputError(f"{path}: is not JSON, expected what intseg eval --json printed") from None
     measured = found.get("model") if isinstance(found, dict) else None

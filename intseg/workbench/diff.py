@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from intseg import api
+from intseg import api, files
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.graph import IMAGE, Node
@@ -94,10 +94,10 @@ def open_other(path: str | os.PathLike[str], golden: Trace, node: str | None = N
     if source.is_dir():
         if (source / MANIFEST).exists():
             return _Folder(open_folder(source))
-        files = sorted(source.glob("*.npy"))
-        if not files:
+        arrays = sorted(source.glob("*.npy"))
+        if not arrays:
             raise InputError(f"{source}: holds neither {MANIFEST} nor npy files; write it with intseg dump")
-        return _Arrays({_full(file.stem): _load_npy(file) for file in files})
+        return _Arrays({_full(file.stem): _load_npy(file) for file in arrays})
     if source.suffix == ".npz":
         return _Arrays(_load_npz(source, golden))
     if source.suffix in (".npy", *TEXTS):
@@ -112,10 +112,9 @@ def _full(name: str) -> str:
 
 
 def _load_npy(path: Path) -> Array:
+    data = files.read(path, "", "expected a npy file")
     try:
-        return read_npy(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror or error}; expected a npy file") from None
+        return read_npy(data)
     except InputError as error:
         raise InputError(f"{path}: is not a npy file: {error}") from None
 
@@ -126,8 +125,6 @@ def _load_npz(path: Path, golden: Trace) -> dict[str, Array]:
     short = {name.removeprefix("window0."): limit for name, limit in limits.items()}
     try:
         return {_full(name): array for name, array in read_npz(path, {**short, **limits}).items()}
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror or error}; expected a npz file") from None
     except InputError as error:
         raise InputError(f"{path}: is not a npz file: {error}") from None
 
@@ -139,10 +136,9 @@ def _load_single(path: Path, name: str, golden: Trace) -> Array:
     if path.suffix == ".npy":
         return _load_npy(path)
     dtype, shape = golden.file.kind(name)
+    data = files.read(path, "", "expected one tensor")
     try:
-        return _decode(path.read_bytes(), TEXTS[path.suffix], dtype, shape, Options())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}") from None
+        return _decode(data, TEXTS[path.suffix], dtype, shape, Options())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -164,7 +160,7 @@ class _Held(TensorFile):
     """A tensor file whose tensors are in memory: the file itself may be gone."""
 
     def __init__(self, file: TensorFile, held: Mapping[str, Array]) -> None:
-        self.path, self.metadata, self.entries = file.path, file.metadata, file.entries
+        self.path, self.metadata, self.entries, self._file = file.path, file.metadata, file.entries, file._file
         self.held = held
 
     def read(self, name: str) -> Array:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import files, strict_json
+from intseg import files
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.ops import Array
@@ -318,14 +318,15 @@ def read_npy(data: bytes) -> Array:
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def read_npz(path: Path, limits: Mapping[str, int]) -> dict[str, Array]:
+def read_npz(path: str | os.PathLike[str], limits: Mapping[str, int]) -> dict[str, Array]:
     """Arrays of a npz file by name, of those that `limits` names. Raises InputError.
 
     limits  bytes of the elements at most: a packed file of a megabyte may hold a gigabyte
     """
     found: dict[str, Array] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.opened(path) as file, zipfile.ZipFile(file) as archive:
+            size = os.fstat(file.fileno()).st_size
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name not in limits:
@@ -334,10 +335,10 @@ def read_npz(path: Path, limits: Mapping[str, int]) -> dict[str, Array]:
                     raise InputError("packed in an unknown way, expected np.savez or np.savez_compressed")
                 if member.file_size > limits[name] + _NPY_HEADER:
                     raise InputError(f"array {name!r} has {member.file_size} bytes, expected at most {limits[name]}")
-                if member.compress_size > path.stat().st_size:  # zipfile would allocate what the directory claims
+                if member.compress_size > size:  # zipfile would allocate what the directory claims
                     raise InputError(f"array {name!r} has {member.compress_size} packed bytes, more than the file")
                 found[name] = read_npy(archive.read(member))
-    except (InputError, MemoryError, FileNotFoundError, PermissionError):
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # zipfile raises many types for a damaged file
         raise InputError(f"cannot be read ({type(error).__name__}: {error!s:.100})") from None
@@ -346,7 +347,7 @@ def read_npz(path: Path, limits: Mapping[str, int]) -> dict[str, Array]:
 
 def _decode_json(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
     try:
-        values = strict_json.parse(data)["data"]
+        values = files.parse_json(data)["data"]
         if any(type(v) is not int for v in values) or len(values) != math.prod(shape):
             raise ValueError(f"{len(values)} values, expected {math.prod(shape)} integers")
         array = np.array(values, dtype=dtype).reshape(shape)
@@ -510,12 +511,14 @@ def _write_tensors(file: TensorFile, names: Sequence[str], target: Path, kind: s
         if kind == "npz":
             arrays[name] = array
         else:
-            (target / path).write_bytes(_encode(name, array, kind, options))
+            with files.create(target / path) as out:
+                out.write(_encode(name, array, kind, options))
     if kind == "npz":
-        with (target / "tensors.npz").open("wb") as out:
+        with files.create(target / "tensors.npz") as out:
             np.savez(out, allow_pickle=False, **arrays)
     document = {"format": FORMAT, "kind": kind, "options": asdict(options), "source": file.metadata, "tensors": tensors}
-    (target / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=False) + "\n", encoding="ascii")
+    with files.create(target / MANIFEST) as out:
+        out.write((json.dumps(document, indent=1, sort_keys=False) + "\n").encode("ascii"))
 
 
 def _scale(file: TensorFile, name: str) -> Any:
@@ -562,11 +565,9 @@ class Folder:
                 if array.dtype.kind == "f" and not array.size:
                     raise InputError("is not in the file")
             else:
-                array = _decode(path.read_bytes(), self.kind, entry["dtype"], entry["shape"], self.options)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read: {error.strerror}; dump it again") from None
+                array = _decode(files.read(path), self.kind, entry["dtype"], entry["shape"], self.options)
         except InputError as error:
-            raise InputError(f"{path}: tensor {name!r}: {error}") from None
+            raise InputError(f"{path}: tensor {name!r}: {error}; dump it again") from None
         if check:
             self._check(path, name, array)
         return array
@@ -586,7 +587,7 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     """A folder with a manifest. Raises InputError when there is none or it is malformed."""
     folder = Path(path)
     try:
-        document = strict_json.parse((folder / MANIFEST).read_text(encoding="utf-8"))
+        document = files.parse_json(files.read_text(folder / MANIFEST, "", "give a folder of intseg dump"))
         if document["format"] != FORMAT:
             raise InputError(f"{folder / MANIFEST}: format {document['format']!r}, expected {FORMAT}; dump it again")
         options = _manifest_options(document["options"])
@@ -598,8 +599,6 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
         if metadata is not None and not isinstance(metadata, dict):
             raise ValueError("source is not an object")
         return Folder(folder, document["kind"], options, metadata, tensors)
-    except OSError as error:
-        raise InputError(f"{folder / MANIFEST}: cannot read: {error.strerror}; give a folder of intseg dump") from None
     except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
         raise InputError(f"{folder / MANIFEST}: is not a manifest of intseg dump ({error}); dump it again") from None
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from intseg import api, backends, files, models, strict_json
+from intseg import api, backends, files, models
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError
 from intseg.executor import execute
@@ -125,17 +125,32 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._file = files.opened(path, "", "give a file written by intseg trace")
         try:
-            size = self.path.stat().st_size
-            with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if size < 8 or length > min(_MAX_HEADER, size - 8):
-                    raise InputError(f"{path}: not a safetensors file, or truncated; write it again with intseg trace")
-                header = file.read(length)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read: {error.strerror}; give a file written by intseg trace") from None
-        self.metadata, self.entries = _parse_header(self.path, header, size - 8 - length)
+            size = os.fstat(self._file.fileno()).st_size
+            length = int.from_bytes(self._file.read(8), "little")
+            if size < 8 or length > min(_MAX_HEADER, size - 8):
+                raise InputError(f"{path}: not a safetensors file, or truncated; write it again with intseg trace")
+            self.metadata, self.entries = _parse_header(self.path, self._bytes(8, length), size - 8 - length)
+        except BaseException:
+            self._file.close()
+            raise
         self._start = 8 + length
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        """A part of the file that was opened, whatever has its name now."""
+        try:
+            self._file.seek(start)
+            data = self._file.read(count)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot read: {error.strerror}; write it again") from None
+        if len(data) != count:
+            raise InputError(f"{self.path}: was truncated while it was read; write it again, then compare")
+        return data
 
     def names(self) -> list[str]:
         """Names of the tensors, in file order."""
@@ -152,9 +167,7 @@ class TensorFile:
         """A tensor."""
         entry = self.entries[name]
         dtype, count = np.dtype(entry.dtype), math.prod(entry.shape)
-        with self.path.open("rb") as file:
-            file.seek(self._start + entry.offset)
-            data = file.read(count * dtype.itemsize)
+        data = self._bytes(self._start + entry.offset, count * dtype.itemsize)
         return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(entry.shape)
 
 
@@ -163,7 +176,7 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] 
     try:
         document = json.loads(header, object_pairs_hook=_no_duplicates)
         text = document.pop("__metadata__", {}).get(KEY)
-        metadata = None if text is None else strict_json.parse(text)
+        metadata = None if text is None else files.parse_json(text)
         entries = {name: _entry(name, value) for name, value in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a safetensors file of intseg ({error}); write it again") from None
