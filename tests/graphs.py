@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from intseg.graph import Graph, ModelInfo, Node
+from intseg.build import GraphBuilder
+from intseg.graph import IMAGE, Graph, ModelInfo, Node
 
 INFO = ModelInfo(
     name="tiny",
@@ -22,14 +23,13 @@ INFO = ModelInfo(
     source="by hand",
 )
 
-IDENTITY = {"mult_a": 2**30, "shift_a": 30, "mult_b": 2**30, "shift_b": 30}
+IDENTITY: dict[str, Any] = {"mult_a": 2**30, "shift_a": 30, "mult_b": 2**30, "shift_b": 30}
 
 
 def node(name: str, op: str, inputs: str, result: str, params: dict[str, str] | None = None, **attrs: Any) -> Node:
-    """A node from words: inputs "a b", result "int8 4 48"; a string `scale` attribute names its scale tensor."""
+    """A node to put into a graph: inputs "a b", result "int8 4 48", right or wrong."""
     dtype, *shape = result.split()
-    scale = attrs.pop("scale", None)
-    return Node(name, op, tuple(inputs.split()), params or {}, attrs, dtype, tuple(map(int, shape)), scale)
+    return Node(name, op, tuple(inputs.split()), params or {}, attrs, dtype, tuple(map(int, shape)))
 
 
 def linear_params(name: str) -> dict[str, str]:
@@ -38,52 +38,43 @@ def linear_params(name: str) -> dict[str, str]:
 
 def tiny() -> Graph:
     """Four patches and a class token of width 4, an attention of two heads, scores of three classes on a 2 x 2 grid."""
-    source = np.random.default_rng(7)
-    tensors: dict[str, np.ndarray] = {
-        "table": np.tile(np.arange(-128, 128), (3, 1)).astype(np.int8),
-        "cls": np.array([[1, -2, 300, -32768]], np.int16),
-        "pos": source.integers(-100, 100, (5, 4)).astype(np.int16),
-        "pos.scale": np.array([[[1]], [[0]], [[8]]], np.int32),
-        "scale": np.array([1, 0, 7], np.int32).reshape(3, 1, 1),
-        "norm.mult": np.array([2**20, -(2**20), 0, 2**21], np.int32),
-        "norm.bias": np.array([0, 2**40, -(2**45), 5], np.int64),
-        "av.mult": np.full((2, 1), 2**30, np.int32),
-        "av.shift": np.full((2, 1), 44, np.int8),
-        "qk.mult": np.full((2, 1), 2**30, np.int32),
-        "qk.shift": np.full((2, 1), 31, np.int8),
+    source, b = np.random.default_rng(7), GraphBuilder(INFO)
+    table = b.tensor("table", np.tile(np.arange(-128, 128), (3, 1)).astype(np.int8))
+    cls = b.tensor("cls", np.array([[1, -2, 300, -32768]], np.int16))
+    pos = b.tensor("pos", source.integers(-100, 100, (5, 4)).astype(np.int16))
+    b.tensor("pos.scale", np.array([[[1]], [[0]], [[8]]], np.int32))
+    b.tensor("scale", np.array([1, 0, 7], np.int32).reshape(3, 1, 1))
+    widths = {"embed": (4, 48, 36), "qkv": (12, 4, 36), "head": (3, 4, 29)}
+    layers = {name: _layer(source, *sizes) for name, sizes in widths.items()}
+    mult = np.full((2, 1), 2**30, np.int32)
+
+    b.node("input", "quantize_input", IMAGE, table=table)
+    b.node("patches", "patchify", "input", patch=4)
+    b.node("embed", "linear", "patches", **layers["embed"], out="int16", scale="scale")
+    b.node("tokens", "concat", cls, "embed")
+    b.node("placed", "add", "tokens", pos, **IDENTITY, scale="pos.scale")
+    gamma, beta = np.array([2**20, -(2**20), 0, 2**21], np.int32), np.array([0, 2**40, -(2**45), 5], np.int64)
+    b.node("norm", "layernorm", "placed", mult=gamma, bias=beta, shift=45, out="int8")
+    b.node("qkv", "linear", "norm", **layers["qkv"], out="int8")
+    for part, name in enumerate("qkv"):
+        b.node(name, "split_heads", "qkv", heads=2, part=part, parts=3)
+    b.node("qk", "matmul", "q", "k", mult=mult, shift=np.full((2, 1), 31, np.int8), transpose_b=1, out="int16")
+    b.node("attn", "softmax2", "qk", frac_bits=8, a1=21955, a2=5571)
+    b.node("av", "matmul", "attn", "v", mult=mult, shift=np.full((2, 1), 44, np.int8), transpose_b=0, out="int8")
+    b.node("merged", "merge_heads", "av")
+    b.node("spatial", "slice", "merged", start=1, stop=5)
+    b.node("head", "linear", "spatial", **layers["head"], out="int16")
+    b.node("scores", "to_grid", "head", height=2, width=2)
+    return b.graph("scores")
+
+
+def _layer(source: np.random.Generator, width: int, depth: int, shift: int) -> dict[str, Any]:
+    return {
+        "weight": source.integers(-128, 128, (width, depth)).astype(np.int8),
+        "bias": source.integers(-1000, 1000, width).astype(np.int32),
+        "mult": np.full(width, 2**30, np.int32),
+        "shift": np.full(width, shift, np.int8),
     }
-    for name, width, depth, shift in (("embed", 4, 48, 36), ("qkv", 12, 4, 36), ("head", 3, 4, 29)):
-        tensors[f"{name}.weight"] = source.integers(-128, 128, (width, depth)).astype(np.int8)
-        tensors[f"{name}.bias"] = source.integers(-1000, 1000, width).astype(np.int32)
-        tensors[f"{name}.mult"] = np.full(width, 2**30, np.int32)
-        tensors[f"{name}.shift"] = np.full(width, shift, np.int8)
-    nodes = (
-        node("input", "quantize_input", "image", "int8 8 8 3", {"table": "table"}),
-        node("patches", "patchify", "input", "int8 4 48", patch=4),
-        node("embed", "linear", "patches", "int16 4 4", linear_params("embed"), out="int16", scale="scale"),
-        node("tokens", "concat", "cls embed", "int16 5 4"),
-        node("placed", "add", "tokens pos", "int16 5 4", **IDENTITY, scale="pos.scale"),
-        node(
-            "norm", "layernorm", "placed", "int8 5 4", {r: f"norm.{r}" for r in ("mult", "bias")}, shift=45, out="int8"
-        ),
-        node("qkv", "linear", "norm", "int8 5 12", linear_params("qkv"), out="int8"),
-        *(
-            node(name, "split_heads", "qkv", "int8 2 5 2", heads=2, part=part, parts=3)
-            for part, name in enumerate(("q", "k", "v"))
-        ),
-        node(
-            "qk", "matmul", "q k", "int16 2 5 5", {r: f"qk.{r}" for r in ("mult", "shift")}, transpose_b=1, out="int16"
-        ),
-        node("attn", "softmax2", "qk", "int16 2 5 5", frac_bits=8, a1=21955, a2=5571),
-        node(
-            "av", "matmul", "attn v", "int8 2 5 2", {r: f"av.{r}" for r in ("mult", "shift")}, transpose_b=0, out="int8"
-        ),
-        node("merged", "merge_heads", "av", "int8 5 4"),
-        node("spatial", "slice", "merged", "int8 4 4", start=1, stop=5),
-        node("head", "linear", "spatial", "int16 4 3", linear_params("head"), out="int16"),
-        node("scores", "to_grid", "head", "int16 2 2 3", height=2, width=2),
-    )
-    return Graph(nodes, tensors, "scores", INFO)
 
 
 def image(seed: int = 0) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg.graph import IMAGE, Graph, ModelInfo, Node
+from intseg.build import GraphBuilder
+from intseg.graph import IMAGE, Graph, ModelInfo
 
 Array = NDArray[Any]
 WIDTH = 8
@@ -40,95 +41,51 @@ def tiny_info(
 
 def tiny_graph(seed: int = 0, **info: Any) -> Graph:
     """A valid graph for `tiny_info(**info)`; equal arguments give equal graphs."""
-    return _Builder(tiny_info(**info), seed).graph()
+    return _Builder(tiny_info(**info), seed).made()
 
 
-class _Builder:
-    """Nodes and tensors so far; every method appends one node and returns its name."""
+class _Builder(GraphBuilder):
+    """Methods append nodes of the usual scales; each returns the name of its node."""
 
     def __init__(self, info: ModelInfo, seed: int) -> None:
-        self.info = info
+        super().__init__(info)
         self.random = np.random.default_rng(seed)
-        self.rows, self.columns = info.window[0] // info.patch, info.window[1] // info.patch
-        self.tokens = self.rows * self.columns
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, Array] = {}
 
-    def graph(self) -> Graph:
-        depth = self.info.patch**2 * 3
-        x = self.node("quantize_input", [IMAGE], (*self.info.window, 3), table=self.bytes(3, 256))
-        x = self.node("patchify", [x], (self.tokens, depth), attrs={"patch": self.info.patch})
+    def made(self) -> Graph:
+        info, depth = self.info, self.info.patch**2 * 3
+        rows, columns = info.window[0] // info.patch, info.window[1] // info.patch
+        x = self.node("quantize_input", "quantize_input", IMAGE, table=self.bytes(3, 256))
+        x = self.node("patchify", "patchify", x, patch=info.patch)
         x = self.linear("patch_embed", x, depth, WIDTH, 5, "int16")
-        self.tensors["pos_embed"] = self.random.integers(-4000, 4000, (self.tokens, WIDTH), np.int16)
-        x = self.add("add_pos", x, "pos_embed")
+        position = self.random.integers(-4000, 4000, (rows * columns, WIDTH), np.int16)
+        x = self.add("add_pos", x, self.tensor("pos_embed", position))
         x = self.add("add_attn", x, self.attention(self.norm("norm1", x)))
-        x = self.linear("head", self.norm("norm2", x), WIDTH, len(self.info.classes), 1, "int16")
-        shape = (self.rows, self.columns, len(self.info.classes))
-        x = self.node("to_grid", [x], shape, "int16", attrs={"height": self.rows, "width": self.columns})
-        return Graph(tuple(self.nodes), self.tensors, x, self.info)
+        x = self.linear("head", self.norm("norm2", x), WIDTH, len(info.classes), 1, "int16")
+        return self.graph(self.node("to_grid", "to_grid", x, height=rows, width=columns))
 
     def attention(self, x: str) -> str:
-        heads, size = 2, WIDTH // 2
         x = self.linear("qkv", x, WIDTH, 3 * WIDTH, 7, "int8")
-        q, k, v = (
-            self.node(
-                "split_heads", [x], (heads, self.tokens, size), attrs={"heads": heads, "part": i, "parts": 3}, name=part
-            )
-            for i, part in enumerate("qkv")
-        )
-        s = self.matmul("scores", q, k, 1, self.tokens, 3, "int16")
-        s = self.node(
-            "softmax2", [s], (heads, self.tokens, self.tokens), "int16", attrs={"frac_bits": 8, "a1": 21955, "a2": 5571}
-        )
-        x = self.matmul("mix", s, v, 0, size, 14, "int8")
-        x = self.node("merge_heads", [x], (self.tokens, WIDTH))
-        return self.linear("proj", x, WIDTH, WIDTH, 1, "int16")
-
-    def node(
-        self,
-        op: str,
-        inputs: list[str],
-        shape: tuple[int, ...],
-        dtype: str = "int8",
-        attrs: dict[str, int | str] | None = None,
-        name: str | None = None,
-        **params: Array,
-    ) -> str:
-        name = name or op
-        self.tensors.update({f"{name}.{role}": array for role, array in params.items()})
-        roles = {role: f"{name}.{role}" for role in params}
-        self.nodes.append(Node(name, op, tuple(inputs), roles, attrs or {}, dtype, shape))
-        return name
+        q, k, v = (self.node(name, "split_heads", x, heads=2, part=i, parts=3) for i, name in enumerate("qkv"))
+        s = self.matmul("scores", q, k, 1, 3, "int16")
+        s = self.node("softmax2", "softmax2", s, frac_bits=8, a1=21955, a2=5571)
+        x = self.matmul("mix", s, v, 0, 14, "int8")
+        return self.linear("proj", self.node("merge_heads", "merge_heads", x), WIDTH, WIDTH, 1, "int16")
 
     def linear(self, name: str, x: str, depth: int, width: int, shift: int, out: str) -> str:
-        return self.node(
-            "linear",
-            [x],
-            (self.tokens, width),
-            out,
-            {"out": out},
-            name,
-            weight=self.bytes(width, depth),
-            bias=self.random.integers(-1000, 1000, width, np.int32),
-            mult=np.ones(width, np.int32),
-            shift=np.full(width, shift, np.int8),
-        )
+        weight, bias = self.bytes(width, depth), self.random.integers(-1000, 1000, width, np.int32)
+        mult, shifts = np.ones(width, np.int32), np.full(width, shift, np.int8)
+        return self.node(name, "linear", x, weight=weight, bias=bias, mult=mult, shift=shifts, out=out)
 
-    def matmul(self, name: str, a: str, b: str, transpose: int, width: int, shift: int, out: str) -> str:
-        params = {"mult": np.ones((2, 1), np.int32), "shift": np.full((2, 1), shift, np.int8)}
-        return self.node(
-            "matmul", [a, b], (2, self.tokens, width), out, {"transpose_b": transpose, "out": out}, name, **params
-        )
+    def matmul(self, name: str, a: str, b: str, transpose: int, shift: int, out: str) -> str:
+        mult, shifts = np.ones((2, 1), np.int32), np.full((2, 1), shift, np.int8)
+        return self.node(name, "matmul", a, b, mult=mult, shift=shifts, transpose_b=transpose, out=out)
 
     def add(self, name: str, a: str, b: str) -> str:
-        attrs: dict[str, int | str] = {"mult_a": 1, "shift_a": 1, "mult_b": 1, "shift_b": 1}
-        return self.node("add", [a, b], (self.tokens, WIDTH), "int16", attrs, name)
+        return self.node(name, "add", a, b, mult_a=1, shift_a=1, mult_b=1, shift_b=1)
 
     def norm(self, name: str, x: str) -> str:
         mult, bias = np.full(WIDTH, 100, np.int32), self.random.integers(-(2**28), 2**28, WIDTH, np.int64)
-        return self.node(
-            "layernorm", [x], (self.tokens, WIDTH), "int8", {"shift": 30, "out": "int8"}, name, mult=mult, bias=bias
-        )
+        return self.node(name, "layernorm", x, mult=mult, bias=bias, shift=30, out="int8")
 
     def bytes(self, *shape: int) -> Array:
         return self.random.integers(-128, 128, shape, np.int8)

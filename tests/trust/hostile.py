@@ -31,6 +31,7 @@ from PIL import Image
 from intseg import api, backends, errors, store
 from intseg.batch import evaluate
 from intseg.batch import infer as batch
+from intseg.build import GraphBuilder
 from intseg.conformance import vectors, verify
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
@@ -58,40 +59,21 @@ class Disagreement(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Builder:
-    """Nodes and tensors so far; dtype and shape of every node are those that its op gives."""
+class _Builder(GraphBuilder):
+    """With random weights."""
 
     def __init__(self, info: ModelInfo, seed: int) -> None:
-        self.info, self.random = info, np.random.default_rng(seed)
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, Array] = {}
-        self.values = {IMAGE: Value("uint8", (*info.window, 3))}
+        super().__init__(info)
+        self.random = np.random.default_rng(seed)
 
-    def node(self, name: str, op: str, inputs: str, scale: str | None = None, **given: Any) -> None:
-        params = {role: given.pop(role) for role in OPS[op].params}
-        self.tensors |= {f"{name}.{role}": array for role, array in params.items()}
-        roles = {role: f"{name}.{role}" for role in params}
-        sources = inputs.split()
-        values = [self.values[n] if n in self.values else _value(self.tensors[n]) for n in sources]
-        value = OPS[op].check(values, params, given)
-        self.values[name] = value
-        self.nodes.append(Node(name, op, tuple(sources), roles, given, value.dtype, value.shape, scale))
-
-    def linear(self, name: str, x: str, width: int, out: str, shift: int) -> None:
+    def linear(self, name: str, x: str, width: int, out: str, shift: int, **more: Any) -> None:
         params = {
-            "weight": self.random.integers(-128, 128, (width, self.values[x].shape[-1])).astype(np.int8),
+            "weight": self.random.integers(-128, 128, (width, self.shape(x)[-1])).astype(np.int8),
             "bias": self.random.integers(-1000, 1000, width).astype(np.int32),
             "mult": np.full(width, 2**30, np.int32),
             "shift": np.full(width, shift, np.int8),
         }
-        self.node(name, "linear", x, **params, out=out)
-
-    def graph(self, output: str) -> Graph:
-        return Graph(tuple(self.nodes), self.tensors, output, self.info)
-
-
-def _value(array: Array) -> Value:
-    return Value(array.dtype.name, array.shape)
+        self.node(name, "linear", x, **params, out=out, **more)
 
 
 def _info(upsample: str, classes: int = 3) -> ModelInfo:
@@ -115,9 +97,8 @@ def linear_graph() -> Graph:
     b = _Builder(_info("bilinear"), 1)
     b.node("input", "quantize_input", IMAGE, table=np.tile(np.arange(-128, 128), (3, 1)).astype(np.int8))
     b.node("patches", "patchify", "input", patch=4)
-    b.tensors["scale"] = np.array([1, 0, 7], np.int32).reshape(3, 1, 1)
-    b.linear("head", "patches", 3, "int16", 36)
-    b.nodes[-1] = Node(**{**vars(b.nodes[-1]), "scale": "scale"})
+    scale = b.tensor("scale", np.array([1, 0, 7], np.int32).reshape(3, 1, 1))
+    b.linear("head", "patches", 3, "int16", 36, scale=scale)
     b.node("scores", "to_grid", "head", height=2, width=2)
     return b.graph("scores")
 
@@ -130,10 +111,9 @@ def block_graph(softmax: str, gelu: str, out: str) -> Graph:
     b.node("input", "quantize_input", IMAGE, table=r.integers(-128, 128, (3, 256)).astype(np.int8))
     b.node("patches", "patchify", "input", patch=4)
     b.linear("embed", "patches", 4, "int16", 36)
-    b.tensors["cls"] = np.array([[1, -2, 300, -32768]], np.int16)
-    b.node("tokens", "concat", "cls embed")
-    b.tensors["pos"] = r.integers(-100, 100, (5, 4)).astype(np.int16)
-    b.node("placed", "add", "tokens pos", mult_a=2**30, shift_a=30, mult_b=2**30, shift_b=29)
+    b.node("tokens", "concat", b.tensor("cls", np.array([[1, -2, 300, -32768]], np.int16)), "embed")
+    position = b.tensor("pos", r.integers(-100, 100, (5, 4)).astype(np.int16))
+    b.node("placed", "add", "tokens", position, mult_a=2**30, shift_a=30, mult_b=2**30, shift_b=29)
     norm = {
         "mult": np.array([2**20, -(2**20), 0, 2**21], np.int32),
         "bias": np.array([0, 2**40, -(2**45), 5], np.int64),
@@ -144,12 +124,12 @@ def block_graph(softmax: str, gelu: str, out: str) -> Graph:
         b.node(name, "split_heads", "qkv", heads=2, part=part, parts=3)
     one = np.full((2, 1), 2**30, np.int32)
     scale = {"mult": one, "shift": np.full((2, 1), 31, np.int8)}
-    b.node("qk", "matmul", "q k", **scale, transpose_b=1, out="int16")
+    b.node("qk", "matmul", "q", "k", **scale, transpose_b=1, out="int16")
     soft: dict[str, Any] = {"frac_bits": 8, "a1": 21955, "a2": 5571}
     if softmax == "shiftmax":
         soft = {"i0": 64, "k_inter": 9, "int_div_kind": "normalized", "out": out}
     b.node("attn", softmax, "qk", **soft)
-    b.node("av", "matmul", "attn v", **{**scale, "shift": np.full((2, 1), 40, np.int8)}, transpose_b=0, out="int8")
+    b.node("av", "matmul", "attn", "v", **{**scale, "shift": np.full((2, 1), 40, np.int8)}, transpose_b=0, out="int8")
     b.node("merged", "merge_heads", "av")
     b.linear("fc1", "merged", 6, "int8", 37)
     if gelu == "gelu_table":
@@ -158,7 +138,7 @@ def block_graph(softmax: str, gelu: str, out: str) -> Graph:
         kind = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8, "mult": 2**30, "shift": 38}
         b.node("gelu", gelu, "fc1", **kind)
     b.linear("fc2", "gelu", 4, "int16", 36)
-    b.node("sum", "add", "placed fc2", mult_a=1, shift_a=1, mult_b=2**30, shift_b=30)
+    b.node("sum", "add", "placed", "fc2", mult_a=1, shift_a=1, mult_b=2**30, shift_b=30)
     b.node("unit", "l2norm", "sum", mult=2**30, shift=53)
     b.node("spatial", "slice", "unit", start=1, stop=5)
     b.linear("head", "spatial", 3, "int16", 34)
@@ -583,7 +563,7 @@ def _declare(document: dict[str, Any], tensors: Mapping[str, Array]) -> None:
     try:
         values = {IMAGE: Value("uint8", (*document["info"]["window"], 3))}
         for node in document["nodes"]:
-            inputs = [values[n] if n in values else _value(tensors[n]) for n in node["inputs"]]
+            inputs = [values.get(n) or Value(tensors[n].dtype.name, tensors[n].shape) for n in node["inputs"]]
             params = {role: tensors[name] for role, name in node["params"].items()}
             value = OPS[node["op"]].check(inputs, params, node["attrs"])
             values[node["name"]] = value

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from intseg import backends, store
-from intseg.graph import IMAGE, Graph, ModelInfo, Node, validate
-from intseg.ops import OPS, Array, Attr, Value
+from intseg.build import GraphBuilder
+from intseg.graph import IMAGE, Graph, ModelInfo, validate
+from intseg.ops import Array, Attr
 from intseg.plan.memory import Step
 from intseg.plan.plan import Plan
 from intseg.plan.threads import run_parallel, thread_count
@@ -89,31 +89,20 @@ def dyadic(scale: float) -> tuple[int, int]:
     return round(mantissa * 2**31), 31 - exponent
 
 
-class RandomGraph:
+def _info(size: Shape) -> ModelInfo:
+    """One window, grey levels for colours."""
+    count, window = size.classes, (size.image, size.image)
+    names = tuple(f"class {i}" for i in range(count))
+    palette = tuple((i % 256, i % 256, i % 256) for i in range(count))
+    return ModelInfo("random", "intseg", names, palette, window, window, size.patch, (127, 127, 127), size.upsample)
+
+
+class RandomGraph(GraphBuilder):
     """Builds a valid graph whose activations stay spread over their range, so that no op works on constants."""
 
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
-        self.shape, self.rng = shape, np.random.default_rng(seed)
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, NDArray[np.signedinteger]] = {}
-        self.values = {IMAGE: Value("uint8", (shape.image, shape.image, 3))}
-
-    def tensor(self, name: str, array: Array) -> str:
-        """Add a tensor, return its name."""
-        self.tensors[name] = array
-        self.values[name] = Value(array.dtype.name, array.shape)
-        return name
-
-    def node(
-        self, name: str, op: str, inputs: list[str], params: Mapping[str, Array] | None = None, **attrs: Attr
-    ) -> str:
-        """Append a node, its dtype and shape inferred; return its name."""
-        roles = {role: self.tensor(f"{name}.{role}", array) for role, array in (params or {}).items()}
-        arrays = {role: self.tensors[tensor] for role, tensor in roles.items()}
-        value = OPS[op].check([self.values[i] for i in inputs], arrays, attrs)
-        self.nodes.append(Node(name, op, tuple(inputs), roles, dict(attrs), value.dtype, value.shape))
-        self.values[name] = value
-        return name
+    def __init__(self, size: Shape, seed: int = 0) -> None:
+        super().__init__(_info(size))
+        self.size, self.rng = size, np.random.default_rng(seed)
 
     def bytes(self, *shape: int) -> Array:
         """Random INT8 with a standard deviation of about 40."""
@@ -130,122 +119,115 @@ class RandomGraph:
 
     def linear(self, name: str, x: str, width: int, out: str) -> str:
         """out std 40 for INT8, 1000 for INT16."""
-        depth = self.values[x].shape[-1]
+        depth = self.shape(x)[-1]
         target = 40 if out == "int8" else 1000
         mult, shift = self.scales(width, target / (1600 * math.sqrt(depth)))
         bias = self.rng.integers(-20000, 20000, width).astype(np.int32)
-        params = {"weight": self.bytes(width, depth), "bias": bias, "mult": mult, "shift": shift}
-        return self.node(name, "linear", [x], params, out=out)
+        weight = self.bytes(width, depth)
+        return self.node(name, "linear", x, weight=weight, bias=bias, mult=mult, shift=shift, out=out)
 
     def layernorm(self, name: str, x: str, out: str = "int8") -> str:
         """z has a standard deviation of 2^30 / sqrt(D)."""
-        depth = self.values[x].shape[-1]
+        depth = self.shape(x)[-1]
         target = 40 if out == "int8" else 4000
         mult, shift = dyadic(target * math.sqrt(depth) / 2**30)
         gain = (self.rng.uniform(-1, 1, depth) * mult).astype(np.int32)
         bias = self.rng.integers(-(2 ** (shift + 4)), 2 ** (shift + 4), depth)
-        return self.node(name, "layernorm", [x], {"mult": gain, "bias": bias}, shift=shift, out=out)
+        return self.node(name, "layernorm", x, mult=gain, bias=bias, shift=shift, out=out)
 
     def matmul(self, name: str, a: str, b: str, scale: float, columns: int, transpose: int, out: str) -> str:
         """Scales per head, or per column of a head."""
-        batch = self.values[a].shape[:-2]
+        batch = self.shape(a)[:-2]
         mult, shift = self.scales(math.prod(batch) * columns, scale)
-        params = {"mult": mult.reshape(*batch, columns), "shift": shift.reshape(*batch, columns)}
-        return self.node(name, "matmul", [a, b], params, transpose_b=transpose, out=out)
+        mult, shift = mult.reshape(*batch, columns), shift.reshape(*batch, columns)
+        return self.node(name, "matmul", a, b, mult=mult, shift=shift, transpose_b=transpose, out=out)
 
     def attention(self, name: str, x: str) -> str:
         """From INT8 tokens to the INT16 projection."""
-        width, heads = self.shape.width, self.shape.heads
+        width, heads = self.size.width, self.size.heads
         qkv = self.linear(f"{name}.qkv", x, 3 * width, "int8")
-        parts = [
-            self.node(f"{name}.{n}", "split_heads", [qkv], heads=heads, part=i, parts=3) for i, n in enumerate("qkv")
-        ]
-        context = self.mean(name, parts) if self.shape.softmax == "exp_weights" else self.probabilities(name, parts)
-        return self.linear(f"{name}.proj", self.node(f"{name}.merge", "merge_heads", [context]), width, "int16")
+        q, k, v = (
+            self.node(f"{name}.{part}", "split_heads", qkv, heads=heads, part=i, parts=3)
+            for i, part in enumerate("qkv")
+        )
+        mixed = self.mean if self.size.softmax == "exp_weights" else self.probabilities
+        merged = self.node(f"{name}.merge", "merge_heads", mixed(name, q, k, v))
+        return self.linear(f"{name}.proj", merged, width, "int16")
 
-    def mean(self, name: str, parts: Sequence[str]) -> str:
+    def mean(self, name: str, q: str, k: str, v: str) -> str:
         """Weights of a byte: scores by a shift of about 1/1600 sqrt(dim) octaves, in 16 steps."""
-        heads, tokens, dim = self.values[parts[0]].shape
+        heads, tokens, dim = self.shape(q)
         halvings = round(math.log2(1600 * math.sqrt(dim) / 24))
-        scale = {"mult": np.full((heads, 1), 2**30, np.int32), "shift": np.full((heads, 1), 30 + halvings, np.int8)}
-        scores = self.node(f"{name}.scores", "matmul", list(parts[:2]), scale, transpose_b=1, out="int16")
+        one, shift = np.full((heads, 1), 2**30, np.int32), np.full((heads, 1), 30 + halvings, np.int8)
+        scores = self.node(f"{name}.scores", "matmul", q, k, mult=one, shift=shift, transpose_b=1, out="int16")
         powers = [round(255 * 2**7 * 2 ** (-t / 16)) for t in range(256)]
         table = np.tile(np.array(powers, np.int16), (heads, 1))
-        weights = self.node(f"{name}.weights", "exp_weights", [scores], {"table": table})
-        mult, shift = self.scales(heads * dim, math.sqrt(tokens) / 4)
-        means = {"mult": mult.reshape(heads, dim), "shift": shift.reshape(heads, dim)}
-        return self.node(f"{name}.context", "weighted_mean", [weights, parts[2]], means)
+        weights = self.node(f"{name}.weights", "exp_weights", scores, table=table)
+        mult, shift = (x.reshape(heads, dim) for x in self.scales(heads * dim, math.sqrt(tokens) / 4))
+        return self.node(f"{name}.context", "weighted_mean", weights, v, mult=mult, shift=shift)
 
-    def probabilities(self, name: str, parts: Sequence[str]) -> str:
+    def probabilities(self, name: str, q: str, k: str, v: str) -> str:
         """softmax2 or shiftmax."""
-        _, tokens, dim = self.values[parts[0]].shape
-        spread = 1500 if self.shape.softmax == "softmax2" else 130
-        scores = self.matmul(f"{name}.scores", parts[0], parts[1], spread / (1600 * math.sqrt(dim)), 1, 1, "int16")
-        softmax = self.node(f"{name}.softmax", self.shape.softmax, [scores], **_SOFTMAX[self.shape.softmax])
-        return self.matmul(f"{name}.context", softmax, parts[2], math.sqrt(tokens) / 2**17, dim, 0, "int8")
+        _, tokens, dim = self.shape(q)
+        spread = 1500 if self.size.softmax == "softmax2" else 130
+        scores = self.matmul(f"{name}.scores", q, k, spread / (1600 * math.sqrt(dim)), 1, 1, "int16")
+        softmax = self.node(f"{name}.softmax", self.size.softmax, scores, **_SOFTMAX[self.size.softmax])
+        return self.matmul(f"{name}.context", softmax, v, math.sqrt(tokens) / 2**17, dim, 0, "int8")
 
     def gelu(self, name: str, x: str) -> str:
         """The variant of the shape."""
-        if self.shape.gelu == "gelu_table":
+        if self.size.gelu == "gelu_table":
             table = np.array([round(v / (1 + math.exp(-1.702 * v / 32))) for v in range(-128, 128)], np.int8)
-            return self.node(name, "gelu_table", [x], {"table": table})
-        return self.node(name, self.shape.gelu, [x], **_GELU)
+            return self.node(name, "gelu_table", x, table=table)
+        return self.node(name, self.size.gelu, x, **_GELU)
 
     def block(self, name: str, x: str) -> str:
         """One transformer block on the INT16 stream."""
-        width = self.shape.width
+        width = self.size.width
         y = self.attention(f"{name}.attn", self.layernorm(f"{name}.norm1", x))
-        x = self.node(f"{name}.add1", "add", [x, y], **_RESIDUAL)
+        x = self.node(f"{name}.add1", "add", x, y, **_RESIDUAL)
         y = self.linear(f"{name}.mlp.fc1", self.layernorm(f"{name}.norm2", x), 4 * width, "int8")
         y = self.linear(f"{name}.mlp.fc2", self.gelu(f"{name}.mlp.act", y), width, "int16")
-        return self.node(f"{name}.add2", "add", [x, y], **_IDENTITY)
+        return self.node(f"{name}.add2", "add", x, y, **_IDENTITY)
 
     def masks(self, x: str, cells: int) -> str:
         """Scores [cells, classes] from decoder tokens."""
-        shape, tokens = self.shape, self.values[x].shape[0]
-        out = "int16" if shape.l2norm else "int8"
+        size, tokens = self.size, self.shape(x)[0]
+        out = "int16" if size.l2norm else "int8"
         ends = []
         for part, start, stop in (("patch", 0, cells), ("classes", cells, tokens)):
-            rows = self.node(f"decoder.{part}", "slice", [x], start=start, stop=stop)
-            rows = self.linear(f"decoder.proj_{part}", rows, shape.width, out)
-            if shape.l2norm:
-                mult, shift = dyadic(40 * math.sqrt(shape.width) / 2**30)
-                rows = self.node(f"decoder.l2_{part}", "l2norm", [rows], mult=mult, shift=shift)
+            rows = self.node(f"decoder.{part}", "slice", x, start=start, stop=stop)
+            rows = self.linear(f"decoder.proj_{part}", rows, size.width, out)
+            if size.l2norm:
+                mult, shift = dyadic(40 * math.sqrt(size.width) / 2**30)
+                rows = self.node(f"decoder.l2_{part}", "l2norm", rows, mult=mult, shift=shift)
             ends.append(rows)
-        masks = self.matmul("decoder.masks", ends[0], ends[1], 1000 / (1600 * math.sqrt(shape.width)), 1, 1, "int16")
+        masks = self.matmul("decoder.masks", ends[0], ends[1], 1000 / (1600 * math.sqrt(size.width)), 1, 1, "int16")
         return self.layernorm("decoder.mask_norm", masks, "int16")
 
     def build(self) -> Graph:
         """The whole model."""
-        shape = self.shape
-        side = shape.image // shape.patch
+        size = self.size
+        side = size.image // size.patch
         table = np.stack([np.arange(-128, 128, dtype=np.int8)] * 3)
-        x = self.node("quantize_input", "quantize_input", [IMAGE], {"table": table})
-        x = self.node("patchify", "patchify", [x], patch=shape.patch)
-        x = self.linear("encoder.patch_embed", x, shape.width, "int16")
-        x = self.node("encoder.tokens", "concat", [self.tensor("encoder.cls_token", self.words(1, shape.width)), x])
-        position = self.tensor("encoder.pos_embed", self.words(side * side + 1, shape.width))
-        x = self.node("encoder.pos_add", "add", [x, position], **_RESIDUAL)
-        for i in range(shape.layers):
+        x = self.node("quantize_input", "quantize_input", IMAGE, table=table)
+        x = self.node("patchify", "patchify", x, patch=size.patch)
+        x = self.linear("encoder.patch_embed", x, size.width, "int16")
+        x = self.node("encoder.tokens", "concat", self.tensor("encoder.cls_token", self.words(1, size.width)), x)
+        position = self.tensor("encoder.pos_embed", self.words(side * side + 1, size.width))
+        x = self.node("encoder.pos_add", "add", x, position, **_RESIDUAL)
+        for i in range(size.layers):
             x = self.block(f"encoder.blocks.{i}", x)
         x = self.layernorm("encoder.norm", x)
-        x = self.node("encoder.patches", "slice", [x], start=1, stop=side * side + 1)
-        x = self.linear("decoder.proj_dec", x, shape.width, "int16")
-        classes = self.tensor("decoder.cls_emb", self.words(shape.classes, shape.width))
-        x = self.node("decoder.tokens", "concat", [x, classes])
-        for i in range(shape.decoder_layers):
+        x = self.node("encoder.patches", "slice", x, start=1, stop=side * side + 1)
+        x = self.linear("decoder.proj_dec", x, size.width, "int16")
+        classes = self.tensor("decoder.cls_emb", self.words(size.classes, size.width))
+        x = self.node("decoder.tokens", "concat", x, classes)
+        for i in range(size.decoder_layers):
             x = self.block(f"decoder.blocks.{i}", x)
         x = self.masks(self.layernorm("decoder.decoder_norm", x), side * side)
-        x = self.node("scores", "to_grid", [x], height=side, width=side)
-        return Graph(tuple(self.nodes), self.tensors, x, self.info())
-
-    def info(self) -> ModelInfo:
-        """One window, grey levels for colours."""
-        count, window = self.shape.classes, (self.shape.image, self.shape.image)
-        names = tuple(f"class {i}" for i in range(count))
-        palette = tuple((i % 256, i % 256, i % 256) for i in range(count))
-        patch, upsample = self.shape.patch, self.shape.upsample
-        return ModelInfo("random", "intseg", names, palette, window, window, patch, (127, 127, 127), upsample)
+        x = self.node("scores", "to_grid", x, height=side, width=side)
+        return self.graph(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

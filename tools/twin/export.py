@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from intseg.graph import IMAGE, Graph, ModelInfo, Node
-from intseg.ops import OPS, Array, Value
-from intseg.tools.twin.model import Attrs, Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
+from intseg.build import GraphBuilder
+from intseg.graph import IMAGE, Graph, ModelInfo
+from intseg.ops import OPS
+from intseg.tools.twin.model import Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
 
 MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
 """Ops that only move integers: these mean what they meant before, and no scale is stored for them."""
@@ -20,20 +21,18 @@ MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid"
 def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
     """The graph of a calibrated twin; `info` describes windows and classes. The result is not validated yet."""
     with torch.no_grad():
-        return _Builder(twin, info).graph()
+        return _Builder(twin, info).exported()
 
 
-class _Builder:
-    """Collects nodes and tensors; every method appends nodes and returns the name of the last."""
+class _Builder(GraphBuilder):
+    """Every method appends nodes and returns the name of the last."""
 
     def __init__(self, twin: FakeQuantSegmenter, info: ModelInfo) -> None:
-        self.twin, self.info, self.acts = twin, info, twin.acts()
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, NDArray[np.signedinteger]] = {}
-        self.values = {IMAGE: Value("uint8", (*info.window, 3))}
+        super().__init__(info)
+        self.twin, self.acts = twin, twin.acts()
         self.scale_names: dict[tuple[tuple[int, ...], bytes], str] = {}
 
-    def graph(self) -> Graph:
+    def exported(self) -> Graph:
         """Encoder, decoder, scores."""
         tokens = self.encoder()
         decoder = self.twin.decoder
@@ -42,22 +41,22 @@ class _Builder:
         else:
             last = self.mask_transformer(tokens)
         patch = self.info.patch
-        grid: Attrs = {"height": self.info.window[0] // patch, "width": self.info.window[1] // patch}
-        last = self.node("scores", "to_grid", (last,), attrs=grid)
-        return Graph(tuple(self.nodes), self.tensors, last, self.info)
+        height, width = (side // patch for side in self.info.window)
+        return self.graph(self.node("scores", "to_grid", last, height=height, width=width))
 
     def encoder(self) -> str:
         """From the image to the INT8 patch tokens."""
         encoder = self.twin.encoder
-        x = self.node("quantize_input", "quantize_input", (IMAGE,), {"table": encoder.table()})
-        x = self.node("patchify", "patchify", (x,), attrs={"patch": self.info.patch})
+        table = _integers(encoder.table(), "int8", "quantize_input.table")
+        x = self.meaning(self.node("quantize_input", "quantize_input", IMAGE, table=table))
+        x = self.node("patchify", "patchify", x, patch=self.info.patch)
         x = self.layer("encoder.patch_embed", encoder.patch_embed, x)
-        x = self.node("encoder.tokens", "concat", (self.constant("encoder.cls_token", encoder.cls_token), x))
+        x = self.node("encoder.tokens", "concat", self.constant("encoder.cls_token", encoder.cls_token), x)
         x = self.layer("encoder.pos_add", encoder.pos_add, x, self.constant("encoder.pos_embed", encoder.pos_embed))
         for i, block in enumerate(encoder.blocks):
             x = self.block(f"encoder.blocks.{i}", block, x)
         x = self.layer("encoder.norm", encoder.norm, x)
-        tokens = self.values[x].shape[0]
+        tokens = self.shape(x)[0]
         return self.rows("encoder.patches", x, self.twin.config.n_extra, tokens)
 
     def block(self, name: str, block: QBlock, x: str) -> str:
@@ -74,28 +73,27 @@ class _Builder:
         """qkv, heads, scores, softmax, context, merged heads, proj."""
         attn = block.attn
         qkv = self.layer(f"{name}.qkv", attn.qkv, x)
-        parts = []
-        for i, part in enumerate("qkv"):
-            attrs: Attrs = {"heads": attn.heads, "part": i, "parts": 3}
-            parts.append(self.node(f"{name}.{part}", "split_heads", (qkv,), attrs=attrs))
-        q, k, v = parts
+        q, k, v = (
+            self.node(f"{name}.{part}", "split_heads", qkv, heads=attn.heads, part=i, parts=3)
+            for i, part in enumerate("qkv")
+        )
         unit = (torch.tensor(attn.softmax.unit()), torch.tensor(0.0))
         s = self.layer(f"{name}.scores", attn.scores, q, k, scale=unit)
         p = self.layer(f"{name}.softmax", attn.softmax, s, scale=(torch.tensor(2.0**-15), torch.tensor(0.0)))
         per_head = [t.reshape(attn.heads, 1, -1) for t in (attn.context_act.scale, attn.context_act.mid)]
         c = self.layer(f"{name}.context", attn.context, p, v, scale=(per_head[0], per_head[1]))
-        merged = self.node(f"{name}.merge", "merge_heads", (c,))
+        merged = self.node(f"{name}.merge", "merge_heads", c)
         return self.layer(f"{name}.proj", attn.proj, merged)
 
     def mask_transformer(self, x: str) -> str:
         """From the INT8 patch tokens to the INT16 scores per patch."""
         decoder = self.twin.decoder
         x = self.layer("decoder.proj_dec", decoder.proj_dec, x)
-        x = self.node("decoder.tokens", "concat", (x, self.constant("decoder.cls_emb", decoder.cls_emb)))
+        x = self.node("decoder.tokens", "concat", x, self.constant("decoder.cls_emb", decoder.cls_emb))
         for i, block in enumerate(decoder.blocks):
             x = self.block(f"decoder.blocks.{i}", block, x)
         x = self.layer("decoder.decoder_norm", decoder.decoder_norm, x)
-        tokens = self.values[x].shape[0]
+        tokens = self.shape(x)[0]
         patches = self.rows("decoder.patches", x, 0, tokens - decoder.n_cls)
         classes = self.rows("decoder.classes", x, tokens - decoder.n_cls, tokens)
         patches = self.layer("decoder.proj_patch", decoder.proj_patch, patches)
@@ -108,37 +106,24 @@ class _Builder:
 
     def rows(self, name: str, x: str, start: int, stop: int) -> str:
         """A slice of tokens."""
-        return self.node(name, "slice", (x,), attrs={"start": start, "stop": stop})
+        return self.node(name, "slice", x, start=start, stop=stop)
 
     def constant(self, name: str, constant: Constant) -> str:
         """A learned INT16 tensor."""
-        self.tensors[name] = _integers(constant.integers()["value"], "int16", name)
-        return name
+        return self.tensor(name, _integers(constant.integers()["value"], "int16", name))
 
     def layer(self, name: str, layer: Layer, *inputs: str, scale: tuple[Tensor, Tensor] | None = None) -> str:
         """The node of one of the twin's layers."""
-        return self.node(name, layer.op, inputs, layer.integers(), layer.attrs(), scale)
+        dtypes = OPS[layer.op].params
+        params = {role: _integers(x, dtypes[role], f"{name}.{role}") for role, x in layer.integers().items()}
+        return self.meaning(self.node(name, layer.op, *inputs, **params, **layer.attrs()), scale)
 
-    def node(
-        self,
-        name: str,
-        op: str,
-        inputs: tuple[str, ...],
-        params: Mapping[str, Tensor] | None = None,
-        attrs: Attrs | None = None,
-        scale: tuple[Tensor, Tensor] | None = None,
-    ) -> str:
-        """Append a node; its dtype and shape come from the op's own inference."""
-        params, attrs = params or {}, attrs or {}
-        named = {role: f"{name}.{role}" for role in params}
-        arrays = {role: _integers(params[role], OPS[op].params[role], named[role]) for role in params}
-        self.tensors |= {named[role]: array for role, array in arrays.items()}
-        known = [self.values[i] if i in self.values else _value(self.tensors[i]) for i in inputs]
-        value = self.values[name] = OPS[op].check(known, arrays, attrs)
-        if scale is None and name in self.acts and op not in MOVERS:
+    def meaning(self, name: str, scale: tuple[Tensor, Tensor] | None = None) -> str:
+        """Say what the integers of the last node stand for: the given scale, or that of the twin's activation."""
+        if scale is None and name in self.acts:
             scale = self.acts[name].scale, self.acts[name].mid
-        meaning = None if scale is None else self.scale(name, *scale, len(value.shape))
-        self.nodes.append(Node(name, op, inputs, named, attrs, value.dtype, value.shape, meaning))
+        if scale is not None:
+            self.nodes[-1] = replace(self.nodes[-1], scale=self.scale(name, *scale, len(self.shape(name))))
         return name
 
     def scale(self, name: str, scale: Tensor, mid: Tensor, rank: int) -> str:
@@ -152,10 +137,6 @@ class _Builder:
             self.scale_names[key] = f"{name}.scale"
             self.tensors[f"{name}.scale"] = array
         return self.scale_names[key]
-
-
-def _value(array: Array) -> Value:
-    return Value(array.dtype.name, array.shape)
 
 
 def _integers(tensor: Tensor, dtype: str, name: str) -> NDArray[np.signedinteger]:
