@@ -24,6 +24,8 @@ from intseg.errors import InputError, IntsegError, MismatchError, ModelError, Us
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
+from intseg.images import labels as label_images
+from intseg.images import overlay as overlays
 from intseg.windows import cut_windows, merge_scores, tile
 
 if TYPE_CHECKING:
@@ -138,19 +140,19 @@ class Result:
         from PIL import Image
 
         palette = palette or self.palette
-        picture = Image.fromarray(pictures.overlay(self.image, self.labels, palette, opacity))
-        return pictures.add_legend(picture, self._legend(palette)) if legend else picture
+        picture = Image.fromarray(overlays.overlay(self.image, self.labels, palette, opacity))
+        return overlays.add_legend(picture, self._legend(palette)) if legend else picture
 
     def png(self, palette: Sequence[pictures.Colour] | None = None, values: Array | None = None) -> bytes:
         """The labels as the bytes of a PNG file: indexed, with the palette; 16-bit grayscale for values above 255.
 
         palette  other colours than the model's, one per class
-        values   uint16 [C]: stored in place of the class indices (`intseg.images.decode.stored_values`)
+        values   uint16 [C]: stored in place of the class indices (`intseg.images.labels.stored_values`)
         """
         labels, colours = self.labels, tuple(palette or self.palette)
         if values is not None:
-            labels, colours = pictures.store_as(labels, colours, values)
-        return pictures.labels_png(labels, colours)
+            labels, colours = label_images.store_as(labels, colours, values)
+        return label_images.labels_png(labels, colours)
 
     def save(
         self,
@@ -175,11 +177,11 @@ class Result:
     ) -> None:
         """Write the overlay, with its legend unless that is not wanted, as .png or .jpg. Raises as `save`."""
         kind = image_format(path)
-        store.write_atomically(Path(path), pictures.encode(self.overlay(opacity, legend, palette), kind))
+        store.write_atomically(Path(path), overlays.encode(self.overlay(opacity, legend, palette), kind))
 
     def to_pil(self) -> Image.Image:
         """The labels as a Pillow image: mode "P" with the palette, "I;16" for more than 256 classes."""
-        return pictures.labels_image(self.labels, self.palette)
+        return label_images.labels_image(self.labels, self.palette)
 
     def to_hf(self) -> list[dict[str, Any]]:
         """What the Hugging Face pipeline "image-segmentation" returns for semantic segmentation.
@@ -188,13 +190,13 @@ class Result:
                 "mask": Pillow image of mode "L", 255 where the class is, else 0}
         """
         return [
-            {"score": None, "label": self.classes[i], "mask": pictures.mask(self.labels, i)}
+            {"score": None, "label": self.classes[i], "mask": label_images.mask(self.labels, i)}
             for i in np.unique(self.labels).tolist()
         ]
 
     def _repr_png_(self) -> bytes:
         """The overlay with its legend, for notebooks."""
-        return pictures.encode(self.overlay(legend=True), "PNG")
+        return overlays.encode(self.overlay(legend=True), "PNG")
 
     def _repr_html_(self) -> str:
         """The overlay with its legend and a caption, for notebooks; nothing is loaded from elsewhere."""
@@ -205,10 +207,10 @@ class Result:
             f"<figcaption>{text}</figcaption></figure>"
         )
 
-    def _legend(self, palette: Sequence[pictures.Colour]) -> list[pictures.LegendEntry]:
+    def _legend(self, palette: Sequence[pictures.Colour]) -> list[overlays.LegendEntry]:
         colours = dict(zip(self.classes, palette, strict=True))
         shares = self.shares().items()
-        return [pictures.LegendEntry(colours[name], f"{name} {pictures.percent(share)}") for name, share in shares]
+        return [overlays.LegendEntry(colours[name], f"{name} {overlays.percent(share)}") for name, share in shares]
 
     def __repr__(self) -> str:
         height, width = self.labels.shape

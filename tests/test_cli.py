@@ -19,7 +19,7 @@ from tiny_model import tiny_graph
 
 import intseg
 from intseg import backends, models, store
-from intseg.batch import evaluate
+from intseg.batch import datasets
 from intseg.cli import main as cli
 from intseg.cli import parser
 
@@ -471,7 +471,7 @@ def test_quiet(folder: Path, capsys: Capture) -> None:
 
 def test_names_that_are_known_without_numpy() -> None:
     assert ("auto", *backends.names()) == parser.BACKENDS
-    assert tuple(evaluate.LAYOUTS) == parser.LAYOUTS
+    assert tuple(datasets.LAYOUTS) == parser.LAYOUTS
 
 
 def test_help_needs_no_numpy() -> None:

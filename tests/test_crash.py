@@ -67,7 +67,7 @@ ALLOWED = {
         "np.savez(buffer, allow_pickle=False, **dict(table.columns))",
     ): "to memory",
     (
-        "intseg/images/decode.py",
+        "intseg/images/overlay.py",
         "encode",
         "image.save(file, kind, **{'quality': 92} if kind == 'JPEG' else {'compress_level': level})",
     ): ("to memory"),

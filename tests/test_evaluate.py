@@ -21,7 +21,7 @@ from tiny_model import tiny_graph
 
 import intseg
 from intseg import store
-from intseg.batch import evaluate, workers
+from intseg.batch import compare, datasets, evaluate, metrics, workers
 from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 
@@ -58,22 +58,22 @@ def write_weights(path: Path, n_cls: int) -> Path:
 def test_confusion_counts_every_pixel(pixels: list[tuple[int, int]]) -> None:
     labels = np.array([label for label, _ in pixels], np.uint8)
     guess = np.array([guess for _, guess in pixels], np.uint8)
-    matrix = evaluate.confusion(labels, guess, 4, ignore=4)
+    matrix = metrics.confusion(labels, guess, 4, ignore=4)
     assert matrix.dtype == np.int64
     assert matrix.tolist() == [[pixels.count((i, j)) for j in range(4)] for i in range(4)]
 
 
 def test_confusion_of_many_chunks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, guess = np.random.default_rng(0).integers(0, 4, (2, 11, 7))
-    expected = evaluate.confusion(labels, guess, 4, ignore=3)
-    monkeypatch.setattr(evaluate, "_CHUNK", 10)
-    assert np.array_equal(evaluate.confusion(labels, guess, 4, ignore=3), expected)
+    expected = metrics.confusion(labels, guess, 4, ignore=3)
+    monkeypatch.setattr(metrics, "_CHUNK", 10)
+    assert np.array_equal(metrics.confusion(labels, guess, 4, ignore=3), expected)
     with pytest.raises(InputError, match=f"label 3 in {(labels == 3).sum()} pixels"):
-        evaluate.confusion(labels, guess, 3)
+        metrics.confusion(labels, guess, 3)
 
 
 def test_metrics_by_hand() -> None:
-    found = evaluate.metrics(np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]) + np.diag([0, 0, 0, 0]))
+    found = metrics.metrics(np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]) + np.diag([0, 0, 0, 0]))
     assert found.iou == (50.0, pytest.approx(400 / 7), None, None)
     assert found.acc == (75.0, pytest.approx(200 / 3), None, None)
     assert found.miou == pytest.approx((50 + 400 / 7) / 2)
@@ -81,7 +81,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_a_class_only_predicted_counts_as_zero_in_miou_but_not_in_macc() -> None:
-    found = evaluate.metrics(np.array([[1, 1], [0, 0]]))
+    found = metrics.metrics(np.array([[1, 1], [0, 0]]))
     assert found.iou == (50.0, 0.0)
     assert found.miou == 25.0
     assert found.acc == (50.0, None)
@@ -89,7 +89,7 @@ def test_a_class_only_predicted_counts_as_zero_in_miou_but_not_in_macc() -> None
 
 
 def test_nothing_counted_is_nan() -> None:
-    found = evaluate.metrics(np.zeros((3, 3), np.int64))
+    found = metrics.metrics(np.zeros((3, 3), np.int64))
     assert math.isnan(found.miou)
     assert math.isnan(found.aacc)
 
@@ -97,11 +97,11 @@ def test_nothing_counted_is_nan() -> None:
 def test_confusion_refuses_wrong_values_and_shapes() -> None:
     zeros = np.zeros((2, 2), np.uint8)
     with pytest.raises(InputError, match="label 7 in 4 pixels"):
-        evaluate.confusion(zeros + 7, zeros, 3)
+        metrics.confusion(zeros + 7, zeros, 3)
     with pytest.raises(InputError, match="predicted class 3"):
-        evaluate.confusion(zeros, zeros + 3, 3)
+        metrics.confusion(zeros, zeros + 3, 3)
     with pytest.raises(InputError, match="2 x 2"):
-        evaluate.confusion(zeros, zeros[:1], 3)
+        metrics.confusion(zeros, zeros[:1], 3)
 
 
 # -------------------------------------------------------------------------------------------------------- layouts
@@ -169,14 +169,14 @@ def test_eval_counts_what_an_independent_loop_counts(tmp_path: Path, capsys: Cap
     printed = json.loads(capsys.readouterr().out)
     assert printed["confusion"] == counts.tolist()
     assert printed["images"] == len(truths)
-    assert printed["mIoU"] == pytest.approx(evaluate.metrics(counts).miou)
+    assert printed["mIoU"] == pytest.approx(metrics.metrics(counts).miou)
     assert len(printed["IoU"]) == len(printed["classes"]) == n_cls
 
 
 def test_jobs_change_nothing(tmp_path: Path) -> None:
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
-    pairs = evaluate.find_pairs(tmp_path / "val", tmp_path / "valannot")
+    pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
     one, two = (evaluate.evaluate(pairs, weights, backend="numpy", jobs=jobs, ignore=11) for jobs in (1, 2))
     assert np.array_equal(one.confusion, two.confusion)
     assert one.images == two.images == 3
@@ -185,7 +185,7 @@ def test_jobs_change_nothing(tmp_path: Path) -> None:
 def test_an_error_in_a_worker_is_the_same_error(tmp_path: Path) -> None:
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
-    pairs = evaluate.find_pairs(tmp_path / "val", tmp_path / "valannot")
+    pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
     with pytest.raises(InputError, match="label 11"):
         evaluate.evaluate(pairs, weights, backend="numpy", jobs=2)
 
@@ -227,7 +227,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
     names: list[str] = []
     count = evaluate._count
 
-    def watched(pair: evaluate.Pair, *others: Any) -> Any:
+    def watched(pair: datasets.Pair, *others: Any) -> Any:
         if len(names) == fail_at:
             raise KeyboardInterrupt
         names.append(pair.image.name)
@@ -420,7 +420,7 @@ class BrokenPool:
 def test_a_process_that_ends_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
-    pairs = evaluate.find_pairs(tmp_path / "val", tmp_path / "valannot")
+    pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
     monkeypatch.setattr(workers, "ProcessPoolExecutor", BrokenPool)
     with pytest.raises(InputError, match="fewer --jobs"):
         evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, ignore=11)
@@ -461,8 +461,8 @@ def test_compare_with_an_earlier_evaluation(tmp_path: Path, capsys: Capture) -> 
 def test_a_class_that_occurs_in_one_evaluation_only_has_no_change() -> None:
     first, second = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]]), np.array([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
     model = intseg.load()
-    earlier = evaluate.Earlier(Path("x"), "x", first)
-    found = evaluate.compare(evaluate.Evaluation(second, 1, model), earlier)
+    earlier = compare.Earlier(Path("x"), "x", first)
+    found = compare.compare(evaluate.Evaluation(second, 1, model), earlier)
     assert found.iou == (0.0, -25.0, None)
     assert found.acc == (0.0, -25.0, None)
 

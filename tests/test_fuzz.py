@@ -22,13 +22,14 @@ from graphs import tiny, with_info, with_node
 from PIL import Image
 
 from intseg import api, store, strict_json
-from intseg.batch import evaluate
+from intseg.batch import compare
 from intseg.batch import infer as batch
 from intseg.cli import main as cli
 from intseg.conformance import verify
 from intseg.errors import MAX_MESSAGE, InputError, IntsegError, ModelError
 from intseg.graph import MAX_NODES, Node, validate
-from intseg.images import decode as pictures
+from intseg.images import labels as label_images
+from intseg.images import overlay as overlays
 from intseg.reports import card
 from intseg.workbench import diff, dump
 from intseg.workbench import trace as traces
@@ -202,8 +203,8 @@ def test_documents_nested_too_deeply(text: str, tmp_path: Path):
     reads: list[Callable[[], object]] = [
         lambda: dump.open_folder(tmp_path),
         lambda: verify.verify(tmp_path),
-        lambda: pictures.stored_values(("a",), mapping=str(tmp_path / "map.json")),
-        lambda: evaluate.read_earlier(tmp_path / "map.json", ("a",)),
+        lambda: label_images.stored_values(("a",), mapping=str(tmp_path / "map.json")),
+        lambda: compare.read_earlier(tmp_path / "map.json", ("a",)),
         lambda: card._read_metrics(model, str(tmp_path / "map.json")),
         lambda: traces.TensorFile(tmp_path / "trace"),
         lambda: store.load(tmp_path / "trace"),
@@ -329,10 +330,10 @@ def test_a_palette_line_of_blanks_takes_no_time(tmp_path: Path):
     """A regular expression tried every blank with every other: minutes for 30,000 of them."""
     (tmp_path / "p.txt").write_text("a" + " " * 200_000 + "b\n")
     with pytest.raises(InputError, match="line 1"):
-        pictures.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
+        overlays.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
     (tmp_path / "p.txt").write_text("x" * 50_000 + " 1 2 3\n")
     with pytest.raises(InputError, match="no class") as caught:
-        pictures.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
+        overlays.palette(str(tmp_path / "p.txt"), ("a",), ((0, 0, 0),))
     assert len(str(caught.value)) < 500
 
 

@@ -20,6 +20,8 @@ from tiny_model import tiny_info
 from intseg import palettes
 from intseg.errors import InputError, UsageError
 from intseg.images import decode as pictures
+from intseg.images import labels as label_images
+from intseg.images import overlay as overlays
 from intseg.windows import Tiling, pad, starts, tile
 
 BACKGROUND = (10, 20, 30)
@@ -232,12 +234,12 @@ def test_label_images_keep_their_stored_values(tmp_path: Path) -> None:
     indexed.save(tmp_path / "p.png")
     Image.fromarray(labels).save(tmp_path / "l.png")
     Image.fromarray(labels.astype(np.uint16) * 200).save(tmp_path / "i16.png")
-    assert np.array_equal(pictures.decode_labels(tmp_path / "p.png"), labels)
-    assert np.array_equal(pictures.decode_labels(tmp_path / "l.png"), labels)
-    assert np.array_equal(pictures.decode_labels(tmp_path / "i16.png"), labels.astype(np.uint16) * 200)
+    assert np.array_equal(label_images.decode_labels(tmp_path / "p.png"), labels)
+    assert np.array_equal(label_images.decode_labels(tmp_path / "l.png"), labels)
+    assert np.array_equal(label_images.decode_labels(tmp_path / "i16.png"), labels.astype(np.uint16) * 200)
     Image.fromarray(RGB).save(tmp_path / "rgb.png")
     with pytest.raises(InputError, match="mode RGB"):
-        pictures.decode_labels(tmp_path / "rgb.png")
+        label_images.decode_labels(tmp_path / "rgb.png")
 
 
 # -------------------------------------------------------------------------------------------------------- windows
@@ -283,26 +285,26 @@ def test_padding_is_at_the_right_and_the_bottom() -> None:
 def test_overlay_mixes_exactly() -> None:
     labels, palette = np.tile(np.arange(7, dtype=np.uint8) % 2, (5, 1)), [(255, 255, 255), (0, 100, 200)]
     colours = np.array(palette, np.uint8)[labels]
-    assert np.array_equal(pictures.overlay(RGB, labels, palette, 0), RGB)
-    assert np.array_equal(pictures.overlay(RGB, labels, palette, 1), colours)
-    half = pictures.overlay(RGB, labels, palette, 0.5)
+    assert np.array_equal(overlays.overlay(RGB, labels, palette, 0), RGB)
+    assert np.array_equal(overlays.overlay(RGB, labels, palette, 1), colours)
+    half = overlays.overlay(RGB, labels, palette, 0.5)
     assert np.array_equal(half, (RGB.astype(int) + colours + 1) // 2)
     white = np.full((5, 7, 3), 255, np.uint8)
-    assert np.array_equal(pictures.overlay(white, labels * 0, palette, 0.3), white)
+    assert np.array_equal(overlays.overlay(white, labels * 0, palette, 0.3), white)
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
 def test_overlay_refuses_other_opacities(opacity: float) -> None:
     with pytest.raises(UsageError, match="opacity"):
-        pictures.overlay(RGB, np.zeros((5, 7), np.uint8), [(0, 0, 0)], opacity)
+        overlays.overlay(RGB, np.zeros((5, 7), np.uint8), [(0, 0, 0)], opacity)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (480, 360), (60, 900)])
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_the_legend_keeps_the_picture_and_shows_every_colour(size: tuple[int, int], count: int) -> None:
     picture = Image.new("RGB", size, (1, 1, 1))
-    entries = [pictures.LegendEntry((200, 5 * i, 0), f"class {i}") for i in range(count)]
-    canvas = np.asarray(pictures.add_legend(picture, entries))
+    entries = [overlays.LegendEntry((200, 5 * i, 0), f"class {i}") for i in range(count)]
+    canvas = np.asarray(overlays.add_legend(picture, entries))
     assert (canvas[: size[1], : size[0]] == 1).all()
     below = {tuple(colour) for colour in canvas[size[1] :].reshape(-1, 3).tolist()}
     assert {entry.colour for entry in entries} <= below
@@ -314,7 +316,7 @@ def test_label_png(n_cls: int, mode: str) -> None:
     labels = np.random.default_rng(n_cls).integers(0, n_cls, (6, 9)).astype(dtype)
     labels[0, 0] = n_cls - 1
     palette = tiny_info(n_cls=n_cls).palette
-    image = Image.open(io.BytesIO(pictures.labels_png(labels, palette)))
+    image = Image.open(io.BytesIO(label_images.labels_png(labels, palette)))
     assert image.mode == mode
     assert np.array_equal(np.asarray(image), labels)
     if mode == "P":
@@ -323,7 +325,7 @@ def test_label_png(n_cls: int, mode: str) -> None:
 
 @pytest.mark.parametrize(("share", "text"), [(1, "100.0%"), (0.1234, "12.3%"), (0.0001, "< 0.1%"), (0, "0.0%")])
 def test_percent(share: float, text: str) -> None:
-    assert pictures.percent(share) == text
+    assert overlays.percent(share) == text
 
 
 # --------------------------------------------------------------------------------------- palettes and stored values
@@ -342,15 +344,15 @@ def test_bytes_decode_as_the_file_does(tmp_path: Path) -> None:
 
 
 def test_named_palettes() -> None:
-    assert pictures.palette("model", CLASSES, OWN) == OWN
-    assert pictures.palette("voc", CLASSES, OWN) == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
-    assert pictures.palette("gray", CLASSES, OWN) == ((0, 0, 0), (127, 127, 127), (255, 255, 255))
+    assert overlays.palette("model", CLASSES, OWN) == OWN
+    assert overlays.palette("voc", CLASSES, OWN) == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    assert overlays.palette("gray", CLASSES, OWN) == ((0, 0, 0), (127, 127, 127), (255, 255, 255))
     many = [str(i) for i in range(36)]
-    assert len(set(pictures.palette("distinct", many, [(0, 0, 0)] * 36))) == 36
-    assert len(set(pictures.palette("voc", [str(i) for i in range(256)], OWN))) == 256
+    assert len(set(overlays.palette("distinct", many, [(0, 0, 0)] * 36))) == 36
+    assert len(set(overlays.palette("voc", [str(i) for i in range(256)], OWN))) == 256
     lines = palettes.files()["cityscapes"].read_text().splitlines()[1:]
     names = [line.split("\t")[0] for line in lines]
-    assert pictures.palette("cityscapes", names[::-1], [(0, 0, 0)] * 19)[-1] == (128, 64, 128)
+    assert overlays.palette("cityscapes", names[::-1], [(0, 0, 0)] * 19)[-1] == (128, 64, 128)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_named_palettes() -> None:
 )
 def test_palette_files(tmp_path: Path, text: str, colours: Any) -> None:
     (tmp_path / "p.txt").write_text(text)
-    assert pictures.palette(str(tmp_path / "p.txt"), CLASSES, OWN) == colours
+    assert overlays.palette(str(tmp_path / "p.txt"), CLASSES, OWN) == colours
 
 
 @pytest.mark.parametrize(
@@ -378,21 +380,21 @@ def test_palette_files(tmp_path: Path, text: str, colours: Any) -> None:
 def test_bad_palette_files(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(InputError, match=reason):
-        pictures.palette(str(tmp_path / "p.txt"), CLASSES, OWN)
+        overlays.palette(str(tmp_path / "p.txt"), CLASSES, OWN)
 
 
 def test_unknown_palettes() -> None:
     with pytest.raises(UsageError, match="did you mean gray"):
-        pictures.palette("grays", CLASSES, OWN)
+        overlays.palette("grays", CLASSES, OWN)
     with pytest.raises(InputError, match="cannot read the palette"):
-        pictures.palette("none.txt", CLASSES, OWN)
+        overlays.palette("none.txt", CLASSES, OWN)
 
 
 def test_stored_values(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"road": 7, "sky": 23, "*": 255}')
-    assert pictures.stored_values(CLASSES, 5).tolist() == [5, 6, 7]
-    assert pictures.stored_values(CLASSES, mapping="road=7,sky=23,traffic light=19").tolist() == [23, 19, 7]
-    assert pictures.stored_values(CLASSES, mapping=str(tmp_path / "map.json")).tolist() == [23, 255, 7]
+    assert label_images.stored_values(CLASSES, 5).tolist() == [5, 6, 7]
+    assert label_images.stored_values(CLASSES, mapping="road=7,sky=23,traffic light=19").tolist() == [23, 19, 7]
+    assert label_images.stored_values(CLASSES, mapping=str(tmp_path / "map.json")).tolist() == [23, 255, 7]
 
 
 @pytest.mark.parametrize(
@@ -407,21 +409,21 @@ def test_stored_values(tmp_path: Path) -> None:
 )
 def test_bad_label_maps(mapping: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        pictures.stored_values(CLASSES, mapping=mapping)
+        label_images.stored_values(CLASSES, mapping=mapping)
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"road": 1.5}', '{"road": true}', "{"])
 def test_bad_label_map_files(tmp_path: Path, text: str) -> None:
     (tmp_path / "map.json").write_text(text)
     with pytest.raises(InputError, match="not a label map"):
-        pictures.stored_values(CLASSES, mapping=str(tmp_path / "map.json"))
+        label_images.stored_values(CLASSES, mapping=str(tmp_path / "map.json"))
 
 
 def test_labels_stored_as_other_values() -> None:
     labels = np.array([[0, 1, 2]], np.uint8)
-    stored, colours = pictures.store_as(labels, OWN, np.array([2, 0, 2], np.uint16))
+    stored, colours = label_images.store_as(labels, OWN, np.array([2, 0, 2], np.uint16))
     assert (stored.dtype, stored.tolist()) == (np.uint8, [[2, 0, 2]])
     assert colours == ((2, 2, 2), (0, 0, 0), (1, 1, 1))
-    stored, colours = pictures.store_as(labels, OWN, np.array([0, 256, 65535], np.uint16))
+    stored, colours = label_images.store_as(labels, OWN, np.array([0, 256, 65535], np.uint16))
     assert (stored.dtype, stored.tolist(), len(colours)) == (np.uint16, [[0, 256, 65535]], 65536)
-    assert pictures.labels_image(stored, colours).mode == "I;16"
+    assert label_images.labels_image(stored, colours).mode == "I;16"

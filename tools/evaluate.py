@@ -25,10 +25,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from intseg import api, backends, store
-from intseg.batch import evaluate
+from intseg.batch import datasets, metrics
 from intseg.errors import IntsegError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
+from intseg.images.labels import decode_labels
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
@@ -53,7 +54,7 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Percentages, as `intseg eval` prints them, and the comparison counts."""
-        found = evaluate.metrics(self.confusion)
+        found = metrics.metrics(self.confusion)
         return {
             "recipe": self.recipe,
             "way": self.way,
@@ -107,7 +108,7 @@ def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], 
 
 
 def measure(
-    model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], pairs: Sequence[evaluate.Pair], ignore: int | None
+    model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], pairs: Sequence[datasets.Pair], ignore: int | None
 ) -> Iterator[Row]:
     """Run everything on every image; yields the float rows, then twin and engine of every subject."""
     count = model.config.n_cls
@@ -116,7 +117,7 @@ def measure(
     for subject in subjects:
         subject.rows = {way: Row(subject.recipe, way, empty.copy()) for way in ("fake-quant", "engine")}
     for pair in tqdm(pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
-        truth = pictures.decode_labels(pair.labels).astype(np.int64)
+        truth = decode_labels(pair.labels).astype(np.int64)
         rgb = pictures.decode(pair.image, info.pad).rgb
         batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
         size = (rgb.shape[0], rgb.shape[1])
@@ -129,7 +130,7 @@ def measure(
             subject.rows["engine"].differing += int((engine != twin).sum())
             found |= {id(subject.rows["fake-quant"]): twin, id(subject.rows["engine"]): engine}
         for row in (*floats.values(), *(row for subject in subjects for row in subject.rows.values())):
-            row.confusion += evaluate.confusion(truth, found[id(row)], count, ignore)
+            row.confusion += metrics.confusion(truth, found[id(row)], count, ignore)
             row.same += int((found[id(row)] == reference).sum())
             row.pixels += reference.size
     yield from floats.values()
@@ -166,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path, help="checkpoint.pth, or the folder it is in")
     p.add_argument("--root", type=Path, required=True, help="data set folder")
     p.add_argument("--split", default="val")
-    p.add_argument("--layout", choices=sorted(set(evaluate.LAYOUTS) - {"pairs"}), default="camvid")
+    p.add_argument("--layout", choices=sorted(set(datasets.LAYOUTS) - {"pairs"}), default="camvid")
     p.add_argument("--calibrate", type=Path, nargs="+", required=True, help="images or folders of images")
     p.add_argument("--samples", type=int, help="use this many of them, evenly spaced")
     p.add_argument("--recipe", nargs="+", choices=sorted(RECIPES), default=["intseg"])
@@ -178,8 +179,8 @@ def parser() -> argparse.ArgumentParser:
 def _evaluate(args: argparse.Namespace) -> list[Row]:
     model = load_checkpoint(args.checkpoint)
     named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
-    layout = evaluate.LAYOUTS[args.layout]
-    pairs = evaluate.find_pairs(*layout.folders(args.root, args.split), layout.key)[: args.limit]
+    layout = datasets.LAYOUTS[args.layout]
+    pairs = datasets.find_pairs(*layout.folders(args.root, args.split), layout.key)[: args.limit]
     files = find_images(args.calibrate, args.samples)
     subjects = []
     for name in args.recipe:

@@ -79,7 +79,9 @@ def _cell(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ API
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
-    "intseg.batch.evaluate": ("evaluate", "find_pairs", "confusion", "metrics"),
+    "intseg.batch.evaluate": ("evaluate",),
+    "intseg.batch.datasets": ("find_pairs",),
+    "intseg.batch.metrics": ("confusion", "metrics"),
     "intseg.reports.inspect": ("rows", "totals"),
     "intseg.reports.graph_drawing": ("dot", "svg"),
     "intseg.reports.profile": ("profile", "chrome_trace"),

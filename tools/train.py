@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from intseg import palettes
-from intseg.batch import evaluate
+from intseg.batch import datasets, metrics
 from intseg.errors import IntsegError, UsageError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
+from intseg.images.labels import decode_labels
 from intseg.tools.convert import model_info, recipe_for
 from intseg.tools.evaluate import Labels, float_labels
 from intseg.tools.twin import classes, pretrained, segmenter, training
@@ -84,7 +85,7 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     """Arguments of training and of QAT."""
     p.add_argument("--root", type=Path, required=True, help="data set folder")
     p.add_argument(
-        "--layout", choices=sorted(evaluate.LAYOUTS), default="camvid", help="pairs: ROOT/SPLIT and ROOT/SPLITannot"
+        "--layout", choices=sorted(datasets.LAYOUTS), default="camvid", help="pairs: ROOT/SPLIT and ROOT/SPLITannot"
     )
     p.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted (default: the layout's)")
     p.add_argument("--split", default="train")
@@ -111,9 +112,9 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
-def layout_from(args: argparse.Namespace) -> evaluate.Layout:
+def layout_from(args: argparse.Namespace) -> datasets.Layout:
     """The layout that the common arguments describe."""
-    layout = evaluate.LAYOUTS[args.layout]
+    layout = datasets.LAYOUTS[args.layout]
     return layout if args.ignore is None else dataclasses.replace(layout, ignore=args.ignore)
 
 
@@ -144,8 +145,8 @@ def float_scores(model: nn.Module, images: Tensor) -> Tensor:
 def val_miou(
     predict: Callable[[Tensor, tuple[int, int], ModelInfo], Labels],
     info: ModelInfo,
-    pairs: Sequence[evaluate.Pair],
-    layout: evaluate.Layout,
+    pairs: Sequence[datasets.Pair],
+    layout: datasets.Layout,
     device: str,
 ) -> float:
     """mIoU in percent, through the windows of the engine; NaN without pairs.
@@ -158,17 +159,17 @@ def val_miou(
     for pair in pairs:
         rgb = pictures.decode(pair.image, info.pad).rgb
         batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)])).to(device)
-        truth = pictures.decode_labels(pair.labels).astype(np.int64) - layout.offset
-        total += evaluate.confusion(truth, predict(batch, (rgb.shape[0], rgb.shape[1]), info), count, ignore)
-    return evaluate.metrics(total).miou
+        truth = decode_labels(pair.labels).astype(np.int64) - layout.offset
+        total += metrics.confusion(truth, predict(batch, (rgb.shape[0], rgb.shape[1]), info), count, ignore)
+    return metrics.metrics(total).miou
 
 
-def val_pairs(args: argparse.Namespace) -> tuple[evaluate.Pair, ...]:
+def val_pairs(args: argparse.Namespace) -> tuple[datasets.Pair, ...]:
     """The pairs to measure on; none when --val is empty."""
     layout = layout_from(args)
     if not args.val:
         return ()
-    return evaluate.find_pairs(*layout.folders(args.root, args.val), layout.key)[:: args.sample][: args.limit]
+    return datasets.find_pairs(*layout.folders(args.root, args.val), layout.key)[:: args.sample][: args.limit]
 
 
 def _classes(args: argparse.Namespace, count: int | None) -> dict[str, classes.Colour]:

@@ -29,6 +29,7 @@ from intseg.batch import workers
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
 from intseg.images import decode as pictures
+from intseg.images import overlay as overlays
 
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
 ERRORS, JOURNAL = "errors.jsonl", ".intseg-journal.jsonl"
@@ -248,7 +249,7 @@ def _encoded(kind: str, result: api.Result, options: Options) -> bytes:
     if kind == "labels":
         values = None if options.values is None else np.array(options.values, np.uint16)
         return result.png(options.palette, values)
-    return pictures.encode(result.overlay(options.opacity, options.legend, options.palette), "PNG")
+    return overlays.encode(result.overlay(options.opacity, options.legend, options.palette), "PNG")
 
 
 def _record(source: Source, result: api.Result, ms: float, options: Options) -> dict[str, Any]:

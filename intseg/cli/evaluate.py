@@ -13,7 +13,7 @@ from intseg.errors import UsageError
 from intseg.reports.table import table
 
 if TYPE_CHECKING:
-    from intseg.batch import evaluate
+    from intseg.batch import compare, evaluate
 
 _EVAL = """\
 Measure a model on labelled images: confusion matrix, IoU per class, mIoU, mAcc, aAcc.
@@ -49,11 +49,11 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval(args: argparse.Namespace) -> Answer:
     from intseg import api
-    from intseg.batch import evaluate
+    from intseg.batch import compare, datasets, evaluate
 
     name = args.layout or ("pairs" if args.images or args.labels else "camvid")
-    layout = evaluate.LAYOUTS[name]
-    pairs = evaluate.find_pairs(*_eval_folders(args, name), layout.key)[: args.limit]
+    layout = datasets.LAYOUTS[name]
+    pairs = datasets.find_pairs(*_eval_folders(args, name), layout.key)[: args.limit]
     model = api.load(args.weights)
     if layout.n_cls not in (None, len(model.info.classes)):
         raise UsageError(
@@ -61,7 +61,7 @@ def _eval(args: argparse.Namespace) -> Answer:
             "give another model with -w, or use --images and --labels"
         )
     ignore = layout.ignore if args.ignore is None else args.ignore
-    earlier = evaluate.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
+    earlier = compare.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
     found = evaluate.evaluate(
         pairs,
         model,
@@ -72,12 +72,12 @@ def _eval(args: argparse.Namespace) -> Answer:
         progress=not args.quiet,
         journal=args.resume,
     )
-    compared = evaluate.compare(found, earlier) if earlier else None
+    compared = compare.compare(found, earlier) if earlier else None
     return Answer(_lines(found, compared), found.as_json() | ({"compared": compared.as_json()} if compared else {}))
 
 
 def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
-    from intseg.batch import evaluate
+    from intseg.batch import datasets
 
     if layout == "pairs":
         if not (args.images and args.labels):
@@ -85,10 +85,10 @@ def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
         return Path(args.images), Path(args.labels)
     if not args.root or args.images or args.labels:
         raise UsageError(f"layout {layout} needs --root DIR, and neither --images nor --labels; see intseg eval --help")
-    return evaluate.LAYOUTS[layout].folders(Path(args.root), args.split)
+    return datasets.LAYOUTS[layout].folders(Path(args.root), args.split)
 
 
-def _lines(found: evaluate.Evaluation, compared: evaluate.Comparison | None) -> Iterator[str]:
+def _lines(found: evaluate.Evaluation, compared: compare.Comparison | None) -> Iterator[str]:
     measured, pixels = found.metrics, found.confusion.sum(axis=1)
     columns = [("class", *found.model.info.classes), ("IoU %", *map(_percent, measured.iou))]
     columns += [("change", *map(_change, compared.iou))] if compared else []

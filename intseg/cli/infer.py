@@ -119,13 +119,14 @@ def _say_notes(file: str, result: api.Result) -> None:
 
 def _colours(args: argparse.Namespace, model: api.Model) -> tuple[tuple[tuple[int, int, int], ...], Any]:
     """The palette, and what is stored per class: uint16 [C], None for the index."""
-    from intseg.images import decode as image
+    from intseg.images.labels import stored_values
+    from intseg.images.overlay import palette as colours
 
     info = model.info
-    palette = image.palette(args.palette, info.classes, info.palette)
+    palette = colours(args.palette, info.classes, info.palette)
     if not (args.label_offset or args.label_map):
         return palette, None
-    return palette, image.stored_values(info.classes, args.label_offset, args.label_map)
+    return palette, stored_values(info.classes, args.label_offset, args.label_map)
 
 
 def _infer_stdin(args: argparse.Namespace) -> Answer:
@@ -251,7 +252,7 @@ def _infer_json(image: str, result: api.Result, labels: Path, overlay: Path | No
 
 
 def _infer_lines(image: str, result: api.Result, labels: Path, overlay: Path | None) -> Iterator[str]:
-    from intseg.images.decode import percent
+    from intseg.images.overlay import percent
 
     height, width = result.labels.shape
     yield f"{image}: {width} x {height}, {result.model.info.name}, backend {result.backend}"

@@ -292,14 +292,14 @@ def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _quant_report(args: argparse.Namespace) -> Answer:
     from intseg import api
-    from intseg.batch import evaluate
+    from intseg.batch import datasets
     from intseg.reports import quantization as quant_report
 
-    layout = evaluate.LAYOUTS[args.layout] if args.root else evaluate.LAYOUTS["pairs"]
+    layout = datasets.LAYOUTS[args.layout] if args.root else datasets.LAYOUTS["pairs"]
     if args.root:
         if args.sources or args.labels:
             raise UsageError("--root gives the images and their labels; name neither besides, or leave --root out")
-        pairs = evaluate.find_pairs(*layout.folders(Path(args.root), args.split), layout.key)
+        pairs = datasets.find_pairs(*layout.folders(Path(args.root), args.split), layout.key)
         sources = [quant_report.Source(pair.image, pair.labels) for pair in pairs]
     else:
         sources = quant_report.sources(args.sources, args.labels)

@@ -21,7 +21,7 @@ from intseg import api, backends
 from intseg._version import __version__
 from intseg.executor import execute
 from intseg.graph import Node
-from intseg.images import decode as pictures
+from intseg.images import overlay as overlays
 from intseg.reports.markup import escape, number
 from intseg.windows import cut_windows
 
@@ -177,7 +177,7 @@ def _section(i: int, found: Look) -> str:
 def _viewer(i: int, found: Look) -> str:
     result = found.result
     alt = f"{_short(found.name)}, the image"
-    shares = ", ".join(f"{name} {pictures.percent(share)}" for name, share in list(result.shares().items())[:5])
+    shares = ", ".join(f"{name} {overlays.percent(share)}" for name, share in list(result.shares().items())[:5])
     colours = np.array(result.palette, np.uint8)[result.labels]
     height, width = result.labels.shape
     return (
@@ -197,7 +197,7 @@ def _picture(rgb: Array, lossy: bool = True) -> str:
 
     image = Image.fromarray(np.ascontiguousarray(rgb))
     kinds = ("PNG", "JPEG") if lossy else ("PNG",)
-    data, kind = min(((pictures.encode(image, kind), kind) for kind in kinds), key=lambda item: len(item[0]))
+    data, kind = min(((overlays.encode(image, kind), kind) for kind in kinds), key=lambda item: len(item[0]))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
 
@@ -210,7 +210,7 @@ def _areas(i: int, result: api.Result) -> str:
         colour = "#{:02x}{:02x}{:02x}".format(*colours[name])
         rows.append(
             f'<tr><th scope="row">{_swatch(colour)}{escape(name)}</th><td class="number">{count:,}</td>'
-            f'<td class="number">{pictures.percent(share)}</td>'
+            f'<td class="number">{overlays.percent(share)}</td>'
             f'<td class="bar">{_bar(share / largest, colour)}</td></tr>'
         )
     return "<h3>Class areas</h3>" + _table(

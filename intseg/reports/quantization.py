@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from intseg import api, backends
 from intseg.arith import INT_RANGE
-from intseg.batch import evaluate
+from intseg.batch import metrics
 from intseg.errors import InputError, UsageError
 from intseg.exam import real
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
+from intseg.images.labels import decode_labels
 from intseg.ops import Array
 from intseg.reports.inspect import block_of
 from intseg.reports.table import table
@@ -436,7 +437,7 @@ class _Sums:
 
     def metrics(self) -> tuple[float, float] | None:
         """(mIoU, aAcc) in percent."""
-        found = evaluate.metrics(self.confusion)
+        found = metrics.metrics(self.confusion)
         return (found.miou, found.aacc) if self.confusion.any() else None
 
 
@@ -526,7 +527,7 @@ def _truth(source: Source, size: Sequence[int], n_cls: int, labelling: Labelling
     """Class indices int64 [H, W], -1 where nothing is counted. Raises InputError naming the file."""
     if source.labels is None:
         return None
-    stored = pictures.decode_labels(source.labels).astype(np.int64)
+    stored = decode_labels(source.labels).astype(np.int64)
     if stored.shape != tuple(size):
         raise InputError(
             f"{source.labels}: labels are {stored.shape[1]} x {stored.shape[0]}, {source.image} is {size[1]} x "
@@ -574,7 +575,7 @@ def _add(
             labels[variant] = real.class_map(means[variant.scored], upsample, info.patch, size[0], size[1])
         its.power += _power(means[variant.scored])
         if truth is not None:
-            its.confusion += evaluate.confusion(truth, labels[variant], len(info.classes), ignore=-1)
+            its.confusion += metrics.confusion(truth, labels[variant], len(info.classes), ignore=-1)
     for variant, reference in pairs:
         its, error = sums[variant], means[variant.scored] - means[reference.scored]
         differing = int((labels[variant] != labels[reference]).sum())

@@ -12,6 +12,7 @@ from configs import CAMVID
 from PIL import Image
 
 import intseg
+from intseg.images import overlay as overlays
 from intseg.tools import convert, evaluate, make_scenes
 from intseg.tools.twin import segmenter
 
@@ -149,7 +150,7 @@ def test_classes_come_from_options_the_checkpoint_or_the_data_set() -> None:
         assert next(iter(convert.classes.for_model(19, "cityscapes", given, known))) == first
     assert next(iter(convert.classes.for_model(3, "cityscapes", None))) == "class 0"
     colours = convert.classes.named("voc").values()
-    assert list(colours) == [convert.pictures.PALETTES["voc"](i, 21) for i in range(21)]
+    assert list(colours) == [overlays.PALETTES["voc"](i, 21) for i in range(21)]
 
 
 def test_a_missing_output_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from intseg import api
-from intseg.batch import evaluate
+from intseg.batch import datasets, evaluate
 from intseg.images import decode as image
 from intseg.reports import inspect as inspect_model
 from intseg.tools import convert, make_scenes, qat
@@ -73,7 +73,7 @@ def converted(data: Path, file: Path, *options: str) -> api.Model:
 
 
 def counted(data: Path, model: api.Model) -> list[list[int]]:
-    pairs = evaluate.find_pairs(data / "val", data / "valannot")
+    pairs = datasets.find_pairs(data / "val", data / "valannot")
     return evaluate.evaluate(pairs, model, backend="numpy", ignore=11).confusion.tolist()
 
 

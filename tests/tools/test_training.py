@@ -14,7 +14,7 @@ from configs import CAMVID as CONFIG
 from PIL import Image
 
 import intseg
-from intseg.batch import evaluate
+from intseg.batch import datasets
 from intseg.errors import InputError
 from intseg.tools import convert, make_scenes, qat, train
 from intseg.tools.twin import calibrate, pretrained, segmenter, training
@@ -160,7 +160,7 @@ def test_ranges_follow_only_until_frozen(data: Path) -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
-    found = training.examples(data, "train", evaluate.LAYOUTS["camvid"], 11)
+    found = training.examples(data, "train", datasets.LAYOUTS["camvid"], 11)
     settings = training.Settings(steps=10, batch=3, crop=(40, 56))
     a, b, c = (training.batch(found, settings, step) for step in (4, 4, 5))
     assert torch.equal(a[0], b[0])
@@ -173,7 +173,7 @@ def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
 
 
 def test_every_image_is_used_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = training.examples(data, "train", evaluate.LAYOUTS["camvid"], 11)
+    found = training.examples(data, "train", datasets.LAYOUTS["camvid"], 11)
     used: list[int] = []
     load = training.Examples.load
     monkeypatch.setattr(training.Examples, "load", lambda self, i: used.append(i) or load(self, i))
@@ -212,7 +212,7 @@ def test_a_label_outside_the_classes_names_the_file(data: Path, tmp_path: Path) 
         (tmp_path / folder).mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "train" / "a.png")
     Image.fromarray(np.full((8, 8), 12, np.uint8)).save(tmp_path / "trainannot" / "a.png")
-    found = training.examples(tmp_path, "train", evaluate.LAYOUTS["camvid"], 11)
+    found = training.examples(tmp_path, "train", datasets.LAYOUTS["camvid"], 11)
     with pytest.raises(InputError, match=r"a\.png: label 12, expected 0 to 10"):
         found.load(0)
 

@@ -29,13 +29,16 @@ import numpy as np
 from PIL import Image
 
 from intseg import api, backends, errors, store
-from intseg.batch import evaluate
+from intseg.batch import compare, datasets, evaluate, metrics
 from intseg.batch import infer as batch
 from intseg.build import GraphBuilder
 from intseg.conformance import vectors, verify
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
 from intseg.images import decode as pictures
+from intseg.images import labels as label_images
+from intseg.images import overlay as overlays
+from intseg.images.labels import decode_labels
 from intseg.kernels import _jit
 from intseg.ops import OPS, Array, Value
 from intseg.reports import card
@@ -786,10 +789,10 @@ class Labels(Kind):
         return {"labels.png": data}
 
     def read(self, folder: Path, files: Files) -> str:
-        labels = pictures.decode_labels(folder / "labels.png")
+        labels = decode_labels(folder / "labels.png")
         if labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 2 or not labels.size:
             raise Disagreement(f"decoded to {labels.dtype} {labels.shape}")
-        evaluate.confusion(labels, np.zeros(labels.shape, np.uint8), 8, 255)
+        metrics.confusion(labels, np.zeros(labels.shape, np.uint8), 8, 255)
         return "counted"
 
     def patience(self, files: Files) -> float:
@@ -1242,15 +1245,15 @@ class Evaluations(Kind):
         if len(files["eval.json"]) % 2:
             card._accuracy(model, card.Facts(), card._read_metrics(model, str(path)))
             return "on a card"
-        earlier = evaluate.read_earlier(path, model.info.classes)
-        evaluate.compare(evaluate.Evaluation(earlier.confusion, 1, model), earlier).as_json()
+        earlier = compare.read_earlier(path, model.info.classes)
+        compare.compare(evaluate.Evaluation(earlier.confusion, 1, model), earlier).as_json()
         return "compared"
 
 
 def _eval_journal(path: Path) -> Any:
     model = api.load(home() / "model0.safetensors")
     job = evaluate._Job("w", model.sha256, "numpy", 1, None, 0)
-    return evaluate._Journal(path, job, [evaluate.Pair(Path("a"), Path("b"))], 3)
+    return evaluate._Journal(path, job, [datasets.Pair(Path("a"), Path("b"))], 3)
 
 
 # ---------------------------------------------------------------------------------------------------- texts and folders
@@ -1294,9 +1297,9 @@ class Texts(Kind):
         (name,) = files
         path, classes = str(folder / name), ("road", "sky", "ä")
         if name == "palette.txt":
-            pictures.palette(path, classes, ((0, 0, 0),) * 3)
+            overlays.palette(path, classes, ((0, 0, 0),) * 3)
         elif name == "map.json":
-            pictures.stored_values(classes, mapping=path)
+            label_images.stored_values(classes, mapping=path)
         else:
             # A list names files and folders of its user's choice; chance must not make it leave the folder of the case.
             if any(os.path.isabs(line) or ".." in line for line in batch._lines(Path(path))):

@@ -43,10 +43,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from intseg import api, backends, store
-from intseg.batch import evaluate
+from intseg.batch import datasets, metrics
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import Graph, validate
 from intseg.images import decode as pictures
+from intseg.images.labels import decode_labels
 from intseg.plan.plan import Plan
 from intseg.reports import inspect as inspect_model
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
@@ -83,7 +84,7 @@ class Row:
 
     def add(self, truth: Labels, labels: Labels, reference: Labels, ignore: int | None) -> None:
         """Count one image."""
-        self.confusion += evaluate.confusion(truth, labels, len(self.confusion), ignore)
+        self.confusion += metrics.confusion(truth, labels, len(self.confusion), ignore)
         self.same += int((labels == reference).sum())
         self.pixels += labels.size
 
@@ -163,12 +164,12 @@ class Subject:
         file = path / "checkpoint.pth" if path.is_dir() else path
         self.model = load_checkpoint(path)
         self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        self.layout = evaluate.LAYOUTS[options.layout]
+        self.layout = datasets.LAYOUTS[options.layout]
         self.classes = classes.for_model(self.model.config.n_cls, dataset_of(path), None)
         self.info = self.info_of(RECIPES["intseg"])
         self._training_labels: dict[Path, Labels] = {}
         self.pairs, training = (
-            evaluate.find_pairs(*self.layout.folders(options.root, split), self.layout.key)
+            datasets.find_pairs(*self.layout.folders(options.root, split), self.layout.key)
             for split in (options.split, options.train)
         )
         self.pairs, self.training = self.pairs[: options.limit], [pair.image for pair in training]
@@ -181,7 +182,7 @@ class Subject:
     @functools.cached_property
     def truths(self) -> list[Labels]:
         """Class indices of every image."""
-        return [pictures.decode_labels(pair.labels).astype(np.int64) - self.layout.offset for pair in self.pairs]
+        return [decode_labels(pair.labels).astype(np.int64) - self.layout.offset for pair in self.pairs]
 
     @functools.cached_property
     def images(self) -> list[NDArray[np.uint8]]:
@@ -949,7 +950,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("experiments", nargs="+", choices=["all", *PER_CHECKPOINT, "sizes"], metavar="EXPERIMENT")
     p.add_argument("--root", type=Path, help="folder of the data set")
-    p.add_argument("--layout", choices=sorted(set(evaluate.LAYOUTS) - {"pairs"}), default="camvid")
+    p.add_argument("--layout", choices=sorted(set(datasets.LAYOUTS) - {"pairs"}), default="camvid")
     p.add_argument("--split", default="val", help="part of the data set that is measured (val)")
     p.add_argument("--train", default="train", help="part that calibration takes images from (train)")
     p.add_argument("--checkpoint", action="append", default=[], metavar="NAME=PATH", help="several are allowed")

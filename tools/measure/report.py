@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from intseg.batch import evaluate
+from intseg.batch import metrics as measures
 from intseg.errors import InputError
 from intseg.files import write_atomically
 from intseg.reports.markup import number
@@ -115,9 +115,9 @@ def _read(file: Path) -> Document:
     return document
 
 
-def metrics(row: Document) -> evaluate.Metrics:
+def metrics(row: Document) -> measures.Metrics:
     """Percentages of a row."""
-    return evaluate.metrics(np.array(row["confusion"], np.int64))
+    return measures.metrics(np.array(row["confusion"], np.int64))
 
 
 def miou(row: Document) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from intseg import palettes
-from intseg.images.decode import PALETTES
+from intseg.images.overlay import PALETTES
 
 Colour = tuple[int, int, int]
 

@@ -27,9 +27,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from intseg import store
-from intseg.batch import evaluate
+from intseg.batch import datasets
 from intseg.errors import InputError, IntsegError, MismatchError
 from intseg.images import decode as pictures
+from intseg.images import overlay as overlays
+from intseg.images.labels import decode_labels
 
 IGNORE = 255
 """Label of pixels that the loss does not see."""
@@ -85,7 +87,7 @@ class Settings:
 class Examples:
     """A labelled data set; images are decoded on use and the last few hundred kept."""
 
-    pairs: tuple[evaluate.Pair, ...]
+    pairs: tuple[datasets.Pair, ...]
     n_cls: int
     ignore: int | None
     offset: int
@@ -107,7 +109,7 @@ class Examples:
 def _load(examples: Examples, index: int) -> tuple[Image.Image, Image.Image]:
     pair = examples.pairs[index]
     rgb = pictures.decode(pair.image, (127, 127, 127)).rgb
-    labels = pictures.decode_labels(pair.labels).astype(np.int64)
+    labels = decode_labels(pair.labels).astype(np.int64)
     if labels.shape != rgb.shape[:2]:
         raise InputError(
             f"{pair.labels}: labels are {labels.shape}, {pair.image} is {rgb.shape[:2]}, expected equal sizes"
@@ -121,9 +123,9 @@ def _load(examples: Examples, index: int) -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(rgb), Image.fromarray(labels.astype(np.uint8))
 
 
-def examples(root: Path, split: str, layout: evaluate.Layout, n_cls: int) -> Examples:
+def examples(root: Path, split: str, layout: datasets.Layout, n_cls: int) -> Examples:
     """A split of a data set in one of the layouts of `intseg eval`. Raises InputError for missing or unpaired files."""
-    pairs = evaluate.find_pairs(*layout.folders(root, split), layout.key)
+    pairs = datasets.find_pairs(*layout.folders(root, split), layout.key)
     if layout.n_cls not in (None, n_cls):
         raise MismatchError(f"the data set has {layout.n_cls} classes, the model has {n_cls}, expected equal counts")
     return Examples(pairs, n_cls, layout.ignore, layout.offset)
@@ -301,7 +303,7 @@ class Trainer:
         store.write_atomically(self.folder / "state.pth", buffer.getvalue())
         lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
         store.write_atomically(self.folder / "log.jsonl", lines.encode())
-        store.write_atomically(self.folder / "curves.png", pictures.encode(curves(self.log), "PNG"))
+        store.write_atomically(self.folder / "curves.png", overlays.encode(curves(self.log), "PNG"))
 
     def resume(self) -> None:
         """Go on from state.pth. Raises InputError for an unreadable file, MismatchError for other settings."""

@@ -1,0 +1,114 @@
+"""An evaluation against an earlier one of the same pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intseg import strict_json
+from intseg.batch.evaluate import Evaluation
+from intseg.batch.metrics import Counts, metrics, number
+from intseg.errors import InputError, UsageError, one_line
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evaluation minus another of the same pixels, in points of percent.
+
+    miou, macc, aacc   differences; NaN where either is
+    iou, acc   per class; None where either is
+    name       of the other model
+    """
+
+    miou: float
+    macc: float
+    aacc: float
+    iou: tuple[float | None, ...]
+    acc: tuple[float | None, ...]
+    name: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `intseg eval --json` prints under "compared"."""
+        return {
+            "with": self.name,
+            "mIoU": number(self.miou),
+            "mAcc": number(self.macc),
+            "aAcc": number(self.aacc),
+            "IoU": list(self.iou),
+            "acc": list(self.acc),
+        }
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An evaluation read from a file.
+
+    path       of the file
+    name       of the model
+    confusion  int64 [C, C], rows are labels
+    """
+
+    path: Path
+    name: str
+    confusion: Counts
+
+
+def read_earlier(path: str | os.PathLike[str], classes: Sequence[str]) -> Earlier:
+    """What `intseg eval --json` wrote to a file.
+
+    classes  of the model it will be compared with
+    Raises InputError for a file that is not that, UsageError when it has other classes.
+    """
+    path = Path(path)
+    try:
+        found = strict_json.parse(path.read_text(encoding="utf-8"))
+        names = tuple(str(name) for name in found["classes"])
+        rows = [[int(count) for count in row] for row in found["confusion"]]
+        matrix = np.array(rows, np.int64).reshape(len(names), len(names))
+        name = one_line(str(found["model"]["name"]))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}; give a file of intseg eval --json") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"{path}: is not what intseg eval --json prints ({type(error).__name__}); redirect its output to a file"
+        ) from None
+    if (matrix < 0).any():
+        raise InputError(f"{path}: counts {matrix.min()} pixels, expected none below zero; write the file again")
+    if names != tuple(classes):
+        raise UsageError(
+            f"{path}: has {len(names)} classes {_few(names)}, this model {len(classes)} {_few(classes)}, "
+            "expected equal ones; compare models of one data set"
+        )
+    return Earlier(path, name, matrix)
+
+
+def compare(found: Evaluation, earlier: Earlier) -> Comparison:
+    """An evaluation minus an earlier one with the same classes. Raises UsageError when that counted other labels."""
+    theirs, ours = earlier.confusion.sum(axis=1), found.confusion.sum(axis=1)
+    for i in np.flatnonzero(theirs != ours):
+        raise UsageError(
+            f"{earlier.path}: counted {theirs[i]} pixels of {found.model.info.classes[i]}, this evaluation {ours[i]}, "
+            "expected the same images and labels; run both with the same --root, --split, --ignore and --limit"
+        )
+    old, new = metrics(earlier.confusion), found.metrics
+    return Comparison(
+        new.miou - old.miou,
+        new.macc - old.macc,
+        new.aacc - old.aacc,
+        tuple(_minus(a, b) for a, b in zip(new.iou, old.iou, strict=True)),
+        tuple(_minus(a, b) for a, b in zip(new.acc, old.acc, strict=True)),
+        earlier.name,
+    )
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
