@@ -21,18 +21,20 @@ import safetensors.numpy
 from tiny_model import tiny_graph
 
 from intseg import api, store
+from intseg.arith.variant import DEFINITION, Variant
 from intseg.cli import main as cli
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.executor import execute
 from intseg.graph import Graph, Node
 from intseg.images import decode as pictures
-from intseg.ops import RUN
+from intseg.ops import RUN, Call
 from intseg.windows import cut_windows
 from intseg.workbench import diff, dump
 from intseg.workbench import trace as traces
 from intseg.workbench.diff import Settings
-from intseg.workbench.hypotheses import Case, Hypothesis, catalogue, combine, explain
-from intseg.workbench.registers import DEFINITION, Variant
+from intseg.workbench.mistakes import Hypothesis, catalogue, combine
+from intseg.workbench.registers import evaluate
+from intseg.workbench.search import explain
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Array = np.ndarray
@@ -498,7 +500,7 @@ def test_i0_is_derived_from_the_scale(ours: int, theirs: int, name: str):
     attrs = {"i0": ours, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8, "mult": 1, "shift": 7}
     scale = np.array([3 << 20, 0, 25], np.int32).reshape(3, 1, 1)
     found = RUN["sigmoid_gelu"](x, **{**attrs, "i0": theirs})
-    names = explain(Case("sigmoid_gelu", [x], {}, attrs, scale), found).names()
+    names = explain(Call("sigmoid_gelu", [x], {}, attrs, scale), found).names()
     assert f"I_0 by {name} ({theirs} instead of {ours})" in names[:2]
 
 
@@ -511,9 +513,9 @@ def test_every_hypothesis_can_be_computed(subjects: Mapping[str, Subject]):
             if node.op in seen:
                 continue
             seen.add(node.op)
-            case = diff.case_of(golden, 0, node)
+            case = diff.call_of(golden, 0, node)
             assert case is not None
-            explanation = explain(case, case.run().astype(np.int64) + 10**6, seconds=0.3)
+            explanation = explain(case, evaluate(case).astype(np.int64) + 10**6, seconds=0.3)
             assert not explanation.matches
             assert len({h.variant for h in catalogue(case)}) == len(catalogue(case))
     assert len(seen) > 12

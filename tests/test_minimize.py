@@ -19,13 +19,13 @@ from strategies import CASES
 from tiny_model import tiny_graph
 
 from intseg import api, store
+from intseg.arith.variant import Variant
 from intseg.cli import main as cli
 from intseg.executor import execute
-from intseg.ops import OPS, RUN, Value
-from intseg.workbench import diff, minimize
+from intseg.ops import OPS, RUN, Call, Value
+from intseg.workbench import axes, diff, minimize
 from intseg.workbench import trace as traces
-from intseg.workbench.hypotheses import Case
-from intseg.workbench.registers import Variant
+from intseg.workbench.registers import evaluate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -143,11 +143,11 @@ def test_without_a_model_and_with_bad_files(files: Mapping[str, Path], tmp_path:
 def test_a_restricted_call_gives_the_restricted_result(op: str, data: st.DataObject):
     """Cutting the operands and then computing equals computing and then cutting the result."""
     drawn = data.draw(CASES[op])
-    case = Case(op, drawn.inputs, drawn.params, drawn.attrs)
-    whole = case.run()
+    case = Call(op, drawn.inputs, drawn.params, drawn.attrs)
+    whole = evaluate(case)
     index = tuple(data.draw(st.integers(0, n - 1)) for n in whole.shape)
     small, cut = minimize.restrict(case, whole, index)
-    assert_equal(np.ascontiguousarray(small.run()), np.ascontiguousarray(cut), op)
+    assert_equal(np.ascontiguousarray(evaluate(small)), np.ascontiguousarray(cut), op)
 
 
 def test_shrinking_keeps_the_difference():
@@ -159,12 +159,12 @@ def test_shrinking_keeps_the_difference():
         "mult": np.ones(10, np.int32),
         "shift": np.full(10, 5, np.int8),
     }
-    case = Case("linear", [x], params, {"out": "int16"})
+    case = Call("linear", [x], params, {"out": "int16"})
     for variant in (Variant(rounding="floor"), Variant(acc_bits=16), Variant(layout="write:1,0")):
         with np.errstate(all="ignore"):
             least = minimize.shrink(case, variant, float("inf"))
-        assert minimize.is_valid(least)
-        assert not np.array_equal(least.run(), least.run(variant))
+        assert axes.is_valid(least)
+        assert not np.array_equal(evaluate(least), evaluate(least, variant))
         assert sum(a.size for a in (*least.inputs, *least.params.values())) < 40, variant
 
 
@@ -178,4 +178,4 @@ def test_an_image_as_the_golden_side(tmp_path: Path):
     _, minimal = minimize.minimize(golden, diff.open_other(tmp_path / "other.safetensors", golden), diff.Settings(0, 1))
     assert minimal is not None
     assert minimal.node == "encoder.blocks.0.attn.softmax"
-    assert minimal.case.inputs[0].shape == (1, 1, 9)
+    assert minimal.call.inputs[0].shape == (1, 1, 9)

@@ -49,7 +49,7 @@ class Register:
         """Bits that hold the whole interval."""
         if self.dtype.startswith("u"):
             return self.high.bit_length()
-        return max(self.high.bit_length(), (~self.low).bit_length() if self.low < 0 else 0) + 1
+        return max(max(self.high, 0).bit_length(), (~min(self.low, -1)).bit_length()) + 1
 
     @property
     def headroom(self) -> int:
@@ -62,6 +62,7 @@ class Bounds(Machine):
 
     node, op   of the call, for messages
     registers  proved so far, in the order of computation
+    kept       the intervals of those that have a name in traces
     worst      for registers with an interval a channel, the channels with the lowest and the highest end
     seen       facts of the primitives, as `recorder.Watcher` has them of values
     """
@@ -69,13 +70,19 @@ class Bounds(Machine):
     def __init__(self, node: str, op: str) -> None:
         self.node, self.op = node, op
         self.registers: list[Register] = []
+        self.kept: dict[str, Interval] = {}
         self.worst: dict[str, set[int]] = {}
         self.seen: list[tuple[str, Sequence[Case], Facts]] = []
+        self._lanes: set[str] = set()
+        self._weight_sums: dict[int, tuple[Any, Any]] = {}
 
     def prove(self, name: str, x: Interval, dtype: str, extra: bool = False) -> None:
         """One register. Raises ModelError."""
         if isinstance(x.high, np.ndarray) and not extra:
             self.worst[name] = {int(x.low.argmin()), int(x.high.argmax())}
+        self.registers.append(self._proved(name, x, dtype, extra))
+
+    def _proved(self, name: str, x: Interval, dtype: str, extra: bool) -> Register:
         low, high = x.lowest, x.highest
         lowest, highest = _RANGE[dtype]
         for value in (low, high):
@@ -84,7 +91,15 @@ class Bounds(Machine):
                     f"node {self.node!r} ({self.op}): register {name} may reach {value}, expected {dtype}, "
                     f"[{lowest}, {highest}]: requantize the weights"
                 )
-        self.registers.append(Register(name, low, high, dtype, extra))
+        return Register(name, low, high, dtype, extra)
+
+    def lane(self, after: str, name: str, x: Interval, dtype: str) -> None:
+        """A register that only kernels hold, which follows one of the op. Raises ModelError."""
+        place = next(i for i in range(len(self.registers), 0, -1) if self.registers[i - 1].name == after)
+        while place < len(self.registers) and self.registers[place].name in self._lanes:
+            place += 1
+        self._lanes.add(name)
+        self.registers.insert(place, self._proved(name, x, dtype, True))
 
     def result(self, x: Interval, dtype: str) -> Interval:
         """The output of the call: a register too, unless its elements are only moved."""
@@ -97,6 +112,7 @@ class Bounds(Machine):
     # ------------------------------------------------------------------------------------------- what is known of it
 
     def keep(self, name: str, x: Interval, bits: int) -> Interval:
+        self.kept[name] = x
         self.prove(name, x, f"int{bits}")
         return x
 
@@ -118,7 +134,7 @@ class Bounds(Machine):
     @property
     def quiet(self) -> Self:
         other = copy.copy(self)
-        other.registers, other.worst, other.seen = [], {}, []
+        other.registers, other.kept, other.worst, other.seen = [], {}, {}, []
         return other
 
     # ------------------------------------------------------------------------------------------------- rows and sums
@@ -127,7 +143,9 @@ class Bounds(Machine):
         return Interval(x.low, x.high, shape=x.shape) if isinstance(x, Interval) else interval(x.astype(np.int64))
 
     def dot(self, x: Interval, weight: Any) -> Interval:
-        return sums.bound_dot(x, weight)
+        if id(weight) not in self._weight_sums:
+            self._weight_sums[id(weight)] = sums.weight_sums(weight)
+        return sums.bound_dot(x, self._weight_sums[id(weight)])
 
     def matmul(self, a: Interval, b: Interval) -> Interval:
         return sums.bound_matmul(a, b)

@@ -169,7 +169,7 @@ class Extents(Machine):
         """An axis that stays as it is keeps its extent; what is split or joined is fixed by attributes."""
         old, new = list(x.axes), list(shape)
         result: list[tuple[int, Extent | None]] = []
-        while new:
+        while old and new:
             parts, lengths = [old.pop(0)], [new.pop(0)]
             while (left := math.prod(length for length, _ in parts)) != (right := math.prod(lengths)):
                 if left < right:
@@ -180,6 +180,8 @@ class Extents(Machine):
             result += parts if whole else [(length, None) for length in lengths]
             if not whole:
                 _fix(Axes(tuple(parts)))
+        _fix(Axes(tuple(old)))  # what is left on either side has length 1
+        result += [(length, None) for length in new]
         return Axes(tuple(result))
 
     def rows(self, x: Axes, start: int, stop: int) -> Axes:

@@ -35,11 +35,11 @@ def weight_sums(weight: NDArray[Any]) -> tuple[Int, Int]:
     return (total + size) // 2, (total - size) // 2
 
 
-def bound_dot(x: Interval, weight: NDArray[Any]) -> Interval:
-    """Exact: the row with the high end where the weight is positive and the low end elsewhere attains it."""
-    positive, negative = weight_sums(weight)
+def bound_dot(x: Interval, sums: tuple[Int, Int]) -> Interval:
+    """From the weights' sums. Exact: the high end where the weight is positive, the low end elsewhere attain it."""
+    positive, negative = sums
     low, high = positive * x.low + negative * x.high, positive * x.high + negative * x.low
-    return Interval(low, high, shape=(*x.shape[:-1], len(weight)))
+    return Interval(low, high, shape=(*x.shape[:-1], len(positive)))
 
 
 def bound_matmul(a: Interval, b: Interval) -> Interval:

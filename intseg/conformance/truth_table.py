@@ -19,7 +19,8 @@ import numpy as np
 from intseg import arith, files
 from intseg.errors import InputError, UsageError
 from intseg.graph import Graph
-from intseg.ops import OPS, RUN, Array, Attr
+from intseg.ops import OPS, RUN, Array, Attr, Call
+from intseg.workbench.registers import steps
 
 FORMATS = ("npz", "csv", "hex")
 MAX_ROWS = 2**22
@@ -161,10 +162,10 @@ def exp2(frac_bits: int, a1: int, a2: int) -> Table:
     """e of SPEC 4.8 by t = max x - x, for every t until it is zero for good."""
     _require_attrs("softmax2", {"frac_bits": frac_bits, "a1": a1, "a2": a2})
     t = np.arange((16 << frac_bits) + 1, dtype=np.int64)
-    q, f = t >> frac_bits, (t & (2**frac_bits - 1)) << (15 - frac_bits)
-    power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    e = np.where(q == 0, power, arith.rsr(power, np.clip(q, 1, 17)))
-    columns = {"t": t.astype(np.int32), "power": power.astype(np.int16), "e": e.astype(np.int16)}
+    attrs: dict[str, Attr] = {"frac_bits": frac_bits, "a1": a1, "a2": a2}
+    found = steps(Call("softmax2", [-t[None]], {}, attrs))
+    columns = {"t": found["t"][0], "power": found["i_b"][0].astype(np.int16)}
+    columns["e"] = found["exponential"][0].astype(np.int16)
     return Table("exp2", {"frac_bits": frac_bits, "a1": a1, "a2": a2}, columns)
 
 

@@ -22,12 +22,12 @@ import safetensors.numpy
 from intseg import api, arith, backends, store
 from intseg._version import __version__
 from intseg.conformance import coverage
-from intseg.conformance.coverage import Call
 from intseg.errors import InputError, MismatchError
+from intseg.exam import EXAMS
 from intseg.executor import execute
 from intseg.files import create, new_folder
 from intseg.graph import ModelInfo, Node
-from intseg.ops import Array, Attr, Run
+from intseg.ops import Array, Attr, Call, Run
 from intseg.ops.gelu import times_1_6875
 from intseg.windows import GEOMETRY, STEPS, cut_windows, info_of, merge_scores, run_step, tile
 
@@ -425,7 +425,7 @@ MAKERS: dict[str, Callable[[Numbers], Cases]] = {
 
 def op_cases() -> dict[str, list[Call]]:
     """Every op case of a pack, by op: the ops of section 4 in its order, then the steps of section 7."""
-    cases: dict[str, list[Call]] = {op: [] for op in coverage.FACTS}
+    cases: dict[str, list[Call]] = {op: [] for op in EXAMS}
     for name, make in MAKERS.items():
         for call in make(Numbers(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))):
             cases[call.op].append(call)
@@ -517,7 +517,7 @@ class ImageResult:
 
     tensors: dict[str, Array]
     nodes: dict[str, str]
-    reached: list[tuple[str, list[str]]]
+    reached: list[tuple[str, coverage.Found]]
 
 
 def run_image(model: api.Model, rgb: Array, backend: str, with_coverage: bool) -> ImageResult:
@@ -539,17 +539,17 @@ def run_image(model: api.Model, rgb: Array, backend: str, with_coverage: bool) -
 
 def trace_window(
     model: api.Model, window: Array, backend: str, with_coverage: bool = False
-) -> tuple[dict[str, str], list[tuple[str, list[str]]]]:
+) -> tuple[dict[str, str], list[tuple[str, coverage.Found]]]:
     """sha256 of every node's output, and the branches that every node reaches, if asked for."""
     graph, values = model.graph, {"image": window}
     nodes: dict[str, str] = {}
-    reached: list[tuple[str, list[str]]] = []
+    reached: list[tuple[str, coverage.Found]] = []
 
     def on_node(node: Node, value: Array) -> None:
         nodes[node.name] = array_sha256(value)
         if with_coverage:
             inputs, params = graph.arguments(node, values)
-            reached.append((node.name, coverage.reached(Call(node.op, tuple(inputs), params, node.attrs))))
+            reached.append((node.name, coverage.branches(Call(node.op, tuple(inputs), params, node.attrs))))
             values[node.name] = value
             for name in {*node.inputs} & {*values}:
                 if graph.last_use[name] < len(nodes):
@@ -559,7 +559,7 @@ def trace_window(
     return nodes, reached
 
 
-def _section7_reached(info: ModelInfo, tensors: Mapping[str, Array]) -> list[tuple[str, list[str]]]:
+def _section7_reached(info: ModelInfo, tensors: Mapping[str, Array]) -> list[tuple[str, coverage.Found]]:
     height, width, _ = tensors["image"].shape
     window: dict[str, Attr] = _geometry((*info.window, *info.stride, info.patch))
     size: dict[str, Attr] = {"height": height, "width": width}
@@ -568,7 +568,7 @@ def _section7_reached(info: ModelInfo, tensors: Mapping[str, Array]) -> list[tup
         Call("merge_scores", (tensors["window0.scores"],), {}, window | size),
         Call("class_map", (tensors["merged"],), {}, size | {"patch": info.patch, "upsample": info.upsample}),
     )
-    return [(call.op, coverage.reached(call)) for call in calls]
+    return [(call.op, coverage.branches(call)) for call in calls]
 
 
 # ---------------------------------------------------------------------------------------------------------- pack
@@ -614,13 +614,13 @@ def make_pack(model: api.Model, backend: str = "numpy", say: Callable[[str], Non
     Raises MismatchError naming the branches of SPEC.md that nothing in the pack reaches.
     """
     digest = Digest()
-    found: list[tuple[str, list[str]]] = []
+    found: list[tuple[str, coverage.Found]] = []
     files = {"model.safetensors": store.dumps(model.graph)}
     cases = op_cases()
     for op, calls in cases.items():
         say(f"{op}: {len(calls)} cases")
         files[f"ops/{op}.safetensors"] = _op_file(op, calls, table(backend), digest)
-        found += [(f"ops/{op}/{i}", coverage.reached(call)) for i, call in enumerate(calls)]
+        found += [(f"ops/{op}/{i}", coverage.branches(call)) for i, call in enumerate(calls)]
     images = []
     for name, rgb in corner_images(model.info).items():
         say(f"image {name}: {rgb.shape[0]} x {rgb.shape[1]}")
@@ -629,7 +629,7 @@ def make_pack(model: api.Model, backend: str = "numpy", say: Callable[[str], Non
         files[f"images/{name}.safetensors"] = safetensors.numpy.save(dict(sorted(result.tensors.items())))
         add_image(digest, name, result)
         images.append({"name": name, "file": f"images/{name}.safetensors", "nodes": result.nodes})
-    rows = coverage.report(found)
+    rows = list(coverage.report(found))
     files["coverage.json"] = _json({"branches": rows})
     files["runner.json"] = _json(_runner(model, files, cases, images, str(digest)))
     pack = Pack(files, rows, str(digest))

@@ -21,13 +21,13 @@ import numpy as np
 import safetensors.numpy
 
 from intseg import api, backends, files, models, store
-from intseg.conformance import coverage, truth_table, vectors
-from intseg.conformance.coverage import Call
+from intseg.conformance import truth_table, vectors
 from intseg.errors import InputError, IntsegError, ModelError
+from intseg.exam import EXAMS
 from intseg.executor import execute
 from intseg.graph import Node, check_call
 from intseg.images import decode as pictures
-from intseg.ops import OPS, Array, Value
+from intseg.ops import OPS, Array, Call, Value
 from intseg.windows import check_step, cut_windows
 
 Checks = Iterator[tuple[str, Array | str, Array | str | None]]
@@ -186,7 +186,7 @@ def read_op_file(path: Path, data: bytes) -> list[tuple[Call, Array]]:
 
 
 def _case(op: str, attrs: dict[str, Any], tensors: dict[str, Array], prefix: str) -> tuple[Call, Array]:
-    if op not in coverage.FACTS:
+    if op not in EXAMS:
         raise ValueError(f"unknown op {op}")
     count = len(OPS[op].inputs) if op in OPS else 1
     roles = OPS[op].params if op in OPS else ()

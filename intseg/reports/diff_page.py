@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 
 from intseg.workbench.diff import Difference, Report, hexadecimal
-from intseg.workbench.hypotheses import Explanation
+from intseg.workbench.search import Explanation
 
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;

@@ -1,7 +1,7 @@
 """The first wrong bit and why: a golden trace against what another implementation gave.
 
 Nodes are compared in execution order, window by window. The first one that differs is described, and recomputed from
-the golden inputs under hypotheses (intseg/workbench/hypotheses.py) until one gives exactly what the other side has.
+the golden inputs under hypotheses (intseg/workbench/mistakes.py) until one gives exactly what the other side has.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from intseg import api, files
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.graph import IMAGE, Node
-from intseg.ops import RUN, Array
+from intseg.ops import RUN, Array, Call
 from intseg.workbench import trace as traces
 from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, open_folder, read_npy, read_npz
-from intseg.workbench.hypotheses import SECONDS, Case, Explanation, explain, explain_upstream
+from intseg.workbench.registers import evaluate
+from intseg.workbench.search import SECONDS, Explanation, explain, explain_upstream
 from intseg.workbench.trace import SEPARATOR, TensorFile, Trace
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
@@ -427,7 +428,7 @@ def _register(golden: Trace, other: Other, window: int, node: str) -> tuple[str,
 # ----------------------------------------------------------------------------------------------------------- cause
 
 
-def case_of(golden: Trace, window: int, node: Node) -> Case | None:
+def call_of(golden: Trace, window: int, node: Node) -> Call | None:
     """The call that a node is in a window, from golden values; None where the trace lacks one of its inputs."""
     assert golden.model is not None
     graph, values = golden.model.graph, {}
@@ -439,7 +440,8 @@ def case_of(golden: Trace, window: int, node: Node) -> Case | None:
             return None
         values[name] = value
     inputs, params = graph.arguments(node, values)
-    return Case.of(node, inputs, params, golden.scale(node.inputs[0]) if node.inputs[0] != IMAGE else None)
+    scale = golden.scale(node.inputs[0]) if node.inputs[0] != IMAGE else None
+    return Call(node.op, inputs, params, node.attrs, scale)
 
 
 def _cause(
@@ -448,14 +450,14 @@ def _cause(
     """Search for the cause of the first difference; None, with a note, where that is not possible."""
     node = _node(golden, first.node)
     assert node is not None
-    case = case_of(golden, first.window, node)
-    if case is None:
+    call = call_of(golden, first.window, node)
+    if call is None:
         notes.append(
             f"no cause was searched: the golden trace lacks an input of {node.name} ({', '.join(node.inputs)})"
         )
         return None
     expected = golden.value(first.window, node.name)
-    if expected is not None and not np.array_equal(case.run(), expected):
+    if expected is not None and not np.array_equal(evaluate(call), expected):
         notes.append(
             f"the golden trace does not follow the definition at {node.name}: recomputed from its own inputs the "
             "node comes out differently; no cause was searched"
@@ -463,13 +465,13 @@ def _cause(
         return None
     unseen = _unseen(golden, other, first.window, node)
     if not unseen:
-        return explain(case, found, settings.seconds)
+        return explain(call, found, settings.seconds)
     names = ", ".join(["..."] * (len(unseen) > 3) + [one.name for one in unseen[-3:]])
     notes.append(
         f"the other side lacks {len(unseen)} nodes directly before {node.name} ({names}): "
         "the first wrong bit may lie in one of them"
     )
-    return _cause_with_unseen(golden, first, case, found, unseen, settings.seconds)
+    return _cause_with_unseen(golden, first, call, found, unseen, settings.seconds)
 
 
 def _unseen(golden: Trace, other: Other, window: int, node: Node) -> list[Node]:
@@ -487,17 +489,17 @@ def _unseen(golden: Trace, other: Other, window: int, node: Node) -> list[Node]:
 
 
 def _cause_with_unseen(
-    golden: Trace, first: Difference, case: Case, found: Array, unseen: list[Node], seconds: float
+    golden: Trace, first: Difference, call: Call, found: Array, unseen: list[Node], seconds: float
 ) -> Explanation:
     """One mistake in the node, one in an unseen node before it (the nearest first), two in the node."""
     deadline = time.monotonic() + seconds
-    alone = explain(case, found, seconds / 4, pairs=False)
+    alone = explain(call, found, seconds / 4, pairs=False)
     tried = alone.tried
     if alone.matches:
         return alone
     for node in reversed(unseen):
         left = deadline - time.monotonic()
-        upstream = case_of(golden, first.window, node)
+        upstream = call_of(golden, first.window, node)
         if left <= 0 or upstream is None:
             break
         leads = functools.partial(_leads_to, golden, first.window, node, first.node, found)
@@ -505,7 +507,7 @@ def _cause_with_unseen(
         tried += count
         if explanation is not None:
             return explanation
-    rest = explain(case, found, max(deadline - time.monotonic(), 0.0))
+    rest = explain(call, found, max(deadline - time.monotonic(), 0.0))
     return dataclasses.replace(rest, tried=tried + rest.tried)
 
 

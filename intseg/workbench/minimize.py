@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from intseg.errors import ModelError, UsageError
-from intseg.ops import OPS, Array, Value
-from intseg.workbench.diff import Other, Report, Settings, case_of, comparable, compare
-from intseg.workbench.hypotheses import Case, combine
-from intseg.workbench.registers import Variant
+from intseg.arith.variant import Variant
+from intseg.errors import UsageError
+from intseg.ops import Array, Call
+from intseg.workbench.axes import Dim, dims, is_valid, take
+from intseg.workbench.diff import Other, Report, Settings, call_of, comparable, compare
+from intseg.workbench.mistakes import combine
+from intseg.workbench.registers import evaluate
 from intseg.workbench.trace import Trace, Writer
 
 SECONDS = 10.0
@@ -34,27 +36,17 @@ SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Dim:
-    """An extent that can be cut: the axes of the operands that have it, and that of the result (None: summed over)."""
-
-    slots: tuple[tuple[str, int], ...]
-    out: int | None
-    alone: bool = True
-    """Whether an index of the result needs only the same index of the operands."""
-
-
-@dataclass(frozen=True)
 class Minimal:
     """A small call that differs.
 
-    case      the call
+    call      the call
     expected  what the definition gives
     found     what the other side has there; by the variant of `cause` where the call was shrunk beyond the data
     cause     name of the hypothesis, None where none fits
     shrunk    whether `found` is computed by the variant
     """
 
-    case: Case
+    call: Call
     expected: Array
     found: Array
     window: int
@@ -63,157 +55,90 @@ class Minimal:
     shrunk: bool
 
 
-# ------------------------------------------------------------------------------------------------------------- axes
-
-
-def dims(case: Case) -> list[Dim]:
-    """The extents of a call that can be cut without changing its attributes, the outermost first."""
-    if case.op in _DIMS:
-        return _DIMS[case.op](case)
-    rank = case.inputs[0].ndim
-    if case.op in ("add", "gelu_table", "sigmoid_gelu"):
-        count = len(case.inputs)
-        return [Dim(tuple((str(i), axis) for i in range(count)), axis) for axis in range(rank)]
-    if case.op in ("shiftmax", "softmax2", "shift_gelu", "l2norm", "layernorm", "argmax"):
-        roles = tuple((role, 0) for role in case.params)
-        rows = [Dim((("0", axis),), axis) for axis in range(rank - 1)]
-        last = None if case.op == "argmax" else rank - 1
-        return [*rows, Dim((("0", rank - 1), *roles), last, alone=False)]
-    return []
-
-
-def _linear_dims(case: Case) -> list[Dim]:
-    width = tuple((role, 0) for role in ("weight", "bias", "mult", "shift"))
-    return [Dim((("0", 0),), 0), Dim(width, 1), Dim((("0", 1), ("weight", 1)), None, alone=False)]
-
-
-def _matmul_dims(case: Case) -> list[Dim]:
-    rank = case.inputs[0].ndim
-    inner, wide = (rank - 1, rank - 2) if case.attrs["transpose_b"] else (rank - 2, rank - 1)
-    batch = [Dim(tuple((key, axis) for key in ("0", "1", "mult", "shift")), axis) for axis in range(rank - 2)]
-    scales = (("mult", rank - 2), ("shift", rank - 2)) if case.params["mult"].shape[-1] > 1 else ()
-    columns = Dim((("1", wide), *scales), rank - 1)
-    return [*batch, Dim((("0", rank - 2),), rank - 2), columns, Dim((("0", rank - 1), ("1", inner)), None, alone=False)]
-
-
-_DIMS: dict[str, Callable[[Case], list[Dim]]] = {
-    "linear": _linear_dims,
-    "matmul": _matmul_dims,
-    "quantize_input": lambda case: [Dim((("0", 0),), 0), Dim((("0", 1),), 1)],
-    "patchify": lambda case: [],
-    "concat": lambda case: [Dim((("0", 1), ("1", 1)), 1)],
-    "slice": lambda case: [Dim((("0", 1),), 1)],
-    "split_heads": lambda case: [Dim((("0", 0),), 1)],
-    "merge_heads": lambda case: [Dim((("0", 1),), 0)],
-    "to_grid": lambda case: [Dim((("0", 1),), 2)],
-}
-
-
-def take(case: Case, dim: Dim, indices: Sequence[int]) -> Case:
-    """The call with only some indices of an extent."""
-    axes = dict(dim.slots)
-    inputs = [_taken(x, axes.get(str(i)), indices) for i, x in enumerate(case.inputs)]
-    params = {role: _taken(p, axes.get(role), indices) for role, p in case.params.items()}
-    return dataclasses.replace(case, inputs=inputs, params=params)
-
-
-def _taken(x: Array, axis: int | None, indices: Sequence[int]) -> Array:
-    return x if axis is None else np.ascontiguousarray(x.take(list(indices), axis=axis))
-
-
-def is_valid(case: Case) -> bool:
-    """Whether a graph could hold this call."""
-    try:
-        OPS[case.op].check([Value(x.dtype.name, x.shape) for x in case.inputs], case.params, case.attrs)
-    except (ModelError, ValueError, IndexError):
-        return False
-    return True
-
-
 # -------------------------------------------------------------------------------------------------------- shrinking
 
 
-def restrict(case: Case, found: Array, index: Sequence[int]) -> tuple[Case, Array]:
+def restrict(call: Call, found: Array, index: Sequence[int]) -> tuple[Call, Array]:
     """The call with only what one element of the result needs, and the other side's values there."""
-    for dim in dims(case):
+    for dim in dims(call):
         if dim.out is not None and dim.alone:
             at = [index[dim.out]]
-            case, found = take(case, dim, at), np.ascontiguousarray(found.take(at, axis=dim.out))
-    return case, found
+            call, found = take(call, dim, at), np.ascontiguousarray(found.take(at, axis=dim.out))
+    return call, found
 
 
-def shrink(case: Case, variant: Variant, deadline: float) -> Case:
+def shrink(call: Call, variant: Variant, deadline: float) -> Call:
     """The call, smaller, such that the variant still differs from the definition."""
 
-    def differs(candidate: Case) -> bool:
+    def differs(candidate: Call) -> bool:
         try:
             with np.errstate(all="ignore"):
-                return is_valid(candidate) and not np.array_equal(candidate.run(), candidate.run(variant))
+                return is_valid(candidate) and not np.array_equal(evaluate(candidate), evaluate(candidate, variant))
         except (ValueError, IndexError, OverflowError, TypeError):
             return False
 
     smaller = True
     while smaller and time.monotonic() < deadline:
-        before = _size(case)
-        for dim in dims(case):
-            case = _shrink_dim(case, dim, differs, deadline)
-        smaller = _size(case) < before
-    return _shrink_values(case, differs, deadline)
+        before = _size(call)
+        for dim in dims(call):
+            call = _shrink_dim(call, dim, differs, deadline)
+        smaller = _size(call) < before
+    return _shrink_values(call, differs, deadline)
 
 
-def _size(case: Case) -> int:
-    return sum(x.size for x in (*case.inputs, *case.params.values()))
+def _size(call: Call) -> int:
+    return sum(x.size for x in (*call.inputs, *call.params.values()))
 
 
-def _shrink_dim(case: Case, dim: Dim, differs: Callable[[Case], bool], deadline: float) -> Case:
+def _shrink_dim(call: Call, dim: Dim, differs: Callable[[Call], bool], deadline: float) -> Call:
     """Remove halves, quarters, ... of an extent as long as the difference stays."""
     key, axis = dim.slots[0]
-    operand = case.inputs[int(key)] if key.isdecimal() else case.params[key]
+    operand = call.inputs[int(key)] if key.isdecimal() else call.params[key]
     kept = list(range(operand.shape[axis]))
     part = len(kept) // 2
     while part >= 1 and time.monotonic() < deadline:
         removed = False
         for start in range(0, len(kept), part):
             rest = kept[:start] + kept[start + part :]
-            if rest and differs(take(case, dim, rest)):
+            if rest and differs(take(call, dim, rest)):
                 kept, removed = rest, True
                 break
         part = min(part, len(kept) // 2) if removed else part // 2
-    return take(case, dim, kept)
+    return take(call, dim, kept)
 
 
-def _shrink_values(case: Case, differs: Callable[[Case], bool], deadline: float) -> Case:
+def _shrink_values(call: Call, differs: Callable[[Call], bool], deadline: float) -> Call:
     """Set inputs, weights and biases to zero, whole and one by one, as long as the difference stays."""
-    for case_with in _zeroings(case):
+    for case_with in _zeroings(call):
         if time.monotonic() > deadline:
             break
-        candidate = case_with(case)
+        candidate = case_with(call)
         if candidate is not None and differs(candidate):
-            case = candidate
-    return case
+            call = candidate
+    return call
 
 
-def _zeroings(case: Case) -> Iterator[Callable[[Case], Case | None]]:
-    keys = [str(i) for i in range(len(case.inputs))] + [role for role in ("bias", "weight") if role in case.params]
+def _zeroings(call: Call) -> Iterator[Callable[[Call], Call | None]]:
+    keys = [str(i) for i in range(len(call.inputs))] + [role for role in ("bias", "weight") if role in call.params]
     for key in keys:
         yield functools.partial(_zeroed, key=key, at=None)
     for key in keys:
-        size = (case.inputs[int(key)] if key.isdecimal() else case.params[key]).size
+        size = (call.inputs[int(key)] if key.isdecimal() else call.params[key]).size
         for at in range(min(size, 256)):
             yield functools.partial(_zeroed, key=key, at=at)
 
 
-def _zeroed(case: Case, key: str, at: int | None) -> Case | None:
+def _zeroed(call: Call, key: str, at: int | None) -> Call | None:
     """The call with an operand, or one of its elements, zero; None where it is already."""
-    operand = case.inputs[int(key)] if key.isdecimal() else case.params[key]
+    operand = call.inputs[int(key)] if key.isdecimal() else call.params[key]
     changed = np.zeros_like(operand) if at is None else operand.copy()
     if at is not None:
         changed.flat[at] = 0
     if np.array_equal(changed, operand):
         return None
     if key.isdecimal():
-        return dataclasses.replace(case, inputs=[changed if str(i) == key else x for i, x in enumerate(case.inputs)])
-    return dataclasses.replace(case, params={**case.params, key: changed})
+        return dataclasses.replace(call, inputs=[changed if str(i) == key else x for i, x in enumerate(call.inputs)])
+    return dataclasses.replace(call, params={**call.params, key: changed})
 
 
 # ----------------------------------------------------------------------------------------------------- the command
@@ -233,15 +158,15 @@ def minimize(
     if first.op is None or golden.model is None:
         raise UsageError(f"{first.node} differs, but its op is not known; give the model with -w")
     node = (report.explanation.node if report.explanation else None) or first.node
-    case = case_of(golden, first.window, golden.model.graph.node(node))
-    if case is None:
+    call = call_of(golden, first.window, golden.model.graph.node(node))
+    if call is None:
         raise UsageError(f"the golden trace lacks an input of {node}; trace all nodes")
-    found, index = _found(golden, other, report, case)
-    minimal = _smallest(case, found, index, report, time.monotonic() + seconds)
+    found, index = _found(golden, other, report, call)
+    minimal = _smallest(call, found, index, report, time.monotonic() + seconds)
     return report, dataclasses.replace(minimal, window=first.window, node=node)
 
 
-def _found(golden: Trace, other: Other, report: Report, case: Case) -> tuple[Array, tuple[int, ...]]:
+def _found(golden: Trace, other: Other, report: Report, call: Call) -> tuple[Array, tuple[int, ...]]:
     """What the other side has at the node to blame, and the first index that differs; unseen nodes by their cause."""
     first = report.first
     assert first is not None
@@ -251,34 +176,34 @@ def _found(golden: Trace, other: Other, report: Report, case: Case) -> tuple[Arr
     variant = combine(report.explanation.matches[0])
     assert variant is not None
     with np.errstate(all="ignore"):
-        found = case.run(variant)
-    return found, tuple(int(i) for i in np.argwhere(found != case.run())[0])
+        found = evaluate(call, variant)
+    return found, tuple(int(i) for i in np.argwhere(found != evaluate(call))[0])
 
 
-def _smallest(case: Case, found: Array, index: Sequence[int], report: Report, deadline: float) -> Minimal:
-    small, small_found = restrict(case, found, index)
+def _smallest(call: Call, found: Array, index: Sequence[int], report: Report, deadline: float) -> Minimal:
+    small, small_found = restrict(call, found, index)
     matches = report.explanation.matches if report.explanation else ()
     if not matches:
-        return Minimal(small, small.run(), small_found, 0, "", None, False)
+        return Minimal(small, evaluate(small), small_found, 0, "", None, False)
     variant = combine(matches[0])
     assert variant is not None
     assert report.explanation is not None
     with np.errstate(all="ignore"):
-        stands = np.array_equal(small.run(variant), small_found)
-    least = shrink(small if stands else case, variant, deadline)
+        stands = np.array_equal(evaluate(small, variant), small_found)
+    least = shrink(small if stands else call, variant, deadline)
     with np.errstate(all="ignore"):
-        return Minimal(least, least.run(), least.run(variant), 0, "", report.explanation.names()[0], True)
+        return Minimal(least, evaluate(least), evaluate(least, variant), 0, "", report.explanation.names()[0], True)
 
 
 def save(minimal: Minimal, path: str | os.PathLike[str]) -> None:
     """Write the call as a golden op case. Raises InputError when it cannot be written."""
-    case = minimal.case
-    tensors = {f"case0.in{j}": x for j, x in enumerate(case.inputs)}
-    tensors |= {f"case0.param.{role}": p for role, p in case.params.items()}
+    call = minimal.call
+    tensors = {f"case0.in{j}": x for j, x in enumerate(call.inputs)}
+    tensors |= {f"case0.param.{role}": p for role, p in call.params.items()}
     tensors["case0.expected"] = minimal.expected
     metadata: dict[str, Any] = {
-        "attrs": [dict(case.attrs)],
-        "op": case.op,
+        "attrs": [dict(call.attrs)],
+        "op": call.op,
         "seed": 0,
         "node": minimal.node,
         "window": minimal.window,
@@ -296,13 +221,13 @@ def save(minimal: Minimal, path: str | os.PathLike[str]) -> None:
 
 def lines(minimal: Minimal) -> Iterator[str]:
     """A small call in text."""
-    case = minimal.case
-    yield f"{case.op} of node {minimal.node}, window {minimal.window}"
-    for j, x in enumerate(case.inputs):
+    call = minimal.call
+    yield f"{call.op} of node {minimal.node}, window {minimal.window}"
+    for j, x in enumerate(call.inputs):
         yield f"  input {j:<8} {x.dtype.name} {list(x.shape)} {_values(x)}"
-    for role, p in case.params.items():
+    for role, p in call.params.items():
         yield f"  {role:<14} {p.dtype.name} {list(p.shape)} {_values(p)}"
-    for name, attr in case.attrs.items():
+    for name, attr in call.attrs.items():
         yield f"  {name:<14} {attr}"
     yield f"  expected       {_values(minimal.expected)}"
     source = "with the cause" if minimal.shrunk else "other side"

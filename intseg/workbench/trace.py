@@ -32,10 +32,11 @@ from intseg.errors import InputError, IntsegError, MismatchError, UsageError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
-from intseg.ops import RUN, Array
+from intseg.ops import RUN, Array, Call
+from intseg.prove import prove
 from intseg.store import KEY, MAX_FILE, NAME
 from intseg.windows import cut_windows, merge_scores, tile
-from intseg.workbench import registers
+from intseg.workbench.registers import steps
 
 FORMAT = 1
 SEPARATOR = "--"
@@ -300,7 +301,8 @@ def write(
     if not nodes:
         raise UsageError(f"no node matches {pattern!r}, expected names such as {model.graph.nodes[-1].name!r}")
     windows = list(cut_windows(picture.rgb, model.info))
-    kept = {node.name: tuple(registers.REGISTERS.get(node.op, ())) if with_registers else () for node in nodes}
+    names = {proof.name: proof.kept for proof in prove(model.graph)} if with_registers else {}
+    kept = {node.name: names.get(node.name, ()) for node in nodes}
     metadata = _metadata(model, picture.rgb, [corner for corner, _ in windows], kept)
     with Writer(Path(path), metadata, _names(kept, len(windows))) as writer:
         writer.put("image", picture.rgb)
@@ -366,7 +368,7 @@ def _trace_window(
 
 def _put_registers(writer: Writer, prefix: str, graph: Graph, node: Node, values: Mapping[str, Array]) -> None:
     inputs, params = graph.arguments(node, values)
-    found = registers.steps(node.op, inputs, params, node.attrs)
+    found = steps(Call(node.op, inputs, params, node.attrs))
     result = found.pop("result")
     if result.dtype != values[node.name].dtype or not np.array_equal(result, values[node.name]):
         raise MismatchError(f"node {node.name!r} ({node.op}): registers and backend disagree; please report it")

@@ -1,0 +1,194 @@
+"""The usual mistakes as variants of a call, the likeliest first: those of the primitives it uses, of its op, of scales,
+operands, attributes and layouts.
+
+A hypothesis is a name and a `Variant`. It explains a node when recomputing the node from the golden inputs with this
+variant gives the other side's result in every element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from intseg.arith.recorder import usual_mistakes
+from intseg.arith.variant import DEFINITION, Named, Variant
+from intseg.exam import EXAMS
+from intseg.ops import OPS, Array, Call
+from intseg.workbench.registers import evaluate, record
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A mistake that somebody may have made."""
+
+    name: str
+    variant: Variant
+
+
+def combine(parts: Sequence[Hypothesis]) -> Variant | None:
+    """One variant with the mistakes of all; None where two change the same thing."""
+    changes: dict[str, object] = {}
+    pairs: dict[str, dict[str, object]] = {"attrs": {}, "operands": {}}
+    for part in parts:
+        for name, value in _changes(part.variant).items():
+            if name in pairs:
+                items = dict(getattr(part.variant, name))
+                if pairs[name].keys() & items.keys():
+                    return None
+                pairs[name].update(items)
+            elif name in changes:
+                return None
+            else:
+                changes[name] = value
+    merged = {name: tuple(items.items()) for name, items in pairs.items()}
+    return dataclasses.replace(DEFINITION, **changes, **merged)  # type: ignore[arg-type]
+
+
+def _changes(variant: Variant) -> dict[str, object]:
+    fields = dataclasses.fields(Variant)
+    return {f.name: getattr(variant, f.name) for f in fields if getattr(variant, f.name) != getattr(DEFINITION, f.name)}
+
+
+# ---------------------------------------------------------------------------------------------------- the catalogue
+
+
+def catalogue(call: Call) -> list[Hypothesis]:
+    """Every hypothesis that can matter for a call, the likeliest first, no variant twice."""
+    found: dict[Variant, Hypothesis] = {}
+    for source in (_arithmetic, _scales, _operands, _attributes, _own, _layouts):
+        for name, variant in source(call):
+            if variant != DEFINITION:
+                found.setdefault(variant, Hypothesis(name, variant))
+    return list(found.values())
+
+
+def _arithmetic(call: Call) -> Named:
+    """Mistakes of the primitives that the call uses, and of the op."""
+    own = ((mistake.words, Variant(quirk=mistake.name)) for mistake in EXAMS[call.op].mistakes)
+    return usual_mistakes(record(call)[0].used, own)
+
+
+def _own(call: Call) -> Named:
+    """Mistakes of the op that depend on the call."""
+    more = EXAMS[call.op].own
+    return iter(more(call) if more is not None else ())
+
+
+def _scales(call: Call) -> Named:
+    """Multipliers and shifts that are off."""
+    for role in ("shift", "mult"):
+        if role in call.params:
+            for step in (1, -1):
+                yield f"{role} off by one ({step:+d})", Variant(operands=((role, f"plus:{step}"),))
+    for name, value in call.attrs.items():
+        if name.startswith(("shift", "mult")) and isinstance(value, int):
+            for step in (1, -1):
+                yield f"{name} off by one ({step:+d})", Variant(attrs=((name, value + step),))
+    if "mult" in call.params:
+        for bits in (16, 8, 15, 7, 24):
+            yield f"mult without its low {bits} bits", Variant(operands=(("mult", f"drop:{bits}"),))
+        yield "mult without sign", Variant(operands=(("mult", "unsigned"),))
+
+
+def _operands(call: Call) -> Named:
+    """Parameters and inputs that were read wrongly."""
+    if "bias" in call.params:
+        yield "bias missing", Variant(operands=(("bias", "zero"),))
+        yield "bias added twice", Variant(operands=(("bias", "double"),))
+        yield "bias subtracted", Variant(operands=(("bias", "negate"),))
+        yield "bias cut to INT16", Variant(operands=(("bias", "narrow:int16"),))
+        yield "bias cut to INT32", Variant(operands=(("bias", "narrow:int32"),))
+    operands = {str(i): (f"input {i}", x) for i, x in enumerate(call.inputs)}
+    operands |= {role: (role, x) for role, x in call.params.items()}
+    for key, (name, x) in operands.items():
+        if x.dtype.kind == "i" and key not in ("mult", "shift"):
+            yield f"{name} read without sign", Variant(operands=((key, "unsigned"),))
+        if x.dtype.itemsize > 1:
+            yield f"endianness of {name} swapped", Variant(operands=((key, "byteswap"),))
+    for key, (name, x) in operands.items():
+        for how, words in _relayouts(x):
+            yield f"{name} {words}", Variant(operands=((key, how),))
+
+
+def _attributes(call: Call) -> Named:
+    """Attributes that are off or belong to another node."""
+    attrs = call.attrs
+    yield from _i0(call)
+    if attrs.get("int_div_kind") in ("paper", "normalized"):
+        other = "paper" if attrs["int_div_kind"] == "normalized" else "normalized"
+        yield f"int_div of the kind {other!r}", Variant(attrs=(("int_div_kind", other),))
+    for name in ("k_inter", "lam", "frac_bits", "start", "part", "a1", "a2"):
+        value = attrs.get(name)
+        for step in (1, -1):
+            if isinstance(value, int) and value + step in OPS[call.op].attrs[name]:
+                yield from _stepped(call, name, value + step)
+    if "lam" in attrs:
+        for lam in (1, 6):
+            yield f"lambda {lam}", Variant(attrs=(("lam", lam),))
+    if "a1" in attrs:
+        yield "straight line for 2^-f", Variant(attrs=(("a1", 16384), ("a2", 0)))
+        yield "quadratic for 2^-f", Variant(attrs=(("a1", 21955), ("a2", 5571)))
+
+
+def _stepped(call: Call, name: str, value: int) -> Named:
+    if name == "start":  # the number of rows stays
+        start, stop = int(call.attrs["start"]), int(call.attrs["stop"])
+        if not 0 <= value <= len(call.inputs[0]) - (stop - start):
+            return
+        yield f"rows from {value}", Variant(attrs=(("start", value), ("stop", value + stop - start)))
+    elif name != "part" or 0 <= value < int(call.attrs["parts"]):
+        yield f"{name} {value} instead of {call.attrs[name]}", Variant(attrs=((name, value),))
+    if name == "part" and call.attrs.get("parts") == 3:
+        other = 2 - int(call.attrs["part"])
+        yield f"part {other} instead of {call.attrs['part']}", Variant(attrs=(("part", other),))
+
+
+def _i0(call: Call) -> Named:
+    """I_0 is 1 / S made an integer: by floor, ceil or round of the scale of the input, or one beside."""
+    i0 = call.attrs.get("i0")
+    if not isinstance(i0, int):
+        return
+    if call.scale is not None and call.scale.size == 3 and int(call.scale.reshape(-1)[0]) > 0:
+        mult, _, shift = (int(n) for n in call.scale.reshape(-1))
+        if 0 <= shift <= 62:
+            one = 1 << shift
+            ways = {"floor": one // mult, "ceil": -(-one // mult), "round": (2 * one + mult) // (2 * mult)}
+            for value in sorted(set(ways.values()) - {i0}):
+                names = " or ".join(name for name, result in ways.items() if result == value)
+                if 1 <= value <= 2**15:
+                    yield f"I_0 by {names} ({value} instead of {i0})", Variant(attrs=(("i0", value),))
+    if i0 > 1:
+        yield f"I_0 by floor ({i0 - 1} instead of {i0})", Variant(attrs=(("i0", i0 - 1),))
+    yield f"I_0 by ceil ({i0 + 1} instead of {i0})", Variant(attrs=(("i0", i0 + 1),))
+
+
+def _layouts(call: Call) -> Named:
+    """The result stored or read in another order. Only shape and dtype of the result matter."""
+    for how, words in _relayouts(evaluate(call)):
+        yield f"result {words}", Variant(layout=how)
+
+
+def _relayouts(x: Array) -> Iterator[tuple[str, str]]:
+    """(transformation, words) for an operand or a result."""
+    axes = tuple(range(x.ndim))
+    if x.dtype.itemsize > 1:
+        yield "byteswap", "with swapped endianness"
+    for order in itertools.permutations(axes):
+        text = ",".join(map(str, order))
+        if order != axes:
+            name = "transposed" if x.ndim == 2 else f"permuted to ({text})"
+            yield f"write:{text}", f"{name}: stored with axes ({text}), read in C order"
+            yield f"read:{text}", f"{name}: stored in C order, read with axes ({text})"
+    for count in (2, 4, 8, 16, 32):
+        if x.size >= count:
+            yield f"words:{count}", f"reversed inside words of {count} elements"
+    for axis in axes:
+        if x.shape[axis] > 1:
+            yield f"flip:{axis}", f"reversed along axis {axis}"
+            yield f"roll:{axis}:1", f"rotated by one along axis {axis}"
+            yield f"roll:{axis}:-1", f"rotated back by one along axis {axis}"
+    if x.size > 1:
+        yield "shift:1", "one element late"
+        yield "shift:-1", "one element early"
