@@ -166,7 +166,7 @@ BY_HAND = {
 """Tools that may write otherwise, and why."""
 
 TO_MEMORY = {("convert.py", "torch.save"), ("segmenter.py", "torch.save"), ("training.py", "torch.save")}
-TO_MEMORY |= {("make_scenes.py", "Image.fromarray(pixels).save"), ("make_golden.py", "tempfile.TemporaryDirectory")}
+TO_MEMORY |= {("make_golden.py", "tempfile.TemporaryDirectory")}
 """Of tools that write results: to a buffer, or a folder that --check compares with."""
 
 

@@ -17,22 +17,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from patterns import pattern
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-MAKE_DATA = """\
-from intseg.tools import make_scenes
-from intseg.tools.twin import segmenter
-from pathlib import Path
-from PIL import Image
-config = segmenter.SegmenterConfig(
-    image_size=(32, 48), patch=8, d_model=32, n_layers=2, n_heads=2, mlp_dim=64, n_cls=11, window=(32, 48),
-    stride=(24, 40), d_decoder=32, dec_layers=1, dec_heads=2, dec_mlp_dim=64)
-segmenter.save_checkpoint(segmenter.random_segmenter(config, 3), Path("checkpoint"))
-for i in range(3):
-    for folder, array in zip(("photos", "truth"), make_scenes.scene(i, 40, 60)):
-        Path(folder).mkdir(exist_ok=True)
-        Image.fromarray(array).save(f"{folder}/{i}.png")
-"""
 
 RUN = ("README.md", "docs/FAQ.md", "docs/TUTORIAL.md", "docs/WORKBENCH.md")
 """Pages of which every command is run."""
@@ -60,6 +48,23 @@ def shell(script: str, folder: Path) -> None:
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
 
 
+def make_data(folder: Path) -> None:
+    """A checkpoint, photos and their labels, as a reader of the pages has them."""
+    pytest.importorskip("torch")
+    from intseg.tools.twin import segmenter
+
+    config = segmenter.SegmenterConfig(
+        image_size=(32, 48), patch=8, d_model=32, n_layers=2, n_heads=2, mlp_dim=64, n_cls=11, window=(32, 48),
+        stride=(24, 40), d_decoder=32, dec_layers=1, dec_heads=2, dec_mlp_dim=64,
+    )  # fmt: skip
+    segmenter.save_checkpoint(segmenter.random_segmenter(config, 3), folder / "checkpoint")
+    for name in ("photos", "truth"):
+        (folder / name).mkdir()
+    for i in range(3):
+        for name, array in zip(("photos", "truth"), pattern(i, 40, 60), strict=True):
+            Image.fromarray(array).save(folder / name / f"{i}.png")
+
+
 def test_the_commands_of_the_faq(tmp_path: Path) -> None:
     shutil.copy(ROOT / "golden" / "images" / "street.png", tmp_path)
     found = blocks("docs/FAQ.md", "sh")
@@ -73,9 +78,8 @@ def test_the_commands_of_the_faq(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
     (tmp_path / "tools").symlink_to(ROOT / "tools")
-    subprocess.run([sys.executable, "-c", MAKE_DATA], cwd=tmp_path, check=True)
+    make_data(tmp_path)
     found = blocks("docs/TUTORIAL.md", "sh")
     assert len(found) == 9
     shell("".join(found), tmp_path)
@@ -89,9 +93,8 @@ def test_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_conversion_of_the_readme(tmp_path: Path) -> None:
     """Its other two blocks install the project: `./check wheel` and `.ci/run` do what they say."""
-    pytest.importorskip("torch")
     (tmp_path / "tools").symlink_to(ROOT / "tools")
-    subprocess.run([sys.executable, "-c", MAKE_DATA], cwd=tmp_path, check=True)
+    make_data(tmp_path)
     shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photo.png")
     for name in ("checkpoint.pth", "variant.yml"):
         shutil.copy(tmp_path / "checkpoint" / name, tmp_path)

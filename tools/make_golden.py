@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write golden/: small models, small images, and full traces of the PyTorch twin that every backend has to repeat.
 
-    python tools/make_golden.py             rewrite golden/; make_scenes.py draws images/street*.png
+    python tools/make_golden.py             rewrite golden/; images/ stays as it is
     python tools/make_golden.py --check     write it to a temporary folder instead and compare; status 1 on a difference
 
 Expected values come from the twin (tools/twin/model.py) and from the sums and labels written here with PyTorch; the
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 import intseg
 from intseg import store
 from intseg.graph import ModelInfo
-from intseg.tools import make_golden_ops, make_scenes
+from intseg.tools import make_golden_ops
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QGelu, Recipe
@@ -73,30 +73,25 @@ class WeakError(Exception):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is made: images and models
+# What is made, and of which images
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A part of a scene: `size` pixels at `corner` of scene `seed` drawn at `scene` pixels."""
-
-    seed: int
-    scene: tuple[int, int]
-    corner: tuple[int, int]
-    size: tuple[int, int]
-
-    def draw(self) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        (top, left), (height, width) = self.corner, self.size
-        return make_scenes.scene(self.seed, *self.scene)[0][top : top + height, left : left + width].copy()
-
-
-PICTURES = {
-    "odd": Picture(201, (48, 64), (11, 9), (21, 27)),  # not a multiple of the patch; two windows
-    "small": Picture(202, (32, 40), (10, 8), (13, 21)),  # smaller than a window
-    "wide": Picture(203, (48, 64), (13, 4), (22, 53)),  # 2 x 3 windows; up to three of them cover a column
+KEPT = {
+    "calibration": "nine scenes of 64 x 64 pixels, one below the other, that the models are calibrated with",
+    "odd": "not a multiple of the patch; two windows",
+    "small": "smaller than a window",
+    "wide": "2 x 3 windows; up to three of them cover a column",
+    "street": "the example",
+    "street_truth": "its labels",
 }
+"""Images that were drawn once and stay: name and what they are for. Nothing writes them."""
+
+
+def picture(name: str) -> np.ndarray:
+    """The pixels of an image that stays: uint8 [H, W, 3]."""
+    with Image.open(GOLDEN / "images" / f"{name}.png") as image:
+        return np.array(image)
 
 
 @dataclass(frozen=True)
@@ -258,7 +253,7 @@ def make_twin(case: Case) -> FakeQuantSegmenter:
 def _calibration_images() -> list[Tensor]:
     """Scenes cut into windows, uint8 [windows, H, W, 3] each."""
     height, width = WINDOW
-    scenes = [torch.from_numpy(make_scenes.scene(seed, 4 * height, 2 * width)[0]) for seed in range(101, 110)]
+    scenes = torch.from_numpy(picture("calibration")).reshape(-1, 4 * height, 2 * width, 3)
     return [scene.reshape(4, height, 2, width, 3).transpose(1, 2).flatten(0, 1).contiguous() for scene in scenes]
 
 
@@ -372,25 +367,21 @@ def weaknesses(name: str, traces: Sequence[Mapping[str, np.ndarray]]) -> Iterato
 
 
 def write(folder: Path) -> dict[str, dict[str, str | int]]:
-    """Write everything but the street scene; returns generator and seed by file, as the manifest lists them."""
-    sources: dict[str, dict[str, str | int]] = {}
-    for part in ("images", "models", "traces", "ops"):
+    """Write everything but the images; returns where each file comes from, as the manifest says it."""
+    sources: dict[str, dict[str, str | int]] = {f"images/{name}.png": {"kept": what} for name, what in KEPT.items()}
+    for part in ("models", "traces", "ops"):
         (folder / part).mkdir(parents=True, exist_ok=True)
 
     def put(path: str, data: bytes, seed: int) -> None:
         store.write_atomically(folder / path, data)
         sources[path] = {"generator": "tools/make_golden.py", "seed": seed}
 
-    pixels = {name: picture.draw() for name, picture in PICTURES.items()}
-    for name, picture in PICTURES.items():
-        make_scenes.save_png(folder / "images" / f"{name}.png", pixels[name])
-        sources[f"images/{name}.png"] = {"generator": "tools/make_golden.py", "seed": picture.seed}
     for name, case in CASES.items():
         twin = make_twin(case)
         put(f"models/{name}.safetensors", store.dumps(export(twin, info_of(name, case))), SEED)
-        traces = {picture: expected(twin, pixels[picture]) for picture in case.pictures}
-        for picture, trace in traces.items():
-            put(f"traces/{name}.{picture}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
+        traces = {image: expected(twin, picture(image)) for image in case.pictures}
+        for image, trace in traces.items():
+            put(f"traces/{name}.{image}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
         for weakness in weaknesses(name, list(traces.values())):
             print(f"make_golden.py: weak: {weakness}", file=sys.stderr)
     for op in make_golden_ops.MAKERS:
@@ -432,10 +423,8 @@ def differences(golden: Path, fresh: Path) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"MANIFEST.json: cannot be used: {error!r}"
         return
-    street = ["images/street.png", "images/street_truth.png"]
-    if complaint := make_scenes.check_street(golden / "images"):
-        yield complaint
-    made, found = [*files_of(fresh), *street], files_of(golden)
+    kept = [f"images/{name}.png" for name in KEPT]
+    made, found = [*files_of(fresh), *kept], files_of(golden)
     for name in sorted({*made, *found, *listed}):
         if name not in made:
             yield f"{name}: is not made by this script"
@@ -445,16 +434,8 @@ def differences(golden: Path, fresh: Path) -> Iterator[str]:
             yield f"{name}: is not in MANIFEST.json"
         elif listed[name]["sha256"] != hashlib.sha256((golden / name).read_bytes()).hexdigest():
             yield f"{name}: sha256 is not that of MANIFEST.json"
-        elif name not in street and not same(golden / name, fresh / name):
+        elif name not in kept and (golden / name).read_bytes() != (fresh / name).read_bytes():
             yield f"{name}: differs from what this script makes"
-
-
-def same(a: Path, b: Path) -> bool:
-    """Equal bytes; equal pixels for PNG, whose compression depends on the zlib that Pillow was built with."""
-    if a.suffix != ".png":
-        return a.read_bytes() == b.read_bytes()
-    with Image.open(a) as left, Image.open(b) as right:
-        return left.mode == right.mode and np.array_equal(np.asarray(left), np.asarray(right))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -465,8 +446,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if not args.check:
         sources = write(GOLDEN)
-        for name in ("images/street.png", "images/street_truth.png"):
-            sources[name] = {"generator": "tools/make_scenes.py", "seed": make_scenes.STREET_SEED}
         store.write_atomically(GOLDEN / "MANIFEST.json", manifest(GOLDEN, sources).encode())
         return 0
     with tempfile.TemporaryDirectory() as folder:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from configs import CAMVID
+from patterns import pattern
 from PIL import Image
 
 import intseg
 from intseg.images import overlay as overlays
-from intseg.tools import convert, evaluate, make_scenes
+from intseg.tools import convert, evaluate
 from intseg.tools.twin import segmenter
 
 CONFIG = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(24, 40))
@@ -25,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
     for i in range(3):
-        rgb, labels = make_scenes.scene(i, 40, 60)
+        rgb, labels = pattern(i, 40, 60)
         for folder, array in (("val", rgb), ("valannot", labels), ("photos", rgb)):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(root / folder / f"{i}.png")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configs import CAMVID as CONFIG
+from patterns import pattern
 from PIL import Image
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from intseg import api
 from intseg.batch import datasets, evaluate
 from intseg.images import decode as image
 from intseg.reports import inspect as inspect_model
-from intseg.tools import convert, make_scenes, qat
+from intseg.tools import convert, qat
 from intseg.tools.measure import bench, experiments, report
 from intseg.tools.twin import calibrate, segmenter
 from intseg.tools.twin import model as fakequant
@@ -37,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder in (split, f"{split}annot"):
             (root / folder).mkdir()
         for seed in seeds:
-            rgb, labels = make_scenes.scene(seed, 40, 56)
+            rgb, labels = pattern(seed, 40, 56)
             Image.fromarray(rgb).save(root / split / f"{seed}.png")
             Image.fromarray(labels).save(root / f"{split}annot" / f"{seed}.png")
     return root
@@ -150,7 +151,7 @@ def test_calibrations_are_counted_on_images_that_they_did_not_see(data: Path, re
     root = tmp_path / "data"
     shutil.copytree(data, root)
     for seed in range(8, 12):
-        rgb, labels = make_scenes.scene(seed, 40, 56)
+        rgb, labels = pattern(seed, 40, 56)
         Image.fromarray(rgb).save(root / "train" / f"{seed}.png")
         Image.fromarray(labels).save(root / "trainannot" / f"{seed}.png")
     assert run(root, tmp_path, "calibration") == 0

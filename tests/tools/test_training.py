@@ -11,12 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 from configs import CAMVID as CONFIG
+from patterns import pattern
 from PIL import Image
 
 import intseg
 from intseg.batch import datasets
 from intseg.errors import InputError
-from intseg.tools import convert, make_scenes, qat, train
+from intseg.tools import convert, qat, train
 from intseg.tools.twin import calibrate, pretrained, segmenter, training
 from intseg.tools.twin import model as fakequant
 
@@ -30,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder in (split, f"{split}annot"):
             (root / folder).mkdir()
         for seed in seeds:
-            rgb, labels = make_scenes.scene(seed, 48, 64)
+            rgb, labels = pattern(seed, 48, 64)
             Image.fromarray(rgb).save(root / split / f"{seed}.png")
             Image.fromarray(labels).save(root / f"{split}annot" / f"{seed}.png")
     return root
@@ -123,7 +124,7 @@ def test_qat_resumes_and_exports_the_twin(
     twin = fakequant.FakeQuantSegmenter(segmenter.random_segmenter(CONFIG, 0), (32, 32), fakequant.RECIPES[recipe])
     twin.load_state_dict(saved["model"])
     twin.eval()
-    image = make_scenes.scene(9, 32, 32)[0]
+    image = pattern(9, 32, 32)[0]
     nodes: dict[str, np.ndarray] = {}
     with torch.no_grad():
         twin(torch.from_numpy(image)[None], lambda name, value: nodes.__setitem__(name, value[0].numpy()))
@@ -145,7 +146,7 @@ def test_qat_changes_the_integers(data: Path, tmp_path: Path) -> None:
 def test_ranges_follow_only_until_frozen(data: Path) -> None:
     model = segmenter.load_checkpoint(data / "checkpoint")
     twin = fakequant.FakeQuantSegmenter(model, (32, 32), fakequant.RECIPES["paper"])
-    images = torch.from_numpy(make_scenes.scene(1, 32, 32)[0])[None]
+    images = torch.from_numpy(pattern(1, 32, 32)[0])[None]
     calibrate.calibrate(twin, model, [images])
     act = twin.acts()["encoder.norm"]
     act.set_max(1.0)

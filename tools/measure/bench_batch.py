@@ -27,12 +27,11 @@ from PIL import Image
 
 from intseg import api
 from intseg.batch import infer as batch
-from intseg.tools import make_scenes
 
-HEIGHT, WIDTH = 360, 480
+STREET = Path(__file__).resolve().parents[2] / "golden" / "images" / "street.png"
 START_S, RUN_S = 4.0, 5.0
 DIFFERENT = 20
-"""Scenes that are drawn; the images repeat them."""
+"""Pictures that are made; the images repeat them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +58,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def scene(i: int) -> np.ndarray:
+    """The example street, moved by 24 i pixels: uint8 [360, 480, 3]."""
+    with Image.open(STREET) as image:
+        return np.roll(np.asarray(image), 24 * i, axis=1)
+
+
 def generate(folder: Path, count: int, kind: str) -> tuple[list[np.ndarray], list[Path]]:
-    """Street scenes uint8 [360, 480, 3], and `count` files of a kind, "jpeg" or "png", that repeat them."""
+    """Pictures uint8 [360, 480, 3], and `count` files of a kind, "jpeg" or "png", that repeat them."""
     folder.mkdir()
-    scenes = [make_scenes.scene(seed, HEIGHT, WIDTH)[0] for seed in range(min(count, DIFFERENT))]
+    scenes = [scene(i) for i in range(min(count, DIFFERENT))]
     files = [folder / f"{i:05}.{kind}" for i in range(count)]
     for i, file in enumerate(files):
         if i < len(scenes):
@@ -93,7 +98,7 @@ def together_rate(model: api.Model, jobs: int) -> float:
 
 def spin(model: api.Model, start: float) -> float:
     """Images a second in the RUN_S seconds from the time `start` on."""
-    image = make_scenes.scene(0, HEIGHT, WIDTH)[0]
+    image = scene(0)
     api.run(image, model, threads=1)
     time.sleep(max(0.0, start - time.time()))
     images, begin = 0, time.perf_counter()
