@@ -432,6 +432,7 @@ def test_a_numba_that_cannot_be_used_is_said_and_done_without(
 def test_the_benchmark_measures_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib")
     bench = load_bench()
     monkeypatch.setitem(bench.SHAPES, "tiny", bench.Shape(**SMALL))
     report, drawing = tmp_path / "out.json", tmp_path / "cost.svg"
@@ -444,4 +445,4 @@ def test_the_benchmark_measures_and_draws(
     assert abs(sum(row["share"] for row in results["1"]["ops"]) - 1) < 1e-6
     assert 20 < results["peak_memory_mb"] < 1000
     assert "of peak" in capsys.readouterr().out
-    assert drawing.read_text().count("<polyline") == 1
+    assert "tiny" in drawing.read_text()

@@ -20,7 +20,9 @@ from intseg.exam import real
 from intseg.graph import Graph
 from intseg.ops import RUN
 from intseg.reports import quantization as quant_report
-from intseg.reports.quantization import Labelling, Source, Variant
+from intseg.reports import quantization_text, swaps
+from intseg.reports.quantization import Labelling, Source
+from intseg.reports.swaps import Variant
 from intseg.windows import cut_windows
 
 Capture = pytest.CaptureFixture[str]
@@ -113,17 +115,17 @@ def naive(graph: Graph, window: np.ndarray, swapped: str, base: str) -> np.ndarr
 def test_a_swap_is_what_a_plain_loop_computes(good: Graph, name: str, base: str) -> None:
     window = next(iter(cut_windows(picture(), good.info)))[1]
     variant = Variant(base, ((name, "integer" if base == "real" else "real"),), "bilinear")
-    runner = quant_report._Runner(good, "numpy", [variant, quant_report.REFERENCE, quant_report.INTEGER])
+    runner = quant_report._Runner(good, "numpy", [variant, swaps.REFERENCE, swaps.INTEGER])
     found = runner.run(window)
     assert (found[variant.scored] == naive(good, window, name, base)).all()
-    assert (found[quant_report.REFERENCE.scored] == naive(good, window, "", "real")).all()
-    assert (found[quant_report.INTEGER.scored] == naive(good, window, "", "integer")).all()
+    assert (found[swaps.REFERENCE.scored] == naive(good, window, "", "real")).all()
+    assert (found[swaps.INTEGER.scored] == naive(good, window, "", "integer")).all()
 
 
 def test_many_swaps_do_not_disturb_each_other(good: Graph) -> None:
     """One runner with every variant of a report gives for each what it gives alone."""
     window = next(iter(cut_windows(picture(), good.info)))[1]
-    pairs = quant_report._pairs(quant_report.questions(good, per_node=True))
+    pairs = quant_report._pairs(swaps.questions(good, per_node=True))
     variants = [variant for pair in pairs for variant in pair]
     together = quant_report._Runner(good, "numpy", variants).run(window)
     assert len(together) > 20
@@ -138,13 +140,13 @@ def test_cost_and_gain_are_their_formulas(good: Graph, tmp_path: Path, name: str
     pixels = picture(4, *good.info.window)
     Image.fromarray(pixels).save(tmp_path / "one.png")
     found = row(measure(good, tmp_path / "one.png"), "kinds", name)
-    names = [node.name for node in good.nodes if quant_report.KINDS.get(node.op) == name]
-    swaps = {
+    names = [node.name for node in good.nodes if swaps.KINDS.get(node.op) == name]
+    changed = {
         base: Variant(base, tuple((node, mode) for node in names), "")
         for base, mode in (("real", "integer"), ("integer", "real"))
     }
-    bases = {"real": quant_report.REFERENCE.scored, "integer": quant_report.INTEGER.scored}
-    scores = quant_report._Runner(good, "numpy", [*swaps.values(), *bases.values()]).run(pixels)
+    bases = {"real": swaps.REFERENCE.scored, "integer": swaps.INTEGER.scored}
+    scores = quant_report._Runner(good, "numpy", [*changed.values(), *bases.values()]).run(pixels)
     exact = scores[bases["real"]].astype(float)
 
     def error(variant: Variant) -> float:
@@ -158,11 +160,11 @@ def test_cost_and_gain_are_their_formulas(good: Graph, tmp_path: Path, name: str
 
     assert found.in_real
     assert found.in_integer
-    assert found.in_real.scores == pytest.approx(error(swaps["real"]))
-    assert found.in_real.pixels == pytest.approx(apart(swaps["real"]))
+    assert found.in_real.scores == pytest.approx(error(changed["real"]))
+    assert found.in_real.pixels == pytest.approx(apart(changed["real"]))
     assert found.in_real.scores > 0
-    assert found.in_integer.scores == pytest.approx(error(bases["integer"]) - error(swaps["integer"]))
-    assert found.in_integer.pixels == pytest.approx(apart(bases["integer"]) - apart(swaps["integer"]), abs=2e-3)
+    assert found.in_integer.scores == pytest.approx(error(bases["integer"]) - error(changed["integer"]))
+    assert found.in_integer.pixels == pytest.approx(apart(bases["integer"]) - apart(changed["integer"]), abs=2e-3)
 
 
 def test_the_modes_are_their_formulas(good: Graph) -> None:
@@ -193,7 +195,7 @@ def test_the_modes_are_their_formulas(good: Graph) -> None:
 def test_an_exact_node_has_no_error() -> None:
     """A node that is exact has no SQNR: a table of zeros."""
     graph = tiny_graph(upsample="bilinear")
-    exact = quant_report._Runner(graph, "numpy", [quant_report.REFERENCE, quant_report.INTEGER])
+    exact = quant_report._Runner(graph, "numpy", [swaps.REFERENCE, swaps.INTEGER])
     graph.tensors["quantize_input.table"][:] = 0
     found = exact.seen["quantize_input"]
     exact.run(np.zeros((*graph.info.window, 3), np.uint8))
@@ -258,7 +260,7 @@ def test_the_bundled_models_do_not_contradict_themselves() -> None:
 
 def test_what_is_asked_of_the_bundled_models() -> None:
     asked = {
-        name: {question.name for question in quant_report.questions(api.load(name).graph)}
+        name: {question.name for question in swaps.questions(api.load(name).graph)}
         for name in ("camvid-tiny", "camvid-tiny-paper")
     }
     paper = {"Shiftmax for softmax", "ShiftGELU for GELU", "nearest for bilinear", "dropped L2 norm"}
@@ -268,9 +270,9 @@ def test_what_is_asked_of_the_bundled_models() -> None:
 
 
 def test_the_dropped_l2norm_is_seen() -> None:
-    assert quant_report.dropped_l2norm(api.load("camvid-tiny-paper").graph) == "decoder.masks"
-    assert quant_report.dropped_l2norm(api.load("camvid-tiny").graph) is None
-    assert quant_report.dropped_l2norm(tiny_graph()) is None
+    assert swaps.dropped_l2norm(api.load("camvid-tiny-paper").graph) == "decoder.masks"
+    assert swaps.dropped_l2norm(api.load("camvid-tiny").graph) is None
+    assert swaps.dropped_l2norm(tiny_graph()) is None
 
 
 def test_a_restored_l2norm_is_the_formula() -> None:
@@ -351,13 +353,13 @@ def test_the_tables(weights: Path, shot: Path, capsys: Capture) -> None:
 def test_the_bundled_names_fit_the_width() -> None:
     """The longest names there are, with the widest numbers."""
     longest = "INT8 if channels had own ranges"
-    assert longest in {question.name for question in quant_report.questions(tiny_graph())}
+    assert longest in {question.name for question in swaps.questions(tiny_graph())}
     stats = quant_report.NodeStats("encoder.blocks.11.attn.softmax", "linear", "linear", "int16", (0.00012, 0.00034))
     stats = replace(stats, low=-32768, high=32767, used=1.0, saturated=1.0, local_db=120.3, end_db=120.3)
-    assert max(map(len, quant_report.table(quant_report._node_cells([stats])))) <= 100
+    assert max(map(len, quantization_text.table(quantization_text._node_cells([stats])))) <= 100
     effect = quant_report.Effect(1.0, -1.0, -10.0, -10.0)
     rows = [quant_report.Row(name, 300, effect, effect) for name in ("encoder.blocks.11.attn.softmax", longest)]
-    assert max(map(len, quant_report._cost_table(rows, "approximation", True))) <= 100
+    assert max(map(len, quantization_text._cost_table(rows, "approximation", True))) <= 100
 
 
 def test_json(weights: Path, shot: Path, tmp_path: Path, capsys: Capture) -> None:

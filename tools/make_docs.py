@@ -4,7 +4,7 @@
     python tools/make_docs.py --check      compare; exit code 1 and the names of what differs
     python tools/make_docs.py --check pictures
 
-The pictures are SVG drawn from the ops themselves: what they show is what the engine computes.
+The pictures (tools/pictures.py) need matplotlib, the rest does not.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import itertools
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from intseg import arith
 from intseg.cli import main as cli
 from intseg.files import write_atomically
-from intseg.ops import RUN
-from intseg.reports.markup import escape, number
-from intseg.windows import starts
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -165,228 +157,20 @@ def _parameter(parameter: inspect.Parameter) -> str:
     return f"{stars}{parameter.name}{kind} = {parameter.default!r}" if plain else f"{stars}{parameter.name}{kind} = ..."
 
 
-# ------------------------------------------------------------------------------------------------------- pictures
-
-_STYLE = """
-svg { background: #ffffff; font: 13px system-ui, sans-serif; }
-text { fill: #1b1f24; } .soft { fill: #4b5560; }
-.axis { stroke: #59636e; fill: none; } .rule { stroke: #d5dae0; fill: none; }
-.a { stroke: #1f6fb8; fill: none; stroke-width: 2; } .b { stroke: #a4500f; fill: none; stroke-width: 2; }
-.c { stroke: #59636e; fill: none; stroke-width: 1.5; stroke-dasharray: 5 4; }
-.fa { fill: #1f6fb8; } .fb { fill: #a4500f; } .box { fill: #eef3f8; stroke: #59636e; }
-.window { fill: #1f6fb8; fill-opacity: 0.22; stroke: #1f6fb8; stroke-width: 2; }
-@media (prefers-color-scheme: dark) {
-svg { background: #14181d; } text { fill: #eef1f4; } .soft { fill: #b6c0ca; }
-.axis { stroke: #98a3af; } .rule { stroke: #39424c; }
-.a { stroke: #74b6f2; } .b { stroke: #f0a868; } .c { stroke: #98a3af; } .fa { fill: #74b6f2; } .fb { fill: #f0a868; }
-.box { fill: #232b33; stroke: #98a3af; } .window { fill: #74b6f2; stroke: #74b6f2; } }
-"""
-
-Point = tuple[float, float]
-
-
-def picture(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    """An SVG document."""
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n'
-    )
-    return head + "\n".join(parts) + "\n</svg>\n"
-
-
-def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "") -> str:
-    """A line of text."""
-    return f'<text class="{kind}" x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{escape(content)}</text>'
-
-
-class Chart:
-    """Axes in a rectangle of the picture, and lines in their coordinates."""
-
-    def __init__(self, box: tuple[float, float, float, float], x: Point, y: Point) -> None:
-        self.left, self.top, self.width, self.height = box
-        self.x, self.y = x, y
-
-    def at(self, x: float, y: float) -> Point:
-        """Where a point of the chart is in the picture."""
-        across, up = (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
-        return self.left + across * self.width, self.top + (1 - up) * self.height
-
-    def axes(self, xs: Sequence[float], ys: Sequence[float], label: str) -> Iterator[str]:
-        """Rules with numbers, and a label above."""
-        for x in xs:
-            (a, b), (_, c) = self.at(x, self.y[0]), self.at(x, self.y[1])
-            yield f'<path class="rule" d="M{number(a)} {number(b)}V{number(c)}"/>' + text(
-                a, b + 18, f"{x:g}", "middle", "soft"
-            )
-        for y in ys:
-            (a, b), (c, _) = self.at(self.x[0], y), self.at(self.x[1], y)
-            yield f'<path class="rule" d="M{number(a)} {number(b)}H{number(c)}"/>' + text(
-                a - 6, b + 4, f"{y:g}", "end", "soft"
-            )
-        yield text(self.left, self.top - 10, label)
-
-    def line(self, points: Sequence[Point], kind: str) -> str:
-        """Points joined by straight lines."""
-        places = (self.at(*point) for point in points)
-        return f'<path class="{kind}" d="M{"L".join(f"{number(a)} {number(b)}" for a, b in places)}"/>'
-
-    def dots(self, points: Sequence[Point], kind: str, radius: float = 3) -> str:
-        """Points."""
-        places = (self.at(*p) for p in points)
-        return "".join(f'<circle class="{kind}" cx="{number(a)}" cy="{number(b)}" r="{radius}"/>' for a, b in places)
-
-
-def key(x: float, y: float, entries: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """A legend: class of the line, what it is."""
-    for i, (kind, content) in enumerate(entries):
-        yield f'<path class="{kind}" d="M{number(x)} {number(y + 20 * i)}h28"/>' + text(x + 36, y + 4 + 20 * i, content)
-
-
-def quantization() -> str:
-    """Real values on a grid of integers."""
-    chart = Chart((60, 40, 560, 230), (-1.5, 1.5), (-10, 10))
-    scale = 1 / 7
-    xs = np.linspace(-1.5, 1.5, 601)
-    q = np.clip(np.floor(xs / scale + 0.5), -8, 7)
-    label = "integer q for a real value x, scale 1/7: four bits, so that the steps can be seen"
-    parts = [*chart.axes([-1.5, -1, -0.5, 0, 0.5, 1, 1.5], [-8, -4, 0, 4, 7], label)]
-    parts += [chart.line([(-1.4, -1.4 / scale), (1.4, 1.4 / scale)], "c")]
-    parts += [chart.line(list(zip(xs.tolist(), q.tolist(), strict=True)), "a")]
-    return picture(660, 320, "Quantization", [*parts, *key(80, 60, [("a", "q, saturated"), ("c", "x / scale")])])
-
-
-def rounding() -> str:
-    """RSR against a floor and against the real quotient."""
-    chart = Chart((50, 40, 560, 260), (-10, 10), (-3, 3))
-    xs = list(range(-10, 11))
-    rsr = [int(arith.rsr(np.int64(x), 2)) for x in xs]
-    parts = [*chart.axes([-10, -6, -2, 0, 2, 6, 10], [-3, -2, -1, 0, 1, 2, 3], "RSR(x, 2) against x / 4")]
-    parts += [chart.line([(-10, -2.5), (10, 2.5)], "c"), chart.dots(list(zip(xs, rsr, strict=True)), "fa", 4)]
-    ties = [(x, r) for x, r in zip(xs, rsr, strict=True) if x % 4 == 2]
-    parts += [
-        chart.dots(ties, "fb", 5),
-        text(70, 62, "● RSR", kind="fa"),
-        text(70, 82, "● ties: up, towards +∞", kind="fb"),
-    ]
-    return picture(650, 340, "The rounding shift right", parts)
-
-
-def pipeline() -> str:
-    """The widths a number has inside of a linear layer."""
-    boxes = [
-        ("x, weight", "INT8 × INT8", 8),
-        ("sum + bias", "INT32", 32),
-        ("× mult", "INT64", 64),
-        ("RSR by shift", "INT64", 64),
-        ("saturate", "INT8 or INT16", 8),
-    ]
-    parts = []
-    for i, (name, kind, bits) in enumerate(boxes):
-        x = 20 + 150 * i
-        parts += [f'<rect class="box" x="{x}" y="40" width="120" height="60" rx="4"/>']
-        parts += [text(x + 60, 65, name, "middle"), text(x + 60, 87, kind, "middle", "soft")]
-        parts += [f'<rect class="fa" x="{x + 60 - bits}" y="112" width="{2 * bits}" height="8"/>']
-        if i:
-            parts.append(f'<path class="axis" d="M{x - 30} 70h26m-6 -5l6 5l-6 5"/>')
-    parts.append(text(20, 24, "linear: one rounding, at the end"))
-    parts.append(text(20, 142, "bars: bits of the value", kind="soft"))
-    return picture(760, 155, "Widths inside of a linear layer", parts)
-
-
-def power() -> str:
-    """2^-f in softmax2: the quadratic, the straight line of the paper, and their errors."""
-    f = np.arange(0, 2**15, 128)
-    exact = 2.0 ** -(f / 2**15)
-
-    def approximate(a1: int, a2: int) -> Any:
-        return (32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)) / 2**15
-
-    quadratic, straight = approximate(21955, 5571), approximate(2**14, 0)
-    xs = (f / 2**15).tolist()
-    left = Chart((50, 40, 270, 220), (0, 1), (0.5, 1))
-    right = Chart((420, 40, 270, 220), (0, 1), (-1, 5))
-    parts = [
-        *left.axes([0, 0.5, 1], [0.5, 0.75, 1], "2^-f"),
-        *right.axes([0, 0.5, 1], [-1, 0, 1, 2, 3, 4, 5], "error, % of 1"),
-    ]
-    for values, kind in ((straight, "b"), (quadratic, "a")):
-        parts.append(left.line(list(zip(xs, values.tolist(), strict=True)), kind))
-        parts.append(right.line(list(zip(xs, (100 * (values - exact)).tolist(), strict=True)), kind))
-    parts.append(left.line(list(zip(xs, exact.tolist(), strict=True)), "c"))
-    entries = [("a", "quadratic (21955, 5571)"), ("b", "straight line (16384, 0)"), ("c", "2^-f")]
-    return picture(720, 360, "The exponential of softmax2", [*parts, *key(60, 300, entries)])
-
-
-def softmax() -> str:
-    """A row of logits and its probabilities, integers and reals."""
-    logits = np.array([[300, -200, 900, 100, 760, -1000, 500, 0]], np.int16)
-    found = RUN["softmax2"](logits, frac_bits=8, a1=21955, a2=5571)[0] / 2**15
-    real = 2.0 ** (logits[0] / 256)
-    real = real / real.sum()
-    chart = Chart((50, 40, 560, 200), (-0.5, 7.5), (0, 0.6))
-    parts = [*chart.axes([], [0, 0.2, 0.4, 0.6], "softmax2 of a row of INT16 logits, 8 fraction bits")]
-    for i, (q, p, r) in enumerate(zip(logits[0].tolist(), found.tolist(), real.tolist(), strict=True)):
-        (x, y), (_, base) = chart.at(i, p), chart.at(i, 0)
-        parts.append(f'<rect class="fa" x="{number(x - 18)}" y="{number(y)}" width="36" height="{number(base - y)}"/>')
-        parts += [chart.line([(i - 0.35, r), (i + 0.35, r)], "b"), text(x, base + 18, str(q), "middle", "soft")]
-    return picture(
-        650, 310, "Integer softmax", [*parts, *key(70, 285, [("b", "real softmax; bars are the integers / 2^15")])]
-    )
-
-
-def gelu() -> str:
-    """The three GELUs on every INT8 value, real value = q / 32."""
-    q = np.arange(-128, 128, dtype=np.int8)
-    xs = q / 32
-    exact = [x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in xs.tolist()]
-    table = np.clip(np.floor(np.array(exact) * 32 + 0.5), -128, 127).astype(np.int8)
-    by_table = RUN["gelu_table"](q, table=table) / 32
-    arguments = {"i0": 32, "k_inter": 10, "int_div_kind": "normalized", "k_out": 8, "mult": 2**30, "shift": 37}
-    by_shift = RUN["sigmoid_gelu"](q[None], lam=6, **arguments)[0] / 32
-    left, right = Chart((50, 40, 270, 220), (-4, 4), (-1, 4)), Chart((420, 40, 270, 220), (-4, 4), (-0.1, 0.1))
-    parts = [
-        *left.axes([-4, -2, 0, 2, 4], [-1, 0, 1, 2, 3, 4], "GELU"),
-        *right.axes([-4, -2, 0, 2, 4], [-0.1, -0.05, 0, 0.05, 0.1], "error"),
-    ]
-    for values, kind in ((by_shift, "b"), (by_table, "a")):
-        parts.append(left.line(list(zip(xs.tolist(), values.tolist(), strict=True)), kind))
-        parts.append(right.line(list(zip(xs.tolist(), (values - exact).tolist(), strict=True)), kind))
-    parts.append(left.line(list(zip(xs.tolist(), exact, strict=True)), "c"))
-    entries = [("a", "gelu_table"), ("b", "sigmoid_gelu, from shifts and adds"), ("c", "x Φ(x)")]
-    return picture(720, 360, "Integer GELU", [*parts, *key(60, 300, entries)])
-
-
-def windows() -> str:
-    """Overlapping windows of an image of 480 x 360 pixels, and how many cover a row and a column."""
-    width, height, window, stride = 480, 368, 256, 224
-    tops, lefts = starts(height, window, stride), starts(width, window, stride)
-    parts = [text(40, 26, "480 × 360 pixels, padded to 480 × 368, windows of 256, stride 224")]
-    parts += [f'<rect class="box" x="40" y="40" width="{width}" height="{height}"/>']
-    parts += [
-        f'<rect class="window" x="{40 + x}" y="{40 + y}" width="{window}" height="{window}"/>'
-        for y in tops
-        for x in lefts
-    ]
-    for origins, size, across in ((lefts, width, True), (tops, height, False)):
-        marks = sorted({0, size, *origins, *(origin + window for origin in origins)})
-        for a, b in itertools.pairwise(marks):
-            count = sum(origin <= a < origin + window for origin in origins)
-            place = (40 + (a + b) / 2, 40 + height + 20) if across else (40 + width + 14, 44 + (a + b) / 2)
-            parts.append(text(*place, str(count), "middle", "soft"))
-    parts.append(text(40, 40 + height + 42, "numbers: how many windows cover the column, the row", kind="soft"))
-    return picture(570, 465, "Windows", parts)
-
-
-PICTURES: Mapping[str, Callable[[], str]] = {
-    f"pictures/{draw.__name__}.svg": draw for draw in (quantization, rounding, pipeline, power, softmax, gelu, windows)
-}
-
 # ------------------------------------------------------------------------------------------------------------ main
 
-PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "cli": {"CLI.md": cli_page},
-    "api": {"API.md": api_page},
-    "pictures": PICTURES,
+
+def pictures() -> Mapping[str, Callable[[], str]]:
+    """The pictures by file name."""
+    from intseg.tools.pictures import PICTURES
+
+    return PICTURES
+
+
+PARTS: Mapping[str, Callable[[], Mapping[str, Callable[[], str]]]] = {
+    "cli": lambda: {"CLI.md": cli_page},
+    "api": lambda: {"API.md": api_page},
+    "pictures": pictures,
 }
 
 
@@ -401,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{unknown[0]!r} is unknown, expected {', '.join(PARTS)}")
     wrong = 0
     for part in args.parts or PARTS:
-        for name, make in PARTS[part].items():
+        for name, make in PARTS[part]().items():
             path, made = DOCS / name, make()
             if not args.check:
                 path.parent.mkdir(exist_ok=True)

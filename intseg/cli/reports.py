@@ -294,6 +294,7 @@ def _quant_report(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import datasets
     from intseg.reports import quantization as quant_report
+    from intseg.reports import quantization_text
 
     layout = datasets.LAYOUTS[args.layout] if args.root else datasets.LAYOUTS["pairs"]
     if args.root:
@@ -318,7 +319,7 @@ def _quant_report(args: argparse.Namespace) -> Answer:
         per_node=args.per_node,
         progress=not args.quiet,
     )
-    return Answer(quant_report.lines(found, args.per_node), quant_report.as_json(found))
+    return Answer(quantization_text.lines(found, args.per_node), quantization_text.as_json(found))
 
 
 COMMANDS = (

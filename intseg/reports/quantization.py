@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,79 +31,9 @@ from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.images.labels import decode_labels
 from intseg.ops import Array
-from intseg.reports.inspect import block_of
-from intseg.reports.table import table
+from intseg.reports.swaps import KINDS, MODEL, REFERENCE, Question, Variant, questions
 from intseg.windows import cut_windows, merge_scores, tile
 from intseg.workbench.trace import scales as scales_of
-
-KINDS = {
-    "quantize_input": "input",
-    "linear": "linear",
-    "matmul": "attention product",
-    "shiftmax": "softmax",
-    "softmax2": "softmax",
-    "shift_gelu": "GELU",
-    "sigmoid_gelu": "GELU",
-    "gelu_table": "GELU",
-    "layernorm": "LayerNorm",
-    "l2norm": "L2 norm",
-    "add": "residual add",
-}
-"""Op -> the kind its nodes are grouped under."""
-
-APPROXIMATIONS = {
-    "shiftmax": "Shiftmax for softmax",
-    "softmax2": "base-2 softmax for softmax",
-    "shift_gelu": "ShiftGELU for GELU",
-    "sigmoid_gelu": "shifted sigmoid for GELU",
-    "gelu_table": "table for GELU",
-    "layernorm": "integer for exact LayerNorm",
-    "l2norm": "integer for exact L2 norm",
-    "add": "rounding branches before sums",
-}
-"""Op -> what it approximates, apart from the rounding of its result. The others are exact up to that rounding (SPEC 4),
-so that in the integer graph nothing can be won by computing them in real arithmetic."""
-
-Modes = tuple[tuple[str, str], ...]
-"""(node, how it is computed) of the nodes that a variant computes in another way than its base.
-
-In the real graph:    "integer"        the exact result plus the whole error of the integer op
-                      "approximation"  plus its error without rounding and saturation of the result
-                      "rounding"       rounded, not saturated
-                      "saturation"     saturated, not rounded
-                      "channels"       rounded to 256 levels between the extremes of each channel in this window
-In the integer graph: "real"           exact, then rounded and saturated
-In both:              "l2norm"         a product of rows of length one
-"""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to run the graph: a base, "real" or "integer", with some nodes computed in another way."""
-
-    base: str
-    modes: Modes
-    upsample: str
-
-    @property
-    def scored(self) -> Variant:
-        """What decides its scores: the upsampling comes after them."""
-        return Variant(self.base, self.modes, "")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row of the report.
-
-    in_real     (with it, without it): two variants near the real graph
-    in_integer  (without it, with it, reference): two variants near the integer graph, and what both are compared with
-    """
-
-    group: str
-    name: str
-    nodes: int
-    in_real: tuple[Variant, Variant] | None = None
-    in_integer: tuple[Variant, Variant, Variant] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,91 +110,6 @@ class QuantReport:
     nodes: tuple[NodeStats, ...]
     rows: Mapping[str, tuple[Row, ...]]
     notes: tuple[str, ...]
-
-
-# ------------------------------------------------------------------------------------------------------- questions
-
-
-def questions(graph: Graph, per_node: bool = False) -> list[Question]:
-    """What the report asks of a graph: every kind, every layer, every approximation; every node if wanted."""
-    nodes = [node for node in graph.nodes if node.op in KINDS]
-    found = [_swap("kinds", name, group) for name, group in _groups(nodes, lambda node: KINDS[node.op])]
-    found += [_swap("layers", name, group) for name, group in _groups(nodes, lambda node: block_of(node.name))]
-    found += [_swap("nodes", node.name, [node]) for node in nodes if per_node]
-    for op, group in _groups(nodes, lambda node: node.op):
-        if op in APPROXIMATIONS:
-            found.append(_approximation(APPROXIMATIONS[op], group, "approximation"))
-    for dtype, group in _groups(nodes, lambda node: node.dtype):
-        found.append(_approximation(f"rounding to {dtype.upper()}", group, "rounding"))
-    found.append(_approximation("saturation", nodes, "saturation"))
-    ranged = [node for node in nodes if node.dtype == "int8" and node.op != "quantize_input"]
-    if ranged:
-        found.append(_approximation("INT8 if channels had own ranges", ranged, "channels"))
-    if graph.info.upsample == "nearest":
-        in_real = Variant("real", (), "nearest"), REFERENCE
-        in_integer = INTEGER, Variant("integer", (), "nearest"), REFERENCE
-        found += [Question(g, "nearest for bilinear", 0, in_real, in_integer) for g in ("kinds", "approximations")]
-    masks = dropped_l2norm(graph)
-    if masks is not None:
-        kept, restored = (Variant(base, ((masks, "l2norm"),), "bilinear") for base in ("real", "integer"))
-        found.append(Question("approximations", "dropped L2 norm", 1, (REFERENCE, kept), (restored, INTEGER, kept)))
-    return found
-
-
-REFERENCE = Variant("real", (), "bilinear")
-"""All real, with bilinear upsampling: what the integer model is compared with."""
-
-INTEGER = Variant("integer", (), "bilinear")
-"""All integer. The upsampling is bilinear here too, so that `nearest` covers nothing up: it is a row of its own."""
-
-MODEL = Variant("integer", (), "own")
-"""What the model gives, with its own upsampling."""
-
-
-def _groups(nodes: Sequence[Node], key: Callable[[Node], str]) -> Iterator[tuple[str, list[Node]]]:
-    groups: dict[str, list[Node]] = {}
-    for node in nodes:
-        groups.setdefault(key(node), []).append(node)
-    yield from groups.items()
-
-
-def _variant(base: str, nodes: Sequence[Node], mode: str) -> Variant:
-    return Variant(base, tuple((node.name, mode) for node in nodes), "bilinear")
-
-
-def _swap(group: str, name: str, nodes: Sequence[Node]) -> Question:
-    return Question(group, name, len(nodes), (_variant("real", nodes, "integer"), REFERENCE), _made_exact(nodes))
-
-
-def _approximation(name: str, nodes: Sequence[Node], mode: str) -> Question:
-    in_integer = _made_exact(nodes) if mode == "approximation" else None
-    return Question("approximations", name, len(nodes), (_variant("real", nodes, mode), REFERENCE), in_integer)
-
-
-def _made_exact(nodes: Sequence[Node]) -> tuple[Variant, Variant, Variant] | None:
-    approximate = [node for node in nodes if node.op in APPROXIMATIONS]
-    return (_variant("integer", approximate, "real"), INTEGER, REFERENCE) if approximate else None
-
-
-def dropped_l2norm(graph: Graph) -> str | None:
-    """The product of patches and classes that Segmenter has an L2 norm before, where the graph has none; else None.
-
-    It is what the graph shows: scores that are the LayerNorm of a product of two linear layers' rows. Because of that
-    LayerNorm the size of the product does not matter.
-    """
-    by_name = {node.name: node for node in graph.nodes}
-
-    def source(name: str) -> Node | None:
-        while name in by_name and by_name[name].op in real.MOVERS:
-            name = by_name[name].inputs[0]
-        return by_name.get(name)
-
-    norm = source(graph.output)
-    masks = source(norm.inputs[0]) if norm is not None and norm.op == "layernorm" else None
-    if masks is None or masks.op != "matmul" or not masks.attrs["transpose_b"]:
-        return None
-    factors = [source(name) for name in masks.inputs]
-    return masks.name if all(factor is not None and factor.op == "linear" for factor in factors) else None
 
 
 # --------------------------------------------------------------------------------------------------------- running
@@ -661,102 +506,3 @@ def _uniform(scale: Array | None) -> float | None:
 def _contradiction(node: Node, what: str, found: float, source: float | None, target: float | None) -> Iterator[str]:
     if source is not None and target and abs(found / (source / target) - 1) > 0.01:
         yield f"{node.name}: {what} is scaled by {found:.4g}, its scale tensors say {source / target:.4g}"
-
-
-# ------------------------------------------------------------------------------------------------------------ text
-
-_TITLES = {
-    "approximations": "approximation",
-    "kinds": "kind of op",
-    "layers": "layer",
-    "nodes": "node",
-}
-_WORST = 10
-
-
-def as_json(report: QuantReport) -> dict[str, Any]:
-    """Everything of a report, for programs. A null SQNR: no error; a null effect: the swap has no meaning."""
-    info = report.model.info
-    document = {
-        "model": {"name": info.name, "recipe": info.recipe, "sha256": report.model.sha256},
-        "images": report.images,
-        "windows": report.windows,
-        "pixels": report.pixels,
-        "seconds": report.seconds,
-        "changed": report.changed,
-        "score_error": report.score_error,
-        "real": _metrics_json(report.real),
-        "integer": _metrics_json(report.integer),
-        "nodes": [asdict(node) for node in report.nodes],
-        "rows": {group: [asdict(row) for row in rows] for group, rows in report.rows.items()},
-        "notes": list(report.notes),
-    }
-    return document
-
-
-def _metrics_json(found: tuple[float, float] | None) -> dict[str, float] | None:
-    return None if found is None else {"miou": found[0], "aacc": found[1]}
-
-
-def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
-    """What `intseg quant-report` prints, within 100 columns."""
-    info, labelled = report.model.info, report.integer is not None
-    plural = "s" if report.images > 1 else ""
-    yield (
-        f"{info.name} (recipe {info.recipe}): {report.images} image{plural}, {report.windows} windows, "
-        f"{report.seconds:.1f} s"
-    )
-    yield (
-        f"integer model against real arithmetic: {report.changed:.2%} of the pixels differ, "
-        f"score error {report.score_error:.2%}"
-    )
-    if report.real and report.integer:
-        yield (
-            f"mIoU {report.real[0]:.2f} % in real arithmetic, {report.integer[0]:.2f} % as integers; "
-            f"aAcc {report.real[1]:.2f} %, {report.integer[1]:.2f} %"
-        )
-    yield from (f"note: {note}" for note in report.notes)
-    yield "cost, in %: its error put into the real graph; px: pixels that change, scores: error that appears"
-    yield "gain, in %: made exact in the integer graph; px: pixels won back, scores: error that disappears"
-    for group, title in _TITLES.items():
-        if group in report.rows:
-            yield ""
-            yield from _cost_table(report.rows[group], title, labelled)
-    yield ""
-    ranked = sorted(report.nodes, key=lambda node: math.inf if node.local_db is None else node.local_db)
-    yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with every error before it"
-    yield "every node:" if per_node else f"the {min(_WORST, len(ranked))} nodes with the lowest SQNR by themselves:"
-    yield from table(_node_cells(report.nodes if per_node else ranked[:_WORST]))
-
-
-def _cost_table(rows: Sequence[Row], title: str, labelled: bool) -> Iterator[str]:
-    # Three numbers for the cost, three for the gain; accuracy only where there are labels.
-    head = ["cost px", "scores", *(["mIoU"] if labelled else []), "gain px", "scores", *(["mIoU"] if labelled else [])]
-    cells = [(title, "nodes", *head)]
-    for row in rows:
-        effects = [*_effect_cells(row.in_real, labelled), *_effect_cells(row.in_integer, labelled, signed=True)]
-        cells.append((row.name, str(row.nodes or "-"), *effects))
-    yield from table(cells)
-
-
-def _effect_cells(effect: Effect | None, labelled: bool, signed: bool = False) -> list[str]:
-    if effect is None:
-        return ["-"] * (2 + labelled)
-    cells = [f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}" for value in (effect.pixels, effect.scores)]
-    if labelled:
-        cells.append("-" if effect.miou is None or math.isnan(effect.miou) else f"{effect.miou:+.2f}")
-    return cells
-
-
-def _node_cells(nodes: Sequence[NodeStats]) -> list[tuple[str, ...]]:
-    cells: list[tuple[str, ...]] = [("node", "step", "range", "used", "ends", "SQNR", "all")]
-    for node in nodes:
-        low, high = node.step or (math.nan, math.nan)
-        step = "-" if node.step is None else f"{low:.2g}" if low == high else f"{low:.2g}..{high:.2g}"
-        share = (f"{node.used:.0%}", f"{node.saturated:.1%}")
-        cells.append((node.name, step, f"{node.low}..{node.high}", *share, _db(node.local_db), _db(node.end_db)))
-    return cells
-
-
-def _db(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"

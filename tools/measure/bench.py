@@ -674,30 +674,11 @@ def sweep(name: str, sides: Sequence[int], rounds: int) -> list[dict[str, float]
 
 
 def plot(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Milliseconds against tokens, both logarithmic, as SVG."""
-    points = {name: [(math.log10(r["tokens"]), math.log10(r["ms"])) for r in rows] for name, rows in curves.items()}
-    every = [p for row in points.values() for p in row]
-    left, right, low, high = (f(p[i] for p in every) for i in (0, 1) for f in (min, max))
-    left, right, low, high = math.floor(left), math.ceil(right), math.floor(low), math.ceil(high)
+    """Milliseconds against tokens, both logarithmic, as SVG; needs matplotlib."""
+    from intseg.tools.measure.figures import cost
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        return 60 + 520 * (x - left) / (right - left), 330 - 300 * (y - low) / (high - low)
-
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="660" height="380" font-family="sans-serif" font-size="12">']
-    out.append('<rect width="660" height="380" fill="white"/>')
-    for decade in range(left, right + 1):
-        x = at(decade, low)[0]
-        out.append(f'<path d="M{x} 30V330" stroke="#ddd"/><text x="{x - 12}" y="348">{10**decade}</text>')
-    for decade in range(low, high + 1):
-        y = at(left, decade)[1]
-        out.append(f'<path d="M60 {y}H580" stroke="#ddd"/><text x="18" y="{y + 4}">{10**decade}</text>')
-    for (name, row), colour in zip(points.items(), ("#0b62a4", "#c0392b", "#27823b", "#8e44ad"), strict=False):
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in row))
-        x, y = at(*row[-1])
-        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        out.append(f'<text x="{x + 6:.0f}" y="{y + 4:.0f}" fill="{colour}">{name}</text>')
-    out.append('<text x="300" y="368">tokens</text><text x="18" y="20">ms, one thread</text></svg>')
-    store.write_atomically(path, ("\n".join(out) + "\n").encode())
+    points = {name: [(row["tokens"], row["ms"]) for row in rows] for name, rows in curves.items()}
+    store.write_atomically(path, cost("Milliseconds against tokens", points).encode())
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -24,8 +24,7 @@ import numpy as np
 from intseg.batch import metrics as measures
 from intseg.errors import InputError
 from intseg.files import write_atomically
-from intseg.reports.markup import number
-from intseg.tools.make_docs import DOCS, picture, text
+from intseg.tools.make_docs import DOCS
 
 Document = Mapping[str, Any]
 
@@ -581,20 +580,27 @@ def table_7(results: Results) -> Iterator[str]:
     rows += [["**the engine's plan**", *(f"**{8e-12 * fused[n]:.5f}**" for n in names)]]
     rows += [["times less than the paper's INT8", *(f"{PAPER_TRAFFIC[n][1] / (8e-12 * fused[n]):.0f}" for n in names)]]
     yield from table(("", *names), rows)
-    rows = []
-    for title, key in (
-        ("weights", "weights"),
-        ("activations read", "read"),
-        ("activations written", "written"),
-        ("all buffers at once", "workspace"),
-        ("scratch of a thread", "scratch"),
-    ):
-        rows.append([title, *(f"{found[n]['traffic'][key] / 1e6:.2f}" for n in names)])
+    yield from _needs({name: found[name]["traffic"] for name in names})
+
+
+NEEDS = {
+    "weights": "weights",
+    "activations read": "read",
+    "activations written": "written",
+    "all buffers at once": "workspace",
+    "scratch of a thread": "scratch",
+}
+"""What the engine's plan is counted by."""
+
+
+def _needs(traffic: Mapping[str, Document]) -> Iterator[str]:
+    """What one window needs, by size of the model."""
+    rows = [[title, *(f"{its[key] / 1e6:.2f}" for its in traffic.values())] for title, key in NEEDS.items()]
     yield "What the engine needs, in MB for one window:"
     yield ""
-    yield from table(("", *names), rows)
-    scratch = max(found[n]["traffic"]["scratch"] for n in names) / 1e6
-    small = [n for n in names if found[n]["traffic"]["workspace"] < 32e6] or ["none"]
+    yield from table(("", *traffic), rows)
+    scratch = max(its["scratch"] for its in traffic.values()) / 1e6
+    small = [name for name, its in traffic.items() if its["workspace"] < 32e6] or ["none"]
     yield from prose(f"""
         *Node by node* reads every input and writes every output of every node once, and every weight once. The engine's
         plan has fewer buffers: a strip of attention (scores, probabilities, context) stays in the scratch of a thread,
@@ -636,102 +642,24 @@ def normalised(row: Document) -> Any:
     return 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 
-CELL, LEFT, TOP = 33, 92, 108
-
-
-def matrix_panel(
-    x: float, y: float, title: str, values: Any, classes: Sequence[str], full: float, signed: bool
-) -> Iterator[str]:
-    """A matrix with its numbers; shade by absolute value, strongest at `full`, colour by sign."""
-    yield text(x + LEFT, y + 22, title)
-    for i, label in enumerate(classes):
-        middle = (i + 0.5) * CELL
-        yield text(x + LEFT - 6, y + TOP + middle + 4, label, "end", "soft")
-        across, up = number(x + LEFT + middle + 4), number(y + TOP - 6)
-        yield f'<text class="soft" transform="translate({across} {up}) rotate(-60)">{label}</text>'
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            left, top = x + LEFT + j * CELL, y + TOP + i * CELL
-            shade = 0.6 * abs(float(value)) / full
-            kind = "fa" if value >= 0 else "fb"
-            yield (
-                f'<rect class="{kind}" x="{number(left)}" y="{number(top)}" width="{CELL - 1}" height="{CELL - 1}" '
-                f'fill-opacity="{max(shade, 0.03):.2f}"/>'
-            )
-            shown = f"{value:+.1f}" if signed else f"{value:.0f}"
-            if (signed and abs(value) >= 0.05) or (not signed and value >= 0.5):
-                size = 'font-size="11" ' if signed else ""
-                yield (
-                    f'<text {size}text-anchor="middle" x="{number(left + CELL / 2 - 0.5)}" '
-                    f'y="{number(top + CELL / 2 + 4)}">{shown}</text>'
-                )
-
-
-def matrices(title: str, panels: Mapping[str, Any], classes: Sequence[str], signed: bool) -> str:
-    """Matrices two by two, rows are labels."""
-    width, height = LEFT + len(classes) * CELL + 20, TOP + len(classes) * CELL + 20
-    full = max(1.0, *(float(np.abs(values).max()) for values in panels.values())) if signed else 100.0
-    parts = [
-        part
-        for i, (name, values) in enumerate(panels.items())
-        for part in matrix_panel(i % 2 * width, i // 2 * height, name, values, classes, full, signed)
-    ]
-    below = -(-len(panels) // 2) * height
-    words = "rows: label, columns: prediction; "
-    words += "points of percent, no number below 0.05" if signed else "percent of a label's pixels, no number below 0.5"
-    parts.append(text(LEFT, below + 4, words, kind="soft"))
-    return picture(min(2, len(panels)) * width, below + 16, title, parts)
-
-
-SHADES = (
-    ("float", 'class="fa"', 1.0),
-    ("PTQ paper", 'class="fb"', 0.5),
-    ("QAT paper", 'class="fb"', 1.0),
-    ("PTQ intseg", 'fill="#2f9356"', 0.5),
-    ("QAT intseg", 'fill="#2f9356"', 1.0),
-)
-"""The bars of a class: what, colour, opacity."""
-
-
-def bars(title: str, rows: Mapping[str, Document], classes: Sequence[str]) -> str:
-    """IoU per class and way."""
-    shown = [(way, kind, shade) for way, kind, shade in SHADES if way in rows]
-    left, top, height, gap = 44, 50, 260, 14
-    bar = 22 if len(shown) < 4 else 15
-    group = bar * len(shown) + gap
-    width = left + group * len(classes) + 20
-    parts = []
-    for value in range(0, 101, 20):
-        y = top + height * (1 - value / 100)
-        parts.append(
-            f'<path class="rule" d="M{left} {number(y)}H{width - 20}"/>'
-            + text(left - 6, y + 4, str(value), "end", "soft")
-        )
-    for j, (way, kind, shade) in enumerate(shown):
-        x = left + 150 * j
-        parts.append(
-            f'<rect {kind} fill-opacity="{shade}" x="{x}" y="14" width="16" height="12"/>' + text(x + 22, 25, way)
-        )
-        for i, value in enumerate(metrics(rows[way]).iou):
-            if value is not None:
-                x, tall = left + gap / 2 + i * group + j * bar, height * value / 100
-                parts.append(
-                    f'<rect {kind} fill-opacity="{shade}" x="{number(x)}" y="{number(top + height - tall)}" '
-                    f'width="{bar - 1}" height="{number(max(tall, 0.5))}"/>'
-                )
-                if bar > 20:
-                    parts.append(
-                        f'<text font-size="10" text-anchor="middle" x="{number(x + bar / 2)}" '
-                        f'y="{number(top + height - tall - 4)}">{value:.0f}</text>'
-                    )
-    for i, label in enumerate(classes):
-        parts.append(text(left + (i + 0.5) * group, top + height + 20, label, "middle", "soft"))
-    return picture(width, top + height + 36, title, parts)
+def latencies(results: Results) -> dict[str, dict[str, float]]:
+    """Milliseconds of one image with one thread: model -> program -> time, this program last."""
+    found: dict[str, dict[str, float]] = {}
+    for name in PAPER_TRAFFIC:
+        entry = results.bench["results"].get(name, {}).get("1") if results.bench else None
+        if entry:
+            found[name] = {title: entry["peers_ms"][peer] for peer, title in PEERS if peer in entry["peers_ms"]}
+            found[name]["intseg"] = entry["intseg_ms"]
+    return found
 
 
 def figures(results: Results) -> dict[str, str]:
     """Pictures by file name."""
+    from intseg.tools.measure.figures import bars, matrices, speed  # needs matplotlib
+
     drawn = {}
+    if results.bench:
+        drawn["results_speed.svg"] = speed("Milliseconds of one image, one thread", latencies(results))
     for name in results.names:
         rows = compared(results, name)
         document = results.found["ptq"].get(name)
@@ -743,7 +671,9 @@ def figures(results: Results) -> dict[str, str]:
         deltas = {f"{way} - float": normalised(row) - base for way, row in rows.items() if way != "float"}
         drawn[f"results_confusion_{name}.svg"] = matrices(f"Confusion of {name}", shown, classes, False)
         drawn[f"results_difference_{name}.svg"] = matrices(f"Changes of confusion of {name}", deltas, classes, True)
-        drawn[f"results_iou_{name}.svg"] = bars(f"IoU per class of {name}", rows, classes)
+        drawn[f"results_iou_{name}.svg"] = bars(
+            f"IoU per class of {name}", {way: metrics(row).iou for way, row in rows.items()}, classes
+        )
     return drawn
 
 
