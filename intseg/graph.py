@@ -193,7 +193,7 @@ def check_call(
 
 def _work(node: Node, tensors: Mapping[str, Array], values: Mapping[str, Value]) -> int:
     """Operations of a node, roughly: products where it multiplies matrices, else elements of its output."""
-    depth = _input_value(node.inputs[0], tensors, values).shape[-1] if node.op in ("linear", "matmul") else 1
+    depth = _input_value(node.inputs[0], tensors, values).shape[-1] if OPS[node.op].multiplies else 1
     return depth * math.prod(values[node.name].shape)
 
 

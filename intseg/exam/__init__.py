@@ -2,11 +2,11 @@
 
 from importlib import import_module
 
-from intseg.ops import OPS
+from intseg import ops
 
 from ._exam import Branch, Exam, Extremes, Facts, Mistake
 
-FILES = (*dict.fromkeys(op.define.__module__.rpartition(".")[2] for op in OPS.values()), "windows")
+FILES = (*ops.FILES, "windows")
 """A file for every file of intseg/ops, and one for the steps around the graph (SPEC.md section 7)."""
 
 EXAMS: dict[str, Exam] = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}

@@ -53,11 +53,12 @@ class Call:
 class Op:
     """One operation of the graph.
 
-    define   the definition: define(m, *inputs, **params, **attrs) -> output, every step through the machine m
-    inputs   for every positional input, the dtypes it may have
-    params   dtype of every parameter tensor, by role
-    attrs    allowed values of every attribute: a range of integers or a tuple of strings
-    check    shape inference and value checks; returns the Value of the output, raises ModelError
+    define      the definition: define(m, *inputs, **params, **attrs) -> output, every step through the machine m
+    inputs      for every positional input, the dtypes it may have
+    check       shape inference and value checks; returns the Value of the output, raises ModelError
+    params      dtype of every parameter tensor, by role
+    attrs       allowed values of every attribute: a range of integers or a tuple of strings
+    multiplies  whether an element of the output takes as many products as the first input's last axis is long
     """
 
     define: Define
@@ -65,6 +66,7 @@ class Op:
     check: Check
     params: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, range | tuple[str, ...]] = field(default_factory=dict)
+    multiplies: bool = False
 
 
 def require(condition: bool, message: str) -> None:

@@ -38,9 +38,11 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value("int16", a.shape)
 
 
-OP = Op(
-    add,
-    (("int16",), ("int16",)),
-    check,
-    attrs={"mult_a": MULT, "shift_a": SHIFT, "mult_b": MULT, "shift_b": SHIFT},
-)
+OPS = {
+    "add": Op(
+        add,
+        (("int16",), ("int16",)),
+        check,
+        attrs={"mult_a": MULT, "shift_a": SHIFT, "mult_b": MULT, "shift_b": SHIFT},
+    ),
+}

@@ -63,13 +63,15 @@ def check_argmax(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Ma
 
 
 _ROWS = range(64 * MAX_DIM + 1)
-UPSAMPLE_NEAREST = Op(
-    upsample_nearest, (("uint8", "uint16", "int16", "int32"),), check_nearest, attrs={"factor": _FACTOR}
-)
-UPSAMPLE_BILINEAR = Op(
-    upsample_bilinear,
-    (("int16", "int32"),),
-    check_bilinear,
-    attrs={"factor": _FACTOR, "row_start": _ROWS, "row_stop": _ROWS},
-)
-ARGMAX = Op(argmax, (("int16", "int32", "int64"),), check_argmax)
+OPS = {
+    "upsample_nearest": Op(
+        upsample_nearest, (("uint8", "uint16", "int16", "int32"),), check_nearest, attrs={"factor": _FACTOR}
+    ),
+    "upsample_bilinear": Op(
+        upsample_bilinear,
+        (("int16", "int32"),),
+        check_bilinear,
+        attrs={"factor": _FACTOR, "row_start": _ROWS, "row_stop": _ROWS},
+    ),
+    "argmax": Op(argmax, (("int16", "int32", "int64"),), check_argmax),
+}

@@ -86,6 +86,8 @@ _ATTRS: dict[str, range | tuple[str, ...]] = {
     "shift": SHIFT,
 }
 
-SHIFT_GELU = Op(shift_gelu, (("int8",),), check_shift, attrs=_ATTRS)
-SIGMOID_GELU = Op(sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS)
-GELU_TABLE = Op(gelu_table, (("int8",),), check_table, params={"table": "int8"})
+OPS = {
+    "shift_gelu": Op(shift_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "sigmoid_gelu": Op(sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "gelu_table": Op(gelu_table, (("int8",),), check_table, params={"table": "int8"}),
+}

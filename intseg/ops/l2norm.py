@@ -24,4 +24,6 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return same_shape(inputs, "int8")
 
 
-OP = Op(l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT})
+OPS = {
+    "l2norm": Op(l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT}),
+}

@@ -42,10 +42,12 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value(str(attrs["out"]), inputs[0].shape)
 
 
-OP = Op(
-    layernorm,
-    (("int16",),),
-    check,
-    params={"mult": "int32", "bias": "int64"},
-    attrs={"shift": SHIFT, "out": ("int8", "int16")},
-)
+OPS = {
+    "layernorm": Op(
+        layernorm,
+        (("int16",),),
+        check,
+        params={"mult": "int32", "bias": "int64"},
+        attrs={"shift": SHIFT, "out": ("int8", "int16")},
+    ),
+}

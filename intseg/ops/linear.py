@@ -55,10 +55,13 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value(str(attrs["out"]), (rows, width))
 
 
-OP = Op(
-    linear,
-    (("int8",),),
-    check,
-    params={"weight": "int8", "bias": "int32", "mult": "int32", "shift": "int8"},
-    attrs={"out": ("int8", "int16")},
-)
+OPS = {
+    "linear": Op(
+        linear,
+        (("int8",),),
+        check,
+        params={"weight": "int8", "bias": "int32", "mult": "int32", "shift": "int8"},
+        attrs={"out": ("int8", "int16")},
+        multiplies=True,
+    ),
+}

@@ -49,10 +49,13 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value(str(attrs["out"]), (*a.shape[:-1], width))
 
 
-OP = Op(
-    matmul,
-    (("int8", "int16"), ("int8",)),
-    check,
-    params={"mult": "int32", "shift": "int8"},
-    attrs={"transpose_b": range(2), "out": ("int8", "int16")},
-)
+OPS = {
+    "matmul": Op(
+        matmul,
+        (("int8", "int16"), ("int8",)),
+        check,
+        params={"mult": "int32", "shift": "int8"},
+        attrs={"transpose_b": range(2), "out": ("int8", "int16")},
+        multiplies=True,
+    ),
+}

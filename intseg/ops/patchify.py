@@ -32,4 +32,6 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value("int8", (height // patch * (width // patch), patch * patch * channels))
 
 
-OP = Op(patchify, (("int8",),), check, attrs={"patch": range(1, 65)})
+OPS = {
+    "patchify": Op(patchify, (("int8",),), check, attrs={"patch": range(1, 65)}),
+}

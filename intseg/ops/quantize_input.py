@@ -27,4 +27,6 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value("int8", inputs[0].shape)
 
 
-OP = Op(quantize_input, (("uint8",),), check, params={"table": "int8"})
+OPS = {
+    "quantize_input": Op(quantize_input, (("uint8",),), check, params={"table": "int8"}),
+}

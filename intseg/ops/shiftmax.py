@@ -44,14 +44,16 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value(out, shape, row_sum=probability_row_sum(shape[-1], out))
 
 
-OP = Op(
-    shiftmax,
-    (("int8", "int16"),),
-    check,
-    attrs={
-        "i0": range(1, 2**15 + 1),
-        "k_inter": range(16),
-        "int_div_kind": ("paper", "normalized"),
-        "out": ("int8", "int16"),
-    },
-)
+OPS = {
+    "shiftmax": Op(
+        shiftmax,
+        (("int8", "int16"),),
+        check,
+        attrs={
+            "i0": range(1, 2**15 + 1),
+            "k_inter": range(16),
+            "int_div_kind": ("paper", "normalized"),
+            "out": ("int8", "int16"),
+        },
+    ),
+}

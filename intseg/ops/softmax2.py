@@ -41,9 +41,11 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value("int16", shape, row_sum=probability_row_sum(shape[-1], "int16"))
 
 
-OP = Op(
-    softmax2,
-    (("int16",),),
-    check,
-    attrs={"frac_bits": range(16), "a1": range(2**14, 2**15), "a2": range(2**14)},
-)
+OPS = {
+    "softmax2": Op(
+        softmax2,
+        (("int16",),),
+        check,
+        attrs={"frac_bits": range(16), "a1": range(2**14, 2**15), "a2": range(2**14)},
+    ),
+}

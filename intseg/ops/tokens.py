@@ -102,13 +102,17 @@ def check_to_grid(inputs: Sequence[Value], params: Mapping[str, Array], attrs: M
     return Value(inputs[0].dtype, (height, width, channels))
 
 
-CONCAT = Op(concat, (_ANY, _ANY), check_concat)
-SLICE = Op(slice_tokens, (_ANY,), check_slice, attrs={"start": _DIM, "stop": _DIM})
-SPLIT_HEADS = Op(
-    split_heads,
-    (_ANY,),
-    check_split_heads,
-    attrs={"heads": range(1, 1025), "part": range(3), "parts": range(1, 4)},
-)
-MERGE_HEADS = Op(merge_heads, (_ANY,), check_merge_heads)
-TO_GRID = Op(to_grid, (_ANY,), check_to_grid, attrs={"height": range(1, MAX_DIM + 1), "width": range(1, MAX_DIM + 1)})
+OPS = {
+    "concat": Op(concat, (_ANY, _ANY), check_concat),
+    "slice": Op(slice_tokens, (_ANY,), check_slice, attrs={"start": _DIM, "stop": _DIM}),
+    "split_heads": Op(
+        split_heads,
+        (_ANY,),
+        check_split_heads,
+        attrs={"heads": range(1, 1025), "part": range(3), "parts": range(1, 4)},
+    ),
+    "merge_heads": Op(merge_heads, (_ANY,), check_merge_heads),
+    "to_grid": Op(
+        to_grid, (_ANY,), check_to_grid, attrs={"height": range(1, MAX_DIM + 1), "width": range(1, MAX_DIM + 1)}
+    ),
+}
