@@ -9,6 +9,9 @@ from collections.abc import Iterable
 MAX_MESSAGE = 10_000
 """Characters of a message at most."""
 
+MAX_THREADS, MAX_JOBS = 1024, 256
+"""What --threads and --jobs may ask for: a thread costs 70 kB, a process what a model takes."""
+
 
 class IntsegError(Exception):
     """Base of every error intseg raises on purpose: one line naming the found, the expected and the next step."""

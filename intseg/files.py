@@ -126,6 +126,17 @@ def text_of(data: bytes, path: str | os.PathLike[str], what: str = "", hint: str
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def read_stream(stream: BinaryIO, name: str, limit: int = MAX_PICTURE) -> bytes:
+    """All that a stream gives, such as standard input. Raises InputError for more than `limit` bytes."""
+    parts: list[bytes] = []
+    got = 0
+    with _reading(name, "", "check what it comes from"):
+        while got <= limit and (part := stream.read(_CHUNK)):
+            parts.append(part)
+            got += len(part)
+        return _within(parts, limit, 0)
+
+
 def sha256(path: str | os.PathLike[str], what: str = "", hint: str = "check the path") -> str:
     """Digest of a regular file in hexadecimal. Raises InputError."""
     with _reading(path, what, hint), open(_open_to_read(path, False)[0], "rb") as file:
@@ -260,14 +271,14 @@ def _finite(text: str) -> float:
 
 # ----------------------------------------------------------------------------------------------------- before work
 
-_PAGES = (".html", ".htm", ".svg", ".dot", ".gv")
-"""Endings of what intseg writes and never reads: they may lie in a folder that is an input."""
+_HELD = (".safetensors", ".json", ".npy", ".npz", ".hex", ".mem", ".bin", ".coe", ".h", ".pth", ".pt", ".yml")
+"""Endings of what intseg reads of a folder that is named, pictures apart: of those it lists each."""
 
 
 def require_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse, before any work, outputs that would replace what the command reads, or each other.
 
-    inputs  files; of a folder, the files in it
+    inputs  files; of a folder, what intseg may read in it
     Equal are names of one file: links are followed, device and inode compared. Raises UsageError that names both.
     """
     read: dict[object, Path] = {}
@@ -275,7 +286,7 @@ def require_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
         read.setdefault(_identity(path), path)
         if path.is_dir():
             with contextlib.suppress(OSError):
-                read |= {_identity(file): file for file in path.iterdir() if file.suffix.lower() not in _PAGES}
+                read |= {_identity(file): file for file in path.iterdir() if file.suffix.lower() in _HELD}
     written: dict[object, Path] = {}
     for path in map(Path, outputs):
         known = _identity(path)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from intseg import backends, models, store
 from intseg.batch import datasets
 from intseg.cli import main as cli
 from intseg.cli import parser
+from intseg.cli.infer import _lines_file
 
+ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"INTSEG_DEBUG": ""}
 Capture = pytest.CaptureFixture[str]
 
@@ -240,13 +243,13 @@ def test_no_bundled_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["-o", "{}/out.jpg"], 2, "without loss"),
         (["-o", "{}/out"], 2, ".png"),
         (["--overlay", "{}/out.txt"], 2, ".png"),
-        (["-o", "{}/street.png"], 2, "different files"),
-        (["--overlay", "{}/./street.png"], 2, "different files"),
-        (["-o", "{}/a.png", "--overlay", "{}/a.png"], 2, "different files"),
+        (["-o", "{}/street.png"], 2, "choose "),
+        (["--overlay", "{}/./street.png"], 2, "choose "),
+        (["-o", "{}/a.png", "--overlay", "{}/a.png"], 2, "choose "),
         (["--opacity", "2"], 2, "from 0 to 1"),
         (["--opacity", "nan"], 2, "from 0 to 1"),
-        (["--threads", "0"], 2, "from 1 up"),
-        (["--threads", "many"], 2, "from 1 up"),
+        (["--threads", "0"], 2, "from 1 to 1024"),
+        (["--threads", "many"], 2, "from 1 to 1024"),
         (["--backend", "cuda"], 2, "numpy"),
         (["--overlay", "a.png", "--no-overlay"], 2, "not allowed"),
         (["more.png"], 2, "need -o DIR"),
@@ -522,3 +525,78 @@ def test_nothing_is_coloured(folder: Path) -> None:
         command = [sys.executable, "-m", "intseg.cli", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         assert "\x1b" not in done.stdout + done.stderr
+
+
+# ----------------------------------------------------------------------------------------------- inputs and outputs
+
+FILES = {"FILE", "DIR", "FOLDER", "IMAGE", "SRC", "W", "OUT", "GOLDEN", "OTHER", "TRACE_OR_MODEL", "JSON", "M", "P"}
+"""Names of arguments that are files or folders."""
+
+
+def made(kind: object, by: str) -> bool:
+    return getattr(kind, "__qualname__", "").startswith(f"{by}.")
+
+
+def test_every_argument_says_whether_it_is_read_or_written_and_every_number_has_a_range() -> None:
+    """The guard of outputs and the ranges of numbers are in the types of arguments: none may lack one."""
+    subparsers = next(a for a in cli.parser()._actions if a.dest not in ("help", "version", "json", "quiet"))
+    for name, sub in subparsers.choices.items():  # type: ignore[union-attr]
+        for action in sub._actions:
+            kind, where = action.type, f"{name} {action.option_strings or action.dest}"
+            if action.metavar in FILES and action.dest != "overlay":
+                plain = (parser.Read, parser.Written, parser.WrittenFolder, _lines_file)
+                assert kind in plain or made(kind, "written"), where
+            elif action.metavar in ("N", "I", "S", "BITS") or action.dest == "ignore":
+                assert made(kind, "whole"), where
+            else:
+                assert kind is not int, where
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trace", "a.safetensors", "-o", "link.safetensors"],
+        ["flatten", "a.flat", "-o", "a.flat"],
+        ["minimize", "b", "a.safetensors", "-o", "hard.safetensors"],
+        ["diff", "a.html", "b", "--html", "a.html"],
+        ["inspect", "a.svg", "--svg", "there/a.svg"],
+        ["inspect", "b", "--svg", "new.svg", "--dot", "new.svg"],
+        ["profile", "a.json", "--trace", "a.json"],
+        ["report", "b", "a.html", "-o", "a.html"],
+        ["dump", "--read", ".", "-o", "a.safetensors"],
+        ["card", ".", "-o", "there"],
+        ["truth-table", "gelu_table", "-w", "a.npz", "-o", "a.npz"],
+        ["infer", "b", "-o", "b"],
+        ["infer", "b", "-w", "a.png", "-o", "a.png"],
+        ["infer", "b", "--palette", "a.png", "--overlay", "a.png"],
+        ["infer", "b", "-o", "c.png", "--overlay", "there/c.png"],
+        ["infer", "b", "--label-map", "a.json", "--jsonl", "a.json"],
+        ["flatten", "b", "-o", "a.safetensors"],
+        ["trace", "b", "-o", "a.png"],
+    ],
+)  # fmt: skip
+def test_no_output_replaces_an_input_or_is_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ending in (".safetensors", ".flat", ".html", ".svg", ".json", ".npz", ".png"):
+        (tmp_path / f"a{ending}").write_bytes(b"kept")
+    (tmp_path / "b").write_bytes(b"kept")
+    (tmp_path / "there").symlink_to(tmp_path)
+    (tmp_path / "link.safetensors").symlink_to("a.safetensors")
+    os.link("a.safetensors", "hard.safetensors")
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+    assert {path.read_bytes() for path in before if path.is_file()} == {b"kept"}
+
+
+def test_only_one_module_prints() -> None:
+    """What is printed passes the escaping of intseg/cli/printing.py; a name in a file must not move a cursor."""
+    sources = [p for p in (ROOT / "intseg").rglob("*.py") if not {"kernels", "tools"} & set(p.parts)]
+    for path in sources:
+        if path.name != "printing.py":
+            assert not re.search(r"(?<![\w.])print\(|sys\.stdout\.(write|buffer)", path.read_text(encoding="utf-8")), (
+                path
+            )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 from intseg import errors, files
 from intseg.errors import InputError, UsageError
 
+ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices as POSIX has them")
 
 
@@ -251,14 +254,14 @@ def test_a_journal_belongs_to_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["same", "link", "hard link", "through a folder", "in a folder"])
 def test_no_output_is_an_input(tmp_path: Path, how: str) -> None:
-    (tmp_path / "in").write_bytes(b"old")
+    (tmp_path / "in.npy").write_bytes(b"old")
     (tmp_path / "there").symlink_to(tmp_path)
-    (tmp_path / "link").symlink_to("in")
-    os.link(tmp_path / "in", tmp_path / "hard")
-    names = {"same": "in", "link": "link", "hard link": "hard", "through a folder": "there/in", "in a folder": "in"}
-    read = tmp_path / ("in" if how != "in a folder" else "")
+    (tmp_path / "link").symlink_to("in.npy")
+    os.link(tmp_path / "in.npy", tmp_path / "hard")
+    names = {"link": "link", "hard link": "hard", "through a folder": "there/in.npy"}
+    read = tmp_path / ("in.npy" if how != "in a folder" else "")
     with pytest.raises(UsageError, match="which is read"):
-        files.require_apart([tmp_path / "other", tmp_path / names[how]], [tmp_path / "none", read])
+        files.require_apart([tmp_path / "other", tmp_path / names.get(how, "in.npy")], [tmp_path / "none", read])
 
 
 def test_no_two_outputs_are_one(tmp_path: Path) -> None:
@@ -286,3 +289,14 @@ def test_a_number_has_a_range_that_the_message_states(text: str) -> None:
     assert len(str(caught.value)) < 100
     assert errors.number("10", 1, 10) == 10
     assert errors.number("-3", -5, 10) == -3
+
+
+def test_closed_streams_say_so(tmp_path: Path) -> None:
+    """`>&-` and `<&-`: one line and a code, not a traceback or silence."""
+    for closed, code in (("0", 4), ("1", 4)):
+        script = f"exec {closed}{'<' if closed == '0' else '>'}&-; exec {sys.executable} -m intseg.cli "
+        script += "infer - -o a.png" if closed == "0" else "models --json"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert "closed" in done.stderr

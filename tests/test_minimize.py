@@ -124,16 +124,16 @@ def test_the_case_is_small_golden_and_different(
 
 def test_equal_sides_write_nothing(files: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["minimize", str(files["golden"]), str(files["golden"]), "-w", str(files["model"])]
-    assert cli.main([*argv, "-o", str(tmp_path / "case")]) == 0
+    assert cli.main([*argv, "-o", str(tmp_path / "case.safetensors")]) == 0
     assert "equal" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_model_and_with_bad_files(files: Mapping[str, Path], tmp_path: Path):
     path = str(other(files, "qkv", tmp_path / "other.safetensors"))
-    assert cli.main(["minimize", str(files["golden"]), path, "-o", str(tmp_path / "case")]) == 2
-    assert cli.main(["minimize", str(files["golden"]), "no", "-o", str(tmp_path / "case")]) == 4
-    assert cli.main(["minimize", str(files["golden"]), path, "-o", str(tmp_path / "no" / "case")]) == 4
+    assert cli.main(["minimize", str(files["golden"]), path, "-o", str(tmp_path / "case.safetensors")]) == 2
+    assert cli.main(["minimize", str(files["golden"]), "no", "-o", str(tmp_path / "case.safetensors")]) == 4
+    assert cli.main(["minimize", str(files["golden"]), path, "-o", str(tmp_path / "no" / "case.safetensors")]) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["other.safetensors"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intseg.cli.parser import LAYOUTS, Command, add_weights, positive
+from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_jobs, add_weights, whole
 from intseg.cli.printing import Answer, count
 from intseg.errors import UsageError
 from intseg.reports.table import table
@@ -34,17 +34,19 @@ examples:
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--root", type=Read, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
     parser.add_argument("--layout", choices=LAYOUTS, help="default: camvid, or pairs where --images is given")
-    parser.add_argument("--images", metavar="DIR", help="layout pairs: folder of the images")
-    parser.add_argument("--labels", metavar="DIR", help="layout pairs: folder of the label images")
+    parser.add_argument("--images", type=Read, metavar="DIR", help="layout pairs: folder of the images")
+    parser.add_argument("--labels", type=Read, metavar="DIR", help="layout pairs: folder of the label images")
     add_weights(parser)
-    parser.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted")
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (1)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
-    parser.add_argument("--resume", metavar="FILE", help="keep counts per image there, and continue from them")
-    parser.add_argument("--compare-with", metavar="JSON", help="what --json printed before: show the changes")
+    parser.add_argument("--ignore", type=whole(-1, 65535), metavar="ID", help="stored label that is not counted")
+    add_jobs(parser)
+    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
+    text = "keep counts per image there, and continue from them"
+    parser.add_argument("--resume", type=Written, metavar="FILE", help=text)
+    text = "what --json printed before: show the changes"
+    parser.add_argument("--compare-with", type=Read, metavar="JSON", help=text)
 
 
 def _eval(args: argparse.Namespace) -> Answer:

@@ -9,9 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intseg.cli.parser import Command, add_weights, fraction, natural, positive, require_writable
-from intseg.cli.printing import Answer, Clock, complain_above_the_bar, count, say, show_json
+from intseg.cli.parser import (
+    Command,
+    Read,
+    WrittenFolder,
+    add_jobs,
+    add_weights,
+    fraction,
+    require_writable,
+    whole,
+    written,
+)
+from intseg.cli.printing import Answer, Clock, complain_above_the_bar, count, say, show_bytes, show_json
 from intseg.errors import InputError, UsageError
+from intseg.files import read_stream, require_apart
 from intseg.reports.table import table
 
 if TYPE_CHECKING:
@@ -32,11 +43,11 @@ examples:
 
 
 def _infer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SRC", help="image, folder, 'pattern*', @list.txt; - is stdin")
-    add_weights(parser)
+    text = "image, folder, 'pattern*', @list.txt; - is stdin"
+    parser.add_argument("sources", nargs="+", type=Read, metavar="SRC", help=text)
+    add_weights(parser, threads=True)
     add = parser.add_argument
-    add("--threads", type=positive, metavar="N", help="of the numba backend; default: every core")
-    add("-o", "--output", metavar="OUT", help="label image (.png), or a folder")
+    add("-o", "--output", type=WrittenFolder, metavar="OUT", help="label image (.png), or a folder")
     overlay = parser.add_mutually_exclusive_group()
     overlay.add_argument(
         "--overlay", nargs="?", const="", metavar="OUT", action=_Overlay, help="write overlays (there)"
@@ -44,18 +55,24 @@ def _infer_arguments(parser: argparse.ArgumentParser) -> None:
     overlay.add_argument("--no-overlay", action="store_true", help="write the labels only")
     add("--opacity", type=fraction, default=0.5, metavar="X", help="of the colours, 0 to 1 (0.5)")
     add("--legend", action=argparse.BooleanOptionalAction, help="below overlays; default: for one image")
-    add("--palette", metavar="P", default="model", help="model, voc, distinct, gray, a data set, or a file of colours")
+    text = "model, voc, distinct, gray, a data set, or a file of colours"
+    add("--palette", type=Read, metavar="P", default="model", help=text)
     values = parser.add_mutually_exclusive_group()
-    values.add_argument("--label-offset", type=natural, metavar="N", default=0, help="added to every stored label")
-    values.add_argument("--label-map", metavar="M", help="stored instead: JSON file, or 'road=7,*=0'")
-    add("--jsonl", metavar="FILE", help="write these objects to a file (- is stdout)")
+    offset = whole(0, 65535)
+    values.add_argument("--label-offset", type=offset, metavar="N", default=0, help="added to every stored label")
+    values.add_argument("--label-map", type=Read, metavar="M", help="stored instead: JSON file, or 'road=7,*=0'")
+    add("--jsonl", type=_lines_file, metavar="FILE", help="write these objects to a file (- is stdout)")
     add("--time", action="store_true", help="say what took how long, and the peak memory")
     add("-r", "--recursive", action="store_true", help="look into the folders of a folder")
-    add("--jobs", type=positive, metavar="N", default=1, help="processes (1)")
+    add_jobs(parser)
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="continue an interrupted run: keep what is done")
     earlier.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
     add("--fail-fast", action="store_true", help="stop at the first bad image")
+
+
+def _lines_file(text: str) -> str:
+    return text if text == "-" else written(".jsonl", ".ndjson", ".json")(text)
 
 
 class _Overlay(argparse.Action):
@@ -70,7 +87,7 @@ class _Overlay(argparse.Action):
     ) -> None:
         if values and not namespace.sources and os.path.isfile(str(values)):
             parser.error(f"--overlay {values}: a file that exists, before the images; put --overlay after the images")
-        namespace.overlay = values
+        namespace.overlay = WrittenFolder(values) if values else values
 
 
 def _infer(args: argparse.Namespace) -> Answer:
@@ -142,14 +159,14 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
         )
     model = api.load(args.weights)
     palette, values = _colours(args, model)
-    picture = image.decode(sys.stdin.buffer.read(), model.info.pad, "standard input")
+    picture = image.decode(read_stream(sys.stdin.buffer, "standard input"), model.info.pad, "standard input")
     result = api.run_picture(picture, model, args.backend, args.threads)
     _say_notes("standard input", result)
     overlay = Path(args.overlay) if args.overlay else None
     if overlay:
         result.save_overlay(overlay, args.opacity, args.legend is not False, palette)
     if args.output is None:
-        sys.stdout.buffer.write(result.png(palette, values))
+        show_bytes(result.png(palette, values))
         return Answer(())
     store.write_atomically(Path(args.output), result.png(palette, values))
     return _answer("-" if args.json else "standard input", result, Path(args.output), overlay)
@@ -224,9 +241,8 @@ def _outputs(args: argparse.Namespace, image: Path) -> tuple[Path, Path | None]:
         raise UsageError(f"{labels}: labels are written without loss; give -o a name that ends in .png")
     if overlay:
         api.image_format(overlay)
-    for one, other in ((labels, image), (overlay, image), (overlay, labels)):
-        if one and os.path.realpath(one) == os.path.realpath(other):
-            raise UsageError(f"{one}: is {other} too, expected different files; choose another name")
+    read = [image, args.weights, args.palette, args.label_map]
+    require_apart(filter(None, (labels, overlay)), filter(None, read))
     return labels, overlay
 
 

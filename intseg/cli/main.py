@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import os
 import sys
 import traceback
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from intseg._version import __version__
 from intseg.cli import evaluate, infer, reports, workbench
 from intseg.cli.parser import Command, Help, Parser, add_command, add_common
-from intseg.cli.printing import Answer, complain, discard_stdout, give, quietly, say_warning
+from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, quietly, say_warning
 from intseg.errors import InputError, IntsegError, UsageError, suggest
 
 # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
@@ -31,6 +31,12 @@ examples:
 exit codes: 0 ok, 1 mismatch, 2 usage, 3 bad model, 4 bad input or IO, 5 internal error
 """
 
+_ADVICE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --jobs",
+    errno.ENFILE: "too many files are open on this machine; end other programs",
+    errno.ENOMEM: "use a smaller image, or fewer --jobs",
+    errno.EAGAIN: "too many processes or threads; use fewer --jobs or --threads",
+}
 _COMPLETION = """\
 Print a script that completes commands, options and file names in a shell; needs the package shtab.
 
@@ -91,13 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = say_warning
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):
-                    stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+            open_streams()
             args = _parse(argv)
             with quietly(args.quiet):
                 code = give(args.run(args), args.json)
-            sys.stdout.flush()
+            flush()
             return code
         except Exception as error:
             if os.environ.get("INTSEG_DEBUG") == "1":
@@ -121,9 +125,8 @@ def _explain(error: Exception) -> int:
         complain(f"intseg: out of memory ({text}); use a smaller image or a smaller model")
         return InputError.exit_code
     if isinstance(error, OSError):
-        discard_stdout()
-        where = error.filename or "standard output"
-        complain(f"intseg: {error.strerror or text}: {where}; free space or check the path")
+        where = f": {error.filename}" if error.filename else ""
+        complain(f"intseg: {error.strerror or text}{where}; {_ADVICE.get(error.errno or 0, 'check the path')}")
         return InputError.exit_code
     complain(f"intseg: internal error, {type(error).__name__}: {text}; please report it (INTSEG_DEBUG=1 shows where)")
     return INTERNAL

@@ -6,14 +6,14 @@ import argparse
 import os
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from intseg import models
+from intseg import files, models
 from intseg.cli.printing import Answer
-from intseg.errors import InputError, UsageError, suggest
+from intseg.errors import MAX_JOBS, MAX_THREADS, InputError, UsageError, number, suggest
 
 BACKENDS = ("auto", "numpy", "numba")
 LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
@@ -27,7 +27,9 @@ class Command:
     description  the text of its own help
     arguments    declares its arguments; --json and --quiet are added to every command
     run          carries it out
-    writes       names of the arguments that are files to write: whether they can be is checked before the work
+
+    Before the work, what is to be written is compared with what is read, and whether it can be written is checked: the
+    arguments say which they are by their types, `Read`, `Written` and `WrittenFolder`.
     """
 
     name: str
@@ -35,14 +37,69 @@ class Command:
     description: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Answer]
-    writes: tuple[str, ...] = ()
 
     def __call__(self, args: argparse.Namespace) -> Answer:
         """Check what is written, then run."""
-        for name in self.writes:
-            if getattr(args, name):
-                require_writable(Path(getattr(args, name)))
+        given = list(_values(args))
+        read = [value for value in given if isinstance(value, Read)]
+        written = [value for value in given if type(value) is Written]
+        files.require_apart(written, read)
+        for folder in (value for value in given if isinstance(value, WrittenFolder)):
+            files.require_apart([folder], read)  # two may be one
+        for path in written:
+            require_writable(Path(path))
         return self.run(args)
+
+
+class Read(str):
+    """An argument that is read: a file, a folder, or the name of a bundled model."""
+
+
+class Written(str):
+    """An argument that is written: a file."""
+
+
+class WrittenFolder(Written):
+    """An argument that is a folder to write."""
+
+
+def _values(args: argparse.Namespace) -> Iterator[object]:
+    for value in vars(args).values():
+        yield from value if isinstance(value, list) else [value]
+
+
+def written(*endings: str) -> Callable[[str], Written]:
+    """The type of an argument that is a file to write, of a name with one of these endings.
+
+    A slip must not replace an image or weights by something else.
+    """
+
+    def made(text: str) -> Written:
+        try:
+            return require_ending(text, *endings)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return made
+
+
+def require_ending(text: str, *endings: str) -> Written:
+    """The name of a file to write. Raises UsageError for another ending."""
+    if not text.lower().endswith(endings):
+        raise UsageError(f"{text}: this file is written as {' or '.join(endings)}; rename it")
+    return Written(text)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number in a range."""
+
+    def made(text: str) -> int:
+        try:
+            return number(text, low, high)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return made
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -102,7 +159,8 @@ def usage(parser: argparse.ArgumentParser) -> str:
 
 def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: bool = False) -> None:
     """-w, and how to run the model."""
-    parser.add_argument("-w", "--weights", metavar="W", help=f"weights file or bundled model ({models.DEFAULT})")
+    text = f"weights file or bundled model ({models.DEFAULT})"
+    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
     if backend:
         parser.add_argument("--backend", choices=BACKENDS, default="auto", help="same bits (auto)")
     if threads:
@@ -111,26 +169,19 @@ def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model that a command is about."""
-    parser.add_argument("weights", nargs="?", metavar="W", help=f"weights file or bundled model ({models.DEFAULT})")
+    text = f"weights file or bundled model ({models.DEFAULT})"
+    parser.add_argument("weights", nargs="?", type=Read, metavar="W", help=text)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """--threads."""
-    parser.add_argument("--threads", type=positive, metavar="N", help="of the numba backend; default: every core")
+    many = whole(1, MAX_THREADS)
+    parser.add_argument("--threads", type=many, metavar="N", help="of the numba backend; default: every core")
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 up."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 up."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """--jobs."""
+    parser.add_argument("--jobs", type=whole(1, MAX_JOBS), default=1, metavar="N", help="processes (1)")
 
 
 def fraction(text: str) -> float:
@@ -144,16 +195,11 @@ def fraction(text: str) -> float:
     return value
 
 
-def require_ending(path: str | None, *endings: str) -> None:
-    """A slip must not replace an image or weights by a drawing of them."""
-    if path is not None and not path.lower().endswith(endings):
-        raise UsageError(f"{path}: this file is written as {' or '.join(endings)}; rename it")
-
-
 def require_writable(path: Path) -> None:
     """Fail before the work, not after it."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file name")
+    files.require_replaceable(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: no folder {path.parent}; create it, or choose another with -o")
     if not os.access(path.parent, os.W_OK | os.X_OK):

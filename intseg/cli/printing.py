@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-from intseg.errors import IntsegError, printable
+from intseg.errors import InputError, IntsegError, printable
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def give(answer: Answer, as_json: bool) -> int:
         for line in answer.lines:
             show(line)
     if answer.failure is not None:
-        sys.stdout.flush()
+        flush()
         raise answer.failure
     return answer.code
 
@@ -76,12 +77,40 @@ def give(answer: Answer, as_json: bool) -> int:
 def show(line: str) -> None:
     """One line on standard output."""
     if not _quiet:
-        print(printable(line))
+        _print(printable(line))
 
 
 def show_json(value: object) -> None:
     """One JSON value on one line of standard output."""
-    print(json.dumps(value, allow_nan=False))
+    _print(json.dumps(value, allow_nan=False))
+
+
+def show_bytes(data: bytes) -> None:
+    """A file on standard output."""
+    with _standard_output():
+        sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Hand what was printed to the system. Raises InputError when that does not take it."""
+    with _standard_output():
+        sys.stdout.flush()
+
+
+def _print(line: str) -> None:
+    with _standard_output():
+        print(line)
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise InputError(f"standard output: {error.strerror}; free space, or send it elsewhere") from None
 
 
 def say(line: str) -> None:
@@ -112,6 +141,44 @@ def say_warning(
 ) -> None:
     """In place of `warnings.showwarning`."""
     say(f"note: {message}")
+
+
+class _Closed(io.TextIOBase):
+    """A standard stream that whoever started the process has closed."""
+
+    def __init__(self, name: str, needed: bool) -> None:
+        self.name, self.needed = name, needed
+
+    @property
+    def buffer(self) -> _Closed:
+        return self
+
+    def read(self, size: int | None = -1) -> str:
+        raise InputError(f"{self.name} is closed, expected something to read there; redirect it")
+
+    def write(self, text: str | bytes) -> int:
+        if self.needed:
+            raise InputError(f"{self.name} is closed, expected a place to print to; redirect it, or use --quiet")
+        return len(text)
+
+
+def open_streams() -> None:
+    """Standard streams that are closed say so when they are used, and no file that is opened takes their number.
+
+    Where standard error is closed there is nobody to tell.
+    """
+    if sys.stdin is None:
+        sys.stdin = _Closed("standard input", True)
+    if sys.stdout is None:
+        sys.stdout = _Closed("standard output", True)
+    if sys.stderr is None:
+        sys.stderr = _Closed("standard error", False)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
 
 
 def discard_stdout() -> None:

@@ -12,11 +12,13 @@ from intseg.cli.parser import (
     BACKENDS,
     LAYOUTS,
     Command,
+    Read,
+    WrittenFolder,
     add_model,
     add_threads,
     add_weights,
-    positive,
-    require_ending,
+    whole,
+    written,
 )
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, ModelError, UsageError
@@ -83,8 +85,10 @@ examples:
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--by", choices=("node", "block", "op"), default="node", help="one row for each (node)")
-    parser.add_argument("--dot", metavar="FILE", help="write every node as a Graphviz graph")
-    parser.add_argument("--svg", metavar="FILE", help="write a drawing of the graph")
+    parser.add_argument(
+        "--dot", type=written(".dot", ".gv"), metavar="FILE", help="write every node as a Graphviz graph"
+    )
+    parser.add_argument("--svg", type=written(".svg"), metavar="FILE", help="write a drawing of the graph")
 
 
 def _inspect(args: argparse.Namespace) -> Answer:
@@ -92,16 +96,14 @@ def _inspect(args: argparse.Namespace) -> Answer:
     from intseg.reports import graph_drawing
     from intseg.reports import inspect as inspect_model
 
-    require_ending(args.dot, ".dot", ".gv")
-    require_ending(args.svg, ".svg")
     model = api.load(args.weights)
     if args.dot:
         store.write_atomically(Path(args.dot), graph_drawing.dot(model.graph).encode())
     if args.svg:
         store.write_atomically(Path(args.svg), graph_drawing.svg(model).encode())
-    written = [path for path in (args.dot, args.svg) if path]
-    lines = [*inspect_model.lines(model, args.by), *(f"wrote {path}" for path in written)]
-    return Answer(lines, inspect_model.as_json(model) | {"written": written})
+    made = [path for path in (args.dot, args.svg) if path]
+    lines = [*inspect_model.lines(model, args.by), *(f"wrote {path}" for path in made)]
+    return Answer(lines, inspect_model.as_json(model) | {"written": made})
 
 
 _PROVE = """\
@@ -142,12 +144,15 @@ examples:
 
 
 def _profile_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="image, any size")
+    parser.add_argument("image", type=Read, metavar="IMAGE", help="image, any size")
     add_weights(parser, threads=True)
     parser.add_argument("--by", choices=("node", "op"), default="node", help="one row for each (node)")
-    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="counted runs (3)")
+    parser.add_argument("--repeat", type=whole(1, 100_000), default=3, metavar="N", help="counted runs (3)")
     parser.add_argument(
-        "--trace", metavar="FILE", help="write the events of the fastest runs for Chrome's trace viewer"
+        "--trace",
+        type=written(".json"),
+        metavar="FILE",
+        help="write the events of the fastest runs for Chrome's trace viewer",
     )
 
 
@@ -155,12 +160,11 @@ def _profile(args: argparse.Namespace) -> Answer:
     from intseg import store
     from intseg.reports import profile as profiling
 
-    require_ending(args.trace, ".json")
     found = profiling.profile(args.image, args.weights, args.backend, args.threads, args.repeat)
     if args.trace:
         store.write_atomically(Path(args.trace), profiling.chrome_trace(found))
-    written = [f"wrote {args.trace}"] if args.trace else []
-    return Answer([*profiling.lines(found, args.by), *written], profiling.as_json(found))
+    made = [f"wrote {args.trace}"] if args.trace else []
+    return Answer([*profiling.lines(found, args.by), *made], profiling.as_json(found))
 
 
 _DOCTOR = """\
@@ -217,9 +221,10 @@ examples:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, any size")
+    parser.add_argument("images", nargs="+", type=Read, metavar="IMAGE", help="images, any size")
     add_weights(parser, threads=True)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page (.html)")
+    page = written(".html", ".htm")
+    parser.add_argument("-o", "--output", required=True, type=page, metavar="FILE", help="the page (.html)")
     parser.add_argument("--no-layers", action="store_true", help="leave out the layers: less work")
 
 
@@ -227,7 +232,6 @@ def _report(args: argparse.Namespace) -> Answer:
     from intseg import api, store
     from intseg.reports import page as report
 
-    require_ending(args.output, ".html", ".htm")
     model = api.load(args.weights)
     looked = [report.look(image, model, args.backend, args.threads, not args.no_layers) for image in args.images]
     page = report.page(model, looked)
@@ -249,8 +253,9 @@ examples:
 
 def _card_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new or empty folder")
-    parser.add_argument("--metrics", metavar="FILE", help="what intseg eval --json printed for this model")
+    new = WrittenFolder
+    parser.add_argument("-o", "--output", required=True, type=new, metavar="FOLDER", help="new or empty folder")
+    parser.add_argument("--metrics", type=Read, metavar="FILE", help="what intseg eval --json printed for this model")
     parser.add_argument("--data", metavar="NAME", help="name of the data set of --metrics")
     parser.add_argument("--license", metavar="ID", help="licence of the weights, as model hubs write it")
     parser.add_argument("--force", action="store_true", help="replace the files of an existing folder")
@@ -261,8 +266,8 @@ def _card(args: argparse.Namespace) -> Answer:
     from intseg.reports import card
 
     facts = card.Facts(args.metrics, args.data, args.license)
-    written = [str(path) for path in card.write(api.load(args.weights), args.output, facts, args.force)]
-    return Answer([f"wrote {path}" for path in written], {"written": written})
+    made = [str(path) for path in card.write(api.load(args.weights), args.output, facts, args.force)]
+    return Answer([f"wrote {path}" for path in made], {"written": made})
 
 
 _QUANT_REPORT = """\
@@ -278,14 +283,15 @@ examples:
 
 
 def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="W", help="weights file or bundled model")
-    parser.add_argument("sources", nargs="*", metavar="IMAGE", help="images, any size")
-    parser.add_argument("--labels", nargs="+", metavar="FILE", help="label image of every IMAGE, in the same order")
-    parser.add_argument("--root", metavar="DIR", help="folder of a data set, in place of images")
+    parser.add_argument("weights", type=Read, metavar="W", help="weights file or bundled model")
+    parser.add_argument("sources", nargs="*", type=Read, metavar="IMAGE", help="images, any size")
+    text = "label image of every IMAGE, in the same order"
+    parser.add_argument("--labels", nargs="+", type=Read, metavar="FILE", help=text)
+    parser.add_argument("--root", type=Read, metavar="DIR", help="folder of a data set, in place of images")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
     parser.add_argument("--layout", choices=LAYOUTS[:-1], default="camvid", help="of the data set (camvid)")
-    parser.add_argument("--ignore", type=int, metavar="ID", help="stored label that is not counted")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    parser.add_argument("--ignore", type=whole(-1, 65535), metavar="ID", help="stored label that is not counted")
+    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
     parser.add_argument("--per-node", action="store_true", help="also swap every node by itself: takes longer")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the integer ops (auto)")
 
@@ -325,11 +331,11 @@ def _quant_report(args: argparse.Namespace) -> Answer:
 COMMANDS = (
     Command("models", "list the bundled models", "List the bundled models.", _no_arguments, _models),
     Command("warmup", "compile the numba backend now", "Compile the numba backend now.", _no_arguments, _warmup),
-    Command("inspect", "show what is inside a model", _INSPECT, _inspect_arguments, _inspect, ("dot", "svg")),
+    Command("inspect", "show what is inside a model", _INSPECT, _inspect_arguments, _inspect),
     Command("prove", "prove that nothing overflows", _PROVE, _prove_arguments, _prove),
-    Command("profile", "time every node and step", _PROFILE, _profile_arguments, _profile, ("trace",)),
+    Command("profile", "time every node and step", _PROFILE, _profile_arguments, _profile),
     Command("doctor", "examine this installation", _DOCTOR, _doctor_arguments, _doctor),
-    Command("report", "write an HTML page about images", _REPORT, _report_arguments, _report, ("output",)),
+    Command("report", "write an HTML page about images", _REPORT, _report_arguments, _report),
     Command("card", "write a model folder with a card", _CARD, _card_arguments, _card),
     Command("quant-report", "what quantization costs", _QUANT_REPORT, _quant_report_arguments, _quant_report),
 )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from intseg import models
-from intseg.cli.parser import BACKENDS, Command, add_weights, natural, positive
+from intseg.cli.parser import BACKENDS, Command, Read, WrittenFolder, add_weights, require_ending, whole, written
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
 
@@ -21,9 +21,10 @@ examples:
 
 
 def _trace_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, BMP, WEBP, TIFF, PPM or GIF, any size")
+    parser.add_argument("image", type=Read, metavar="IMAGE", help="PNG, JPEG, BMP, WEBP, TIFF, PPM or GIF, any size")
     add_weights(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="trace file (.safetensors)")
+    trace = written(".safetensors")
+    parser.add_argument("-o", "--output", required=True, type=trace, metavar="FILE", help="trace file (.safetensors)")
     parser.add_argument("--nodes", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
     parser.add_argument("--registers", action="store_true", help="accumulators, products, q, r, sums, roots, ...")
 
@@ -58,23 +59,28 @@ examples:
 
 
 def _dump_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="TRACE_OR_MODEL", help="safetensors file, or a bundled model")
+    text = "safetensors file, or a bundled model"
+    parser.add_argument("source", nargs="?", type=Read, metavar="TRACE_OR_MODEL", help=text)
     parser.add_argument("--format", default="npy", metavar="F", help="npy, npz, bin, hex, mem, coe, c or json (npy)")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new folder; with --read, the file")
+    text = "new folder; with --read, the file (.safetensors)"
+    parser.add_argument("-o", "--output", required=True, type=WrittenFolder, metavar="DIR", help=text)
     parser.add_argument("--tensors", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
-    parser.add_argument("--width", type=positive, default=0, metavar="BITS", help="of an element (that of its dtype)")
-    parser.add_argument("--per-word", type=positive, default=1, metavar="N", help="elements per word (1)")
+    parser.add_argument(
+        "--width", type=whole(1, 1024), default=0, metavar="BITS", help="of an element (that of its dtype)"
+    )
+    parser.add_argument("--per-word", type=whole(1, 1024), default=1, metavar="N", help="elements per word (1)")
     parser.add_argument("--endian", default="little", metavar="E", help="little or big, of elements and bytes (little)")
     parser.add_argument("--order", default="C", metavar="O", help="C, F, or axes such as 2,0,1, the last the fastest")
     parser.add_argument("--tile", type=_tile, metavar="RxC", help="cut the last two axes into tiles, filled with zeros")
-    parser.add_argument("--read", metavar="DIR", help="read a dumped folder instead, into the file -o")
+    parser.add_argument("--read", type=Read, metavar="DIR", help="read a dumped folder instead, into the file -o")
 
 
 def _tile(text: str) -> tuple[int, int]:
+    side = whole(1, 65535)
     rows, x, columns = text.partition("x")
-    if not (x and rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 16x16")
-    return int(rows), int(columns)
+    if not x:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size such as 16x16")
+    return side(rows), side(columns)
 
 
 def _dump(args: argparse.Namespace) -> Answer:
@@ -83,6 +89,7 @@ def _dump(args: argparse.Namespace) -> Answer:
     if (args.source is None) == (args.read is None):
         raise UsageError("give one of TRACE_OR_MODEL and --read DIR; see intseg dump --help")
     if args.read is not None:
+        require_ending(args.output, ".safetensors")
         tensors = dump.read_folder(args.read, args.output)
     else:
         source = models.path(args.source) if args.source in models.names() else args.source
@@ -102,8 +109,9 @@ examples:
 
 
 def _flatten_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="W", help="weights file or bundled model")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the flat file; replaced if it is there")
+    parser.add_argument("weights", type=Read, metavar="W", help="weights file or bundled model")
+    text = "the flat file (.flat or .bin); replaced if it is there"
+    parser.add_argument("-o", "--output", required=True, type=written(".flat", ".bin"), metavar="FILE", help=text)
 
 
 def _flatten(args: argparse.Namespace) -> Answer:
@@ -128,15 +136,20 @@ examples:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("golden", metavar="GOLDEN", help="trace, or image to trace now")
-    parser.add_argument("other", metavar="OTHER", help="what another implementation gave")
-    parser.add_argument("-w", "--weights", metavar="W", help="weights file or bundled model; default: that of GOLDEN")
-    parser.add_argument("--lsb", type=natural, default=0, metavar="N", help="tolerate differences up to N (0)")
+    parser.add_argument("golden", type=Read, metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", type=Read, metavar="OTHER", help="what another implementation gave")
+    text = "weights file or bundled model; default: that of GOLDEN"
+    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
+    parser.add_argument("--lsb", type=whole(0, 2**32), default=0, metavar="N", help="tolerate differences up to N (0)")
     parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
     parser.add_argument("--node", metavar="NAME", help="OTHER is one tensor: the output of this node")
-    parser.add_argument("--window", type=natural, default=0, metavar="I", help="of --node (0)")
-    parser.add_argument("--seconds", type=positive, default=20, metavar="S", help="time to search the cause (20)")
-    parser.add_argument("--html", metavar="FILE", help="write a report that opens offline")
+    parser.add_argument("--window", type=whole(0, 2**31), default=0, metavar="I", help="of --node (0)")
+    parser.add_argument(
+        "--seconds", type=whole(1, 10**6), default=20, metavar="S", help="time to search the cause (20)"
+    )
+    parser.add_argument(
+        "--html", type=written(".html", ".htm"), metavar="FILE", help="write a report that opens offline"
+    )
 
 
 def _diff(args: argparse.Namespace) -> Answer:
@@ -164,12 +177,16 @@ examples:
 
 
 def _minimize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("golden", metavar="GOLDEN", help="trace, or image to trace now")
-    parser.add_argument("other", metavar="OTHER", help="what another implementation gave")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the case (.safetensors)")
-    parser.add_argument("-w", "--weights", metavar="W", help="weights file or bundled model; default: that of GOLDEN")
+    parser.add_argument("golden", type=Read, metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", type=Read, metavar="OTHER", help="what another implementation gave")
+    case = written(".safetensors")
+    parser.add_argument("-o", "--output", required=True, type=case, metavar="FILE", help="the case (.safetensors)")
+    text = "weights file or bundled model; default: that of GOLDEN"
+    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
     parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
-    parser.add_argument("--seconds", type=positive, default=20, metavar="S", help="time to search the cause (20)")
+    parser.add_argument(
+        "--seconds", type=whole(1, 10**6), default=20, metavar="S", help="time to search the cause (20)"
+    )
 
 
 def _minimize(args: argparse.Namespace) -> Answer:
@@ -216,19 +233,19 @@ def _truth_table_arguments(parser: argparse.ArgumentParser) -> None:
         if words:
             parser.add_argument(flag, dest=name, choices=words)
         else:
-            parser.add_argument(flag, dest=name, type=int, metavar="N")
-    parser.add_argument("-w", "--weights", metavar="W", help=f"gelu_table: weights file or model ({models.DEFAULT})")
+            parser.add_argument(flag, dest=name, type=whole(-(2**63), 2**63 - 1), metavar="N")
+    text = f"gelu_table: weights file or model ({models.DEFAULT})"
+    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
     parser.add_argument("--node", metavar="NAME", help="gelu_table: a node of the model")
-    parser.add_argument("-o", "--output", metavar="OUT", help="NAME.npz, .csv or .hex (for $readmemh, a file a column)")
+    text, table = "NAME.npz, .csv or .hex (for $readmemh, a file a column)", written(".npz", ".csv", ".hex")
+    parser.add_argument("-o", "--output", type=table, metavar="OUT", help=text)
 
 
 def _truth_table(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.conformance import truth_table
 
-    kind = Path(args.output).suffix[1:] if args.output else None
-    if kind is not None and kind not in truth_table.FORMATS:
-        raise UsageError(f"{args.output}: ends in none of .{', .'.join(truth_table.FORMATS)}; rename it")
+    kind = Path(args.output).suffix[1:].lower() if args.output else None
     options = {name: getattr(args, name) for name in _UNIT_OPTIONS if getattr(args, name) is not None}
     if args.unit != "gelu_table" and (args.node or args.weights):
         raise UsageError(f"unit {args.unit} takes neither -w nor --node, only gelu_table does")
@@ -236,12 +253,12 @@ def _truth_table(args: argparse.Namespace) -> Answer:
         table = truth_table.model_gelu_table(api.load(args.weights).graph, args.node)
     else:
         table = truth_table.make(args.unit, options)
-    written = truth_table.write(table, args.output, kind) if kind else []
+    made = truth_table.write(table, args.output, kind) if kind else []
     params = ", ".join(f"{name} {value}" for name, value in table.params.items())
     rows = f"{count(table.rows, 'row')} of {', '.join(table.columns)}"
     lines = [f"{table.unit}{f' ({params})' if params else ''}: {rows}", f"sha256 {table.sha256}"]
-    lines += [f"wrote {path}" for path in written]
-    return Answer(lines, table.as_json() | {"written": [str(path) for path in written]})
+    lines += [f"wrote {path}" for path in made]
+    return Answer(lines, table.as_json() | {"written": [str(path) for path in made]})
 
 
 _VECTORS = """\
@@ -257,7 +274,8 @@ examples:
 
 
 def _vectors_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a new or empty folder")
+    new = WrittenFolder
+    parser.add_argument("-o", "--output", type=new, metavar="DIR", required=True, help="a new or empty folder")
     add_weights(parser)
 
 
@@ -286,7 +304,7 @@ self-test of the installed package.
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", nargs="?", help="conformance pack or golden folder")
+    parser.add_argument("folder", type=Read, metavar="DIR", nargs="?", help="conformance pack or golden folder")
     parser.add_argument("--backend", choices=BACKENDS[1:], help="only this one; default: all that are installed")
 
 
@@ -309,11 +327,11 @@ def _verify(args: argparse.Namespace) -> Answer:
 
 
 COMMANDS = (
-    Command("trace", "write every intermediate of an image", _TRACE, _trace_arguments, _trace, ("output",)),
+    Command("trace", "write every intermediate of an image", _TRACE, _trace_arguments, _trace),
     Command("dump", "write tensors for RTL, C and other tools", _DUMP, _dump_arguments, _dump),
-    Command("flatten", "write a model for firmware", _FLATTEN, _flatten_arguments, _flatten, ("output",)),
-    Command("diff", "find the first wrong bit and its cause", _DIFF, _diff_arguments, _diff, ("html",)),
-    Command("minimize", "cut a difference down to one op call", _MINIMIZE, _minimize_arguments, _minimize, ("output",)),
+    Command("flatten", "write a model for firmware", _FLATTEN, _flatten_arguments, _flatten),
+    Command("diff", "find the first wrong bit and its cause", _DIFF, _diff_arguments, _diff),
+    Command("minimize", "cut a difference down to one op call", _MINIMIZE, _minimize_arguments, _minimize),
     Command("truth-table", "every row of a small unit", _TRUTH_TABLE, _truth_table_arguments, _truth_table),
     Command("vectors", "write a conformance pack for a model", _VECTORS, _vectors_arguments, _vectors),
     Command("verify", "replay golden vectors on this machine", _VERIFY, _verify_arguments, _verify),
