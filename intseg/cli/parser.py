@@ -44,10 +44,12 @@ class Command:
         read = [value for value in given if isinstance(value, Read)]
         written = [value for value in given if type(value) is Written]
         files.require_apart(written, read)
-        for folder in (value for value in given if isinstance(value, WrittenFolder)):
+        folders = [Path(value) for value in given if isinstance(value, WrittenFolder)]
+        for folder in folders:
             files.require_apart([folder], read)  # two may be one
         for path in written:
-            require_writable(Path(path))
+            if Path(path).parent not in folders:  # these are made
+                require_writable(Path(path))
         return self.run(args)
 
 
