@@ -21,6 +21,7 @@ from tiny_model import tiny_graph
 import intseg
 from intseg import store
 from intseg.batch import infer as batch
+from intseg.cli import infer as cli_infer
 from intseg.cli import main as cli
 from intseg.errors import InputError, MismatchError, UsageError
 
@@ -325,7 +326,7 @@ def test_interrupted_and_resumed_is_the_same(stop: int, jobs: int, monkeypatch: 
         return wrap
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_bar", interrupt)
+        patch.setattr(cli_infer, "_bar", interrupt)
         assert infer(*options, "-o", "out", "--jsonl", "out/all.jsonl") == 130
     assert "all.jsonl" not in names("out")
     with Path("out", batch.JOURNAL).open("ab") as journal:
