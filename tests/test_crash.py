@@ -161,7 +161,6 @@ BY_HAND = {
     "experiments.py": "works in a temporary folder",
     "fuzz.py": "workers in a temporary folder; a failing case is copied out, and made again by its seed",
     "hostile.py": "works in a temporary folder",
-    "make_golden_ops.py": "imports nothing of intseg, as the oracle it is; ./check golden compares what it wrote",
     "matrix.py": "workers in a temporary folder; its table is made again by the same command",
 }
 """Tools that may write otherwise, and why."""

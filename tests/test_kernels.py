@@ -18,13 +18,13 @@ import pytest
 from compare import assert_equal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES, Case
+from strategies import CASES
 
 from intseg import backends
 from intseg.errors import UsageError
 from intseg.executor import execute
 from intseg.graph import Graph, Node, validate
-from intseg.ops import RUN, Array
+from intseg.ops import RUN, Array, Call
 
 pytest.importorskip("numba")
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -65,7 +65,7 @@ def check(op: str, *inputs: Array, **arguments: Any) -> None:
 def test_kernel_equals_its_op(op: str) -> None:
     @CLOSE
     @given(CASES[op])
-    def run(case: Case) -> None:
+    def run(case: Call) -> None:
         check(op, *case.inputs, **case.params, **case.attrs)
 
     run()

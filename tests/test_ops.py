@@ -12,11 +12,11 @@ import pytest
 from compare import assert_equal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES, Case, integers
+from strategies import CASES, integers
 
 import intseg.ops
 from intseg import arith, backends
-from intseg.ops import Value
+from intseg.ops import Call, Value
 
 BACKENDS = {name: backends.table(name) for name in backends.names()}
 """Name -> op table; every test below runs on each."""
@@ -26,7 +26,7 @@ EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(H
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def check(case: Case, backend: str = "numpy") -> np.ndarray:
+def check(case: Call, backend: str = "numpy") -> np.ndarray:
     """The case is valid, its inferred type is right, inputs are left alone, and the result is that of the oracle."""
     op = intseg.ops.OPS[case.op]
     before = [x.copy() for x in case.inputs]
@@ -51,7 +51,7 @@ def test_the_tables_have_the_same_keys():
 def test_random_calls(op: str, backend: str):
     @EXAMPLES
     @given(CASES[op])
-    def run(case: Case) -> None:
+    def run(case: Call) -> None:
         for role, value in case.attrs.items():
             assert value in intseg.ops.OPS[op].attrs[role]
         check(case, backend)
@@ -193,7 +193,7 @@ def test_linear_extremes(backend: str, out: str, x: int, weight: int, mult: int,
         "mult": np.full(2, mult, np.int32),
         "shift": np.full(2, shift, np.int8),
     }
-    check(Case("linear", [np.full((1, 5), x, np.int8)], params, {"out": out}), backend)
+    check(Call("linear", [np.full((1, 5), x, np.int8)], params, {"out": out}), backend)
 
 
 @every_backend
@@ -207,7 +207,7 @@ def test_linear_of_depth_one_over_the_whole_domain(backend: str, out: str):
         "mult": np.ones(256, np.int32),
         "shift": np.full(256, 6, np.int8),
     }
-    result = check(Case("linear", [x], params, {"out": out}), backend)
+    result = check(Call("linear", [x], params, {"out": out}), backend)
     assert (result.min(), result.max()) == ((-128, 127) if out == "int8" else (-254, 256))
 
 
@@ -222,8 +222,8 @@ def test_linear_at_the_accumulator_bound(backend: str, out: str):
         "mult": np.full(2, 2**31 - 1, np.int32),
         "shift": np.array([62, 62], np.int8),
     }
-    check(Case("linear", [np.full((1, 3), -128, np.int8)], params, {"out": out}), backend)
-    check(Case("linear", [np.full((1, 3), 127, np.int8)], params, {"out": out}), backend)
+    check(Call("linear", [np.full((1, 3), -128, np.int8)], params, {"out": out}), backend)
+    check(Call("linear", [np.full((1, 3), 127, np.int8)], params, {"out": out}), backend)
 
 
 @every_backend
@@ -235,7 +235,7 @@ def test_add_extremes(backend: str, name: str, mult: int, shift: int):
     x = row(ROWS_INT16[name], "int16")
     for other in (x, -1 - x, np.zeros_like(x)):
         attrs = {"mult_a": mult, "shift_a": shift, "mult_b": 2**30, "shift_b": 30}
-        check(Case("add", [x, other], {}, attrs), backend)
+        check(Call("add", [x, other], {}, attrs), backend)
 
 
 @every_backend
@@ -254,7 +254,7 @@ def test_layernorm_extremes(backend: str, out: str, name: str, gamma: int, shift
     x = row(ROWS_INT16[name], "int16")
     for beta in (0, 2**61 - 1, -(2**61) + 1, 3 * 2 ** min(shift - 1, 58)):
         params = {"mult": np.full(x.shape[1], gamma, np.int32), "bias": np.full(x.shape[1], beta, np.int64)}
-        check(Case("layernorm", [x], params, {"shift": shift, "out": out}), backend)
+        check(Call("layernorm", [x], params, {"shift": shift, "out": out}), backend)
 
 
 @every_backend
@@ -262,14 +262,14 @@ def test_layernorm_of_a_long_row(backend: str):
     """1,024 channels of alternating extremes: the variance needs 41 bits."""
     x = np.tile(np.array([-32768, 32767], np.int16), 512)[None]
     params = {"mult": np.full(1024, 2**26, np.int32), "bias": np.zeros(1024, np.int64)}
-    check(Case("layernorm", [x], params, {"shift": 50, "out": "int16"}), backend)
+    check(Call("layernorm", [x], params, {"shift": 50, "out": "int16"}), backend)
 
 
 @every_backend
 @pytest.mark.parametrize("name", ROWS_INT16)
 @pytest.mark.parametrize(("mult", "shift"), [(127, 30), (2**31 - 1, 62), (0, 1), (2**31 - 1, 1), (1, 23), (1, 31)])
 def test_l2norm_extremes(backend: str, name: str, mult: int, shift: int):
-    check(Case("l2norm", [row(ROWS_INT16[name], "int16")], {}, {"mult": mult, "shift": shift}), backend)
+    check(Call("l2norm", [row(ROWS_INT16[name], "int16")], {}, {"mult": mult, "shift": shift}), backend)
 
 
 @every_backend
@@ -281,7 +281,7 @@ def test_matmul_int16_at_the_accumulator_bound(backend: str, out: str, transpose
     a = np.full((1, 1, 511), value, np.int16)
     b = np.full((1, 2, 511) if transpose else (1, 511, 2), -128, np.int8)
     params = {"mult": np.full((1, 1), 2**31 - 1, np.int32), "shift": np.full((1, 1), 55, np.int8)}
-    check(Case("matmul", [a, b], params, {"transpose_b": transpose, "out": out}), backend)
+    check(Call("matmul", [a, b], params, {"transpose_b": transpose, "out": out}), backend)
 
 
 @every_backend
@@ -290,7 +290,7 @@ def test_matmul_without_batch_axes(backend: str, per_column: bool):
     a, b = np.array([[-128]], np.int8), np.array([[127, -128, 1]], np.int8)
     mult = np.array([3, 2**31 - 1, 0] if per_column else [5], np.int32)
     shift = np.array([1, 62, 62] if per_column else [4], np.int8)
-    check(Case("matmul", [a, b], {"mult": mult, "shift": shift}, {"transpose_b": 0, "out": "int16"}), backend)
+    check(Call("matmul", [a, b], {"mult": mult, "shift": shift}, {"transpose_b": 0, "out": "int16"}), backend)
 
 
 @every_backend
@@ -300,7 +300,7 @@ def test_matmul_without_batch_axes(backend: str, per_column: bool):
 @pytest.mark.parametrize(("i0", "k_inter"), [(1, 0), (1, 15), (2**15, 0), (16, 11), (17, 10), (181, 7), (2, 14)])
 def test_shiftmax_extremes(backend: str, out: str, kind: str, name: str, i0: int, k_inter: int):
     attrs = {"i0": i0, "k_inter": k_inter, "int_div_kind": kind, "out": out}
-    check(Case("shiftmax", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
+    check(Call("shiftmax", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
 
 
 @every_backend
@@ -308,7 +308,7 @@ def test_shiftmax_extremes(backend: str, out: str, kind: str, name: str, i0: int
 @KIND
 def test_shiftmax_of_1025_tokens(backend: str, out: str, kind: str):
     x = (np.arange(1025, dtype=np.int16) * 37 % 256 - 128)[None].astype(np.int8)
-    check(Case("shiftmax", [x], {}, {"i0": 16, "k_inter": 11, "int_div_kind": kind, "out": out}), backend)
+    check(Call("shiftmax", [x], {}, {"i0": 16, "k_inter": 11, "int_div_kind": kind, "out": out}), backend)
 
 
 @every_backend
@@ -317,13 +317,13 @@ def test_shiftmax_of_1025_tokens(backend: str, out: str, kind: str):
 @pytest.mark.parametrize(("a1", "a2"), [(16384, 0), (21955, 5571), (16384, 16383), (32767, 0), (32767, 16383)])
 def test_softmax2_extremes(backend: str, name: str, frac_bits: int, a1: int, a2: int):
     attrs = {"frac_bits": frac_bits, "a1": a1, "a2": a2}
-    check(Case("softmax2", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
+    check(Call("softmax2", [row(ROWS_INT16[name], "int16")], {}, attrs), backend)
 
 
 @every_backend
 def test_softmax2_vanishes_from_q_16_on(backend: str):
     x = (-np.arange(0, 20 * 256, 64, dtype=np.int16))[None]
-    check(Case("softmax2", [x], {}, {"frac_bits": 8, "a1": 21955, "a2": 5571}), backend)
+    check(Call("softmax2", [x], {}, {"frac_bits": 8, "a1": 21955, "a2": 5571}), backend)
 
 
 GELU = {"i0": 23, "k_inter": 23, "lam": 6, "int_div_kind": "paper", "k_out": 8, "mult": 1, "shift": 7}
@@ -339,9 +339,9 @@ def test_gelu_on_all_256_inputs(backend: str, op: str, kind: str, k_out: int, la
     """One row of all inputs, and for the op with a row maximum also every input alone."""
     attrs = GELU | {"i0": i0, "k_inter": k_inter, "lam": lam, "int_div_kind": kind, "k_out": k_out, "shift": k_out - 1}
     x = np.arange(-128, 128, dtype=np.int8)
-    check(Case(op, [x[None]], {}, attrs), backend)
+    check(Call(op, [x[None]], {}, attrs), backend)
     if op == "shift_gelu":
-        check(Case(op, [x[:, None]], {}, attrs), backend)
+        check(Call(op, [x[:, None]], {}, attrs), backend)
 
 
 @every_backend
@@ -353,7 +353,7 @@ def test_gelu_on_all_256_inputs(backend: str, op: str, kind: str, k_out: int, la
 def test_gelu_extremes(backend: str, op: str, kind: str, k_out: int, name: str, mult: int, shift: int):
     for i0 in (1, 10, 2**13):
         attrs = GELU | {"i0": i0, "k_out": k_out, "int_div_kind": kind, "mult": mult, "shift": shift, "k_inter": 31}
-        check(Case(op, [row(ROWS_INT8[name], "int8")], {}, attrs), backend)
+        check(Call(op, [row(ROWS_INT8[name], "int8")], {}, attrs), backend)
 
 
 def test_shift_gelu_meets_a_zero_divisor():
@@ -370,7 +370,7 @@ def test_argmax_ties_and_label_width(backend: str, dtype: str, classes: int, lab
     x = np.full((4, classes), low, dtype)
     x[1, -1] = x[2, classes // 2] = x[2, -1] = high
     x[3] = high
-    result = check(Case("argmax", [x]), backend)
+    result = check(Call("argmax", [x], {}, {}), backend)
     assert result.dtype == label
     assert result.tolist() == [0, classes - 1, classes // 2, 0]
 
@@ -383,7 +383,7 @@ def test_upsample_bilinear_extremes(backend: str, dtype: str, factor: int):
     for cells in ([[low, high]], [[low], [high]], [[high]], [[low, low], [low, low]]):
         x = np.array(cells, dtype)[..., None]
         attrs: dict[str, Any] = {"factor": factor, "row_start": 0, "row_stop": len(cells) * factor}
-        check(Case("upsample_bilinear", [x], {}, attrs), backend)
+        check(Call("upsample_bilinear", [x], {}, attrs), backend)
 
 
 @every_backend
@@ -401,7 +401,7 @@ def test_gelu_table_and_quantize_input_index_correctly(backend: str):
     assert_equal(BACKENDS[backend]["gelu_table"](identity, table=identity), identity)
     pixels = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
     table = np.stack([identity, identity[::-1], np.full(256, 7, np.int8)])
-    check(Case("quantize_input", [pixels], {"table": table}), backend)
+    check(Call("quantize_input", [pixels], {"table": table}, {}), backend)
 
 
 @every_backend

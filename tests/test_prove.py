@@ -15,7 +15,7 @@ import pytest
 from graphs import node, tiny, with_attr, with_element, with_tensor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES, Case
+from strategies import CASES
 from tiny_model import tiny_graph
 
 from intseg import models, prove, store
@@ -41,7 +41,7 @@ ARITHMETIC = sorted(op for op in OPS if EXAMS[op].worst is not None)
 COLUMNS = 16
 
 
-def prove_case(case: Case, intervals: Sequence[Interval], witnesses: bool = False) -> NodeProof:
+def prove_case(case: Call, intervals: Sequence[Interval], witnesses: bool = False) -> NodeProof:
     """The proof of one call of an op, for inputs in these intervals."""
     inputs = [dataclasses.replace(i, shape=x.shape, moved=True) for i, x in zip(intervals, case.inputs, strict=True)]
     machine = Bounds("node", case.op)
@@ -56,12 +56,12 @@ def prove_case(case: Case, intervals: Sequence[Interval], witnesses: bool = Fals
     return NodeProof("node", case.op, registers, output)
 
 
-def whole(case: Case) -> list[Interval]:
+def whole(case: Call) -> list[Interval]:
     """The intervals of the inputs' dtypes."""
     return [Interval(*map(int, (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max))) for x in case.inputs]
 
 
-def narrow(case: Case) -> list[Interval]:
+def narrow(case: Call) -> list[Interval]:
     """The intervals of the inputs' values."""
     return [Interval(int(x.min()), int(x.max())) for x in case.inputs]
 
@@ -76,7 +76,7 @@ def assert_inside(proof: NodeProof, seen: Mapping[str, np.ndarray]) -> None:
         assert high <= bounds[name].high, f"{proof.name} ({proof.op}): {name} is {high}, proved to {bounds[name].high}"
 
 
-def small(case: Case) -> bool:
+def small(case: Call) -> bool:
     """Whether validation accepts the call (the strategies know no accumulator limit of matmul)."""
     try:
         OPS[case.op].check([Value(x.dtype.name, x.shape) for x in case.inputs], case.params, case.attrs)
@@ -100,7 +100,7 @@ def test_no_register_of_a_random_call_exceeds_its_bound(op: str) -> None:
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(CASES[op])
-    def run(case: Case) -> None:
+    def run(case: Call) -> None:
         if not small(case):
             return
         seen = steps(case)
@@ -116,7 +116,7 @@ def test_whatever_validation_accepts_is_proved_and_its_witnesses_are_inside(op: 
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(CASES[op])
-    def run(case: Case) -> None:
+    def run(case: Call) -> None:
         if small(case):
             for intervals in (whole(case), narrow(case)):
                 prove_case(case, intervals, witnesses=True)
@@ -174,9 +174,9 @@ def test_partial_sums_in_any_order_stay_inside_the_bound_of_the_kernels() -> Non
         params = {"weight": weight, "bias": bias, "mult": np.ones(1, np.int32), "shift": np.ones(1, np.int8)}
         x = source.integers(low, high + 1, (1, depth)).astype(np.int8)
         proofs = [
-            prove_case(Case("linear", [x], params, {"out": "int8"}), [Interval(low, high)]),
+            prove_case(Call("linear", [x], params, {"out": "int8"}), [Interval(low, high)]),
             prove_case(
-                Case(
+                Call(
                     "matmul", [x, weight], {n: params[n] for n in ("mult", "shift")}, {"transpose_b": 1, "out": "int8"}
                 ),
                 [Interval(low, high), Interval(int(weight.min()), int(weight.max()))],
@@ -200,7 +200,7 @@ def test_byte_planes_of_probabilities_stay_inside_the_bound(count: int, source: 
     low, high = sorted(source.choices(range(-128, 128), k=2))
     v = np.array([[source.choice([low, high])] for _ in range(count)], np.int8)
     params = {"mult": np.array([1], np.int32), "shift": np.array([1], np.int8)}
-    case = Case("matmul", [p, v], params, {"transpose_b": 0, "out": "int8"})
+    case = Call("matmul", [p, v], params, {"transpose_b": 0, "out": "int8"})
     row_sum = OPS["softmax2"].check([Value("int16", p.shape)], {}, {}).row_sum
     proof = prove_case(case, [Interval(0, 32767, row_sum), Interval(low, high)])
     bound = next(register for register in proof.registers if register.name == "partial")

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import intseg
 from intseg import store
 from intseg.graph import ModelInfo
+from intseg.ops import OPS
 from intseg.tools import make_golden_ops
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.export import export
@@ -384,7 +385,7 @@ def write(folder: Path) -> dict[str, dict[str, str | int]]:
             put(f"traces/{name}.{image}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
         for weakness in weaknesses(name, list(traces.values())):
             print(f"make_golden.py: weak: {weakness}", file=sys.stderr)
-    for op in make_golden_ops.MAKERS:
+    for op in OPS:
         put(f"ops/{op}.safetensors", make_golden_ops.make(op), make_golden_ops.SEED)
         sources[f"ops/{op}.safetensors"]["generator"] = "tools/make_golden_ops.py"
     return sources

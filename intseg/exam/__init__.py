@@ -4,6 +4,7 @@ from importlib import import_module
 
 from intseg import ops
 
+from ._draw import LIMITS, Draw, Numbers, call
 from ._exam import Branch, Exam, Extremes, Facts, Mistake
 
 FILES = (*ops.FILES, "windows")
@@ -12,4 +13,4 @@ FILES = (*ops.FILES, "windows")
 EXAMS: dict[str, Exam] = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}
 """By op, in the order of the files."""
 
-__all__ = ["EXAMS", "FILES", "Branch", "Exam", "Extremes", "Facts", "Mistake"]
+__all__ = ["EXAMS", "FILES", "LIMITS", "Branch", "Draw", "Exam", "Extremes", "Facts", "Mistake", "Numbers", "call"]

@@ -8,7 +8,7 @@ stand for. A file of this folder has the exams of the op file of the same name, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from intseg.arith.interval import Interval
 from intseg.arith.recorder import Change
 from intseg.arith.variant import Variant
 from intseg.ops import Array, Attr, Call
+
+from ._draw import Draw, Drawn, Numbers
 
 Facts = Mapping[str, Any]
 """A call by names: inputs "in0", "in1", parameters by role, attributes, registers, "result"."""
@@ -70,30 +72,54 @@ Operands = tuple[Sequence[Array], Mapping[str, Array]]
 """Inputs and params."""
 
 
+_SMALL = 300
+"""Elements of the inputs of a call that is tried many times."""
+
+
 @dataclass(frozen=True)
 class Exam:
     """What an op is tried with.
 
     op         its name, or that of a step of SPEC.md section 7
     section    of SPEC.md
-    inputs     calls that reach every case, from a source of numbers; the same on every machine
+    inputs     calls that reach every case; the same numbers give the same calls
+    seed       names the numbers of `calls`, the op's name by default
+    draw       operands of any valid call: draw(source, *inputs, **choices), inputs and choices left out are drawn too
+    real       the op in real arithmetic: the same operands, floats for integers
+    function   the function of one real number that it is, where the scales of its input and output say so
     branches   cases of its own
     mistakes   mistakes of its own
     own        further mistakes that depend on a call: (words, variant)
-    real       the op in real arithmetic: the same operands, floats for integers
     worst      operands that come near the bounds of its registers
     facts      for a step that no machine runs: what its branches look at
     """
 
     op: str
     section: str
-    inputs: Callable[[Any], Iterator[Call]] | None = None
+    inputs: Callable[[Draw], Iterator[Call]]
+    seed: str = ""
+    draw: Callable[..., Drawn] | None = None
+    real: Callable[..., Any] | None = None
+    function: Callable[[Any], Any] | None = None
     branches: tuple[Branch, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     own: Callable[[Call], Iterable[tuple[str, Variant]]] | None = None
-    real: Callable[..., Any] | None = None
     worst: Callable[[Extremes], Iterable[Operands]] | None = None
     facts: Callable[[Call], Facts] | None = None
+
+    def calls(self) -> list[Call]:
+        """The calls that reach every case, the same on every machine."""
+        return list(self.inputs(Numbers.named(self.seed or self.op)))
+
+    def any_call(self, d: Draw) -> Call:
+        """Any valid call; without `draw`, one of `calls` with new elements in its inputs."""
+        if self.draw is not None:
+            drawn = self.draw(d)
+            inputs = [d.array(x.dtype, *x.shape) for x in drawn.inputs]
+            return Call(self.op, inputs, drawn.params, drawn.attrs)
+        calls = self.calls()
+        found = d.pick(*([each for each in calls if sum(x.size for x in each.inputs) <= _SMALL] or calls))
+        return replace(found, inputs=[d.array(x.dtype.name, *x.shape) for x in found.inputs])
 
 
 def equals(fact: str, value: Any) -> Callable[[Facts], Any]:

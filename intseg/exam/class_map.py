@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from intseg.arith.recorder import Recorder
+import numpy as np
 
+from intseg.arith.recorder import Recorder
+from intseg.ops import RUN, Call, Value
+
+from ._draw import Draw, Drawn, call, edge_rows, size
 from ._exam import Branch, Exam, Mistake, dtypes
+from ._real import Float, taps
 
 _NEAREST = (
     *dtypes("uint8", "uint16", "int16", "int32"),
@@ -47,12 +53,65 @@ def _last_tie(found: Any, m: Recorder) -> Any:
     return (x.shape[-1] - 1 - x[..., ::-1].argmax(axis=-1)).astype(found.dtype)
 
 
+def _nearest(numbers: Draw) -> Iterator[Call]:
+    for dtype in ("uint8", "uint16", "int16", "int32"):
+        yield call("upsample_nearest", numbers.array(dtype, 2, 3), factor=4)
+        yield call("upsample_nearest", numbers.array(dtype, 3, 1, 2), factor=1)
+
+
+def _bilinear(numbers: Draw) -> Iterator[Call]:
+    for dtype in ("int16", "int32"):
+        for height, width, factor in ((1, 1, 64), (1, 3, 4), (3, 1, 3), (3, 2, 5), (2, 2, 1)):
+            x = numbers.array(dtype, height, width, 2)
+            rows = height * factor
+            for start, stop in ((0, rows), (rows - 1, rows)):
+                yield call("upsample_bilinear", x, factor=factor, row_start=start, row_stop=stop)
+
+
+def _argmax(numbers: Draw) -> Iterator[Call]:
+    for dtype in ("int16", "int32", "int64"):
+        yield call("argmax", edge_rows(dtype, 7))
+        yield call("argmax", numbers.array(dtype, 3, 19, low=-9, high=-1))
+        for classes in (1, 256, 257, 1000):
+            yield call("argmax", numbers.array(dtype, 3, classes, low=0, high=60))
+        yield call("argmax", numbers.array(dtype, 1, 257, 2, low=0, high=60))
+
+
+def _any_nearest(d: Draw) -> Drawn:
+    shape = (size(d), size(d), size(d))[: d.pick(2, 3)]
+    return Drawn((Value(d.pick("uint8", "uint16", "int16", "int32"), shape),), {}, {"factor": d.within(1, 5)})
+
+
+def _any_bilinear(d: Draw) -> Drawn:
+    height, width = size(d), size(d)
+    factor = d.pick(1, 2, 3, 4, 64) if height * width == 1 else d.within(1, 4)
+    start = d.within(0, height * factor - 1)
+    attrs = {"factor": factor, "row_start": start, "row_stop": d.within(start + 1, height * factor)}
+    return Drawn((Value(d.pick("int16", "int32"), (height, width, d.within(1, 3))),), {}, attrs)
+
+
+def _any_argmax(d: Draw) -> Drawn:
+    return Drawn((Value(d.pick("int16", "int32", "int64"), (size(d), d.pick(1, 2, 3, 19))),))
+
+
+def _real_bilinear(x: Float, *, factor: int, row_start: int, row_stop: int) -> Float:
+    rows = taps(x.shape[0], factor).astype(x.dtype)[row_start:row_stop]
+    columns = taps(x.shape[1], factor).astype(x.dtype)
+    result: Float = np.einsum("yi,xj,ijc->yxc", rows, columns, x, optimize=True) * (2 * factor) ** 2
+    return result
+
+
 EXAMS = (
-    Exam("upsample_nearest", "4.18", branches=_NEAREST),
-    Exam("upsample_bilinear", "4.19", branches=_BILINEAR),
+    Exam(
+        "upsample_nearest", "4.18", inputs=_nearest, draw=_any_nearest, real=RUN["upsample_nearest"], branches=_NEAREST
+    ),
+    Exam("upsample_bilinear", "4.19", inputs=_bilinear, draw=_any_bilinear, real=_real_bilinear, branches=_BILINEAR),
     Exam(
         "argmax",
         "4.20",
+        inputs=_argmax,
+        draw=_any_argmax,
+        real=RUN["argmax"],
         branches=(*ARGMAX, *dtypes("int16", "int32", "int64")),
         mistakes=(Mistake("last_tie", "the highest index on a tie", {"result": _last_tie}),),
     ),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from intseg import arith
 from intseg.arith.recorder import Recorder
+from intseg.ops import Array, Attr, Call, Value
+from intseg.ops.gelu import times_1_6875
 
+from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, scale, size
 from ._exam import Branch, Exam, Extremes, Mistake, Operands, equals
+from ._real import Float, dyadic, gelu
 
 
 def _p_1_625(p: Any, m: Recorder) -> Any:
@@ -63,10 +69,81 @@ def _pairs(at: Extremes) -> list[Operands]:
     return [([np.stack(np.meshgrid(_every(at), _every(at)), axis=-1).reshape(-1, 2)], {})]
 
 
+def _inputs(numbers: Draw) -> Iterator[Call]:
+    """Calls of either op: they share a run of numbers."""
+    every = np.arange(-128, 128, dtype=np.int8)
+    for op in ("shift_gelu", "sigmoid_gelu"):
+        for kind in ("paper", "normalized"):
+            for k_out in (8, 16):
+                for i0, k_inter, lam in ((16, 23, 6), (23, 15, 1), (5, 15, 64), (2**13, 31, 6), (1, 30, 6), (7, 0, 1)):
+                    attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": lam, "int_div_kind": kind}
+                    attrs |= {"k_out": k_out, "mult": 1, "shift": k_out - 1}
+                    yield call(op, every[None], **attrs)
+                    yield call(op, every[:, None], **attrs)
+                    yield call(op, edge_rows("int8", 7), **attrs)
+                    yield call(op, numbers.array("int8", 2, 2, 9, high=20), **attrs)
+                flat: dict[str, Attr] = {**attrs, "i0": 2**13, "k_inter": 23, "lam": 1, "mult": 65, "shift": k_out + 4}
+                yield call(op, every[:, None], **flat)  # sigma near 1 / 2: the lowest result is reached
+                for mult, shift in (*SCALES, (3, k_out + 1), (1, k_out - 2)):
+                    scaled: dict[str, Attr] = {**attrs, "i0": 16, "k_inter": 23, "lam": 6, "mult": mult, "shift": shift}
+                    yield call(op, every[None, ::5], **scaled)
+    yield from _sharp()
+
+
+def _sharp() -> Iterator[Call]:
+    """The last bit of sigma where it shows whether a divisor of 17 to 33 bits is normalized by its exact length."""
+    for k_inter in (10, 14, 18, 22, 25, 26):
+        for value in (-90, 83):
+            p, one = times_1_6875(arith.EXACT, np.array([value], np.int64)), np.array([97 << k_inter], np.int64)
+            e = arith.shift_exp(-np.abs(p), 97, k_inter, 6)
+            product = value * int(arith.int_div(one if value >= 0 else e, one + e, 16, "normalized")[0])
+            for below in (product - 1, product):
+                attrs: dict[str, Attr] = {"i0": 97, "k_inter": k_inter, "lam": 6, "int_div_kind": "normalized"}
+                for op in ("shift_gelu", "sigmoid_gelu"):
+                    yield call(op, np.array([[value]], np.int8), **attrs, k_out=16, **between(below))
+
+
+def _inputs_of(op: str) -> Callable[[Draw], Iterator[Call]]:
+    return lambda numbers: (found for found in _inputs(numbers) if found.op == op)
+
+
+def _table_inputs(numbers: Draw) -> Iterator[Call]:
+    yield call("gelu_table", np.arange(-128, 128, dtype=np.int8), table=numbers.array("int8", 256))
+
+
+def _draw(d: Draw, x: Value | None = None) -> Drawn:
+    k_inter, k_out = d.pick(0, 8, 15, 23, 23, 23, 31, d.within(0, 31)), d.pick(8, 16)
+    i0 = d.within(1, min(2**15, 2 ** (45 - k_inter) - 1)) if d.odd() else d.within(5, 80)
+    mult, shift = scale(d, 40 << (k_out - 1), 40)
+    attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": d.pick(1, 2, 6, 6, 64)}
+    attrs |= {"int_div_kind": d.pick("paper", "normalized"), "k_out": k_out, "mult": mult, "shift": shift}
+    return Drawn((x or Value("int8", (size(d), size(d))),), {}, attrs)
+
+
+def _draw_table(d: Draw, x: Value | None = None) -> Drawn:
+    return Drawn((x or Value("int8", (size(d), size(d))),), {"table": d.array("int8", 256)})
+
+
+def _real(x: Float, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int) -> Float:
+    """The GELU of x / i0; i0 and sigma's 2^(k_out - 1) are folded back in by mult and shift."""
+    return gelu(x / i0) * (i0 * dyadic(mult, shift - (k_out - 1), x))
+
+
+def _real_table(x: Float, *, table: Array) -> Float:
+    """Without scales nobody knows the function: straight lines between the entries, constant beyond the ends."""
+    result: Float = np.interp(x, np.arange(-128, 128), table).astype(x.dtype)
+    return result
+
+
 EXAMS = (
     Exam(
         "shift_gelu",
         "4.9",
+        inputs=_inputs_of("shift_gelu"),
+        seed="gelu",
+        draw=_draw,
+        real=_real,
+        function=gelu,
         branches=(*_BRANCHES, *_ROWS),
         mistakes=(
             Mistake("top_may_be_negative", "row maximum not clamped to zero", {"row_max": _unclamped}),
@@ -74,10 +151,25 @@ EXAMS = (
         ),
         worst=_pairs,
     ),
-    Exam("sigmoid_gelu", "4.10", branches=_BRANCHES, mistakes=(_P_1_625,), worst=_alone),
+    Exam(
+        "sigmoid_gelu",
+        "4.10",
+        inputs=_inputs_of("sigmoid_gelu"),
+        seed="gelu",
+        draw=_draw,
+        real=_real,
+        function=gelu,
+        branches=_BRANCHES,
+        mistakes=(_P_1_625,),
+        worst=_alone,
+    ),
     Exam(
         "gelu_table",
         "4.11",
+        inputs=_table_inputs,
+        draw=_draw_table,
+        real=_real_table,
+        function=gelu,
         branches=tuple(
             Branch(name, f"x = {value}", equals("in0", value))
             for value, name in ((-128, "lowest"), (0, "zero"), (127, "highest"))

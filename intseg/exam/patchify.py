@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from intseg.arith.recorder import Recorder
+from intseg.ops import RUN, Call, Value
 
+from ._draw import Draw, Drawn, call, size
 from ._exam import Branch, Exam, Mistake
 
 _BRANCHES = (
@@ -30,10 +33,23 @@ def _column_patches(patches: Any, m: Recorder) -> Any:
     return patches.reshape(height, width, -1).transpose(1, 0, 2).reshape(patches.shape)
 
 
+def _inputs(numbers: Draw) -> Iterator[Call]:
+    for patch, rows, columns, channels in ((1, 2, 3, 3), (2, 3, 2, 3), (8, 1, 2, 3), (3, 1, 1, 1)):
+        yield call("patchify", numbers.array("int8", patch * rows, patch * columns, channels), patch=patch)
+
+
+def _draw(d: Draw) -> Drawn:
+    patch, rows, columns = size(d), d.within(1, 3), d.within(1, 3)
+    return Drawn((Value("int8", (patch * rows, patch * columns, size(d))),), {}, {"patch": patch})
+
+
 EXAMS = (
     Exam(
         "patchify",
         "4.2",
+        inputs=_inputs,
+        draw=_draw,
+        real=RUN["patchify"],
         branches=_BRANCHES,
         mistakes=(
             Mistake("channel_first", "channels first inside a patch", {"result": _channel_first}),

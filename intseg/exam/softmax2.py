@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from intseg.arith.recorder import Recorder
+import numpy as np
 
+from intseg.arith.recorder import Recorder
+from intseg.ops import Call, Value
+
+from ._draw import Draw, Drawn, call, size, softmax_inputs
 from ._exam import Branch, Exam, Facts, Mistake, choices, row_extremes, softmax_rows
+from ._real import Float, softmax
 
 
 def _slope(f: Facts) -> Any:
@@ -32,10 +38,36 @@ def _one_more(power: Any, _: Recorder) -> Any:
     return power + 1
 
 
+def _inputs(numbers: Draw) -> Iterator[Call]:
+    for a1, a2 in ((21955, 5571), (16384, 0), (16384, 16383)):
+        for frac_bits in (0, 4, 8, 15):
+            for x in softmax_inputs(numbers, "int16"):
+                yield call("softmax2", x, frac_bits=frac_bits, a1=a1, a2=a2)
+    sums = np.array([[0, -15], [0, -1], [0, -14]], np.int16)  # 32768, a power of two; others
+    lost = np.array([[0, 0, 0, -15]], np.int16)  # 1 of 98302
+    for x in (sums, lost):
+        yield call("softmax2", x, frac_bits=0, a1=21955, a2=5571)
+
+
+def _draw(d: Draw, x: Value | None = None) -> Drawn:
+    """Usual coefficients are those of the recipes, odd ones any."""
+    a1, a2 = d.pick((16384, 0), (21955, 5571), (21955, 5571), (32767, 0), (32767, 16383), (16384, 16383))
+    if d.odd():
+        a1, a2 = d.within(2**14, 2**15 - 1), d.within(0, 2**14 - 1)
+    return Drawn((x or Value("int16", (size(d), size(d))),), {}, {"frac_bits": d.within(0, 15), "a1": a1, "a2": a2})
+
+
+def _real(x: Float, *, frac_bits: int, a1: int, a2: int) -> Float:
+    return softmax(x * (float(np.log(2)) * 2.0**-frac_bits)) * 2**15
+
+
 EXAMS = (
     Exam(
         "softmax2",
         "4.8",
+        inputs=_inputs,
+        draw=_draw,
+        real=_real,
         branches=_BRANCHES,
         mistakes=(
             Mistake("one_32768", "exponential starts at 32768 instead of 32767", {"i_b": _one_more}),

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from intseg.ops import Call
-from intseg.windows import starts
+from intseg.ops import Attr, Call
+from intseg.windows import GEOMETRY, info_of, starts, tile
 
+from ._draw import Draw, call
 from ._exam import Branch, Exam, choices, dtypes, equals
 from .class_map import ARGMAX
 
@@ -76,17 +77,61 @@ def _merge_branches(axis: str) -> Iterator[Branch]:
     yield Branch(f"{axis}-mixed", mixed, lambda f: len(np.unique(f[axis])) > 1)
 
 
+_WINDOWS = ((16, 32, 8, 16, 8), (16, 16, 16, 16, 8), (32, 24, 16, 16, 8))
+"""Window height and width, stride, patch, in pixels."""
+
+_SIZES = ((16, 32), (21, 27), (13, 21), (22, 69), (50, 48), (1, 1), (32, 64), (47, 33))
+
+
+def _geometry(numbers: tuple[int, ...]) -> dict[str, Attr]:
+    return dict(zip(GEOMETRY, numbers, strict=True))
+
+
+def _cut_windows(numbers: Draw) -> Iterator[Call]:
+    for window in _WINDOWS:
+        for height, width in _SIZES:
+            x = numbers.array("uint8", height, width, 3)
+            yield call("cut_windows", x, **_geometry(window), pad_red=1, pad_green=128, pad_blue=255)
+
+
+def _merge_scores(numbers: Draw) -> Iterator[Call]:
+    for dtype in ("int8", "int16"):
+        for window in _WINDOWS:
+            for height, width in _SIZES:
+                attrs = _geometry(window) | {"height": height, "width": width}
+                count = len(tile(info_of(attrs), height, width).corners())
+                yield call("merge_scores", numbers.array(dtype, count, window[0] // 8, window[1] // 8, 2), **attrs)
+
+
+def _class_map(numbers: Draw) -> Iterator[Call]:
+    for upsample in ("nearest", "bilinear"):
+        for classes, top in ((5, 3), (1, 9), (256, 40), (257, 40), (300, 2**19)):
+            x = numbers.array("int32", 3, 4, classes, low=-top, high=top)
+            x[0, 0] = -5  # all negative, all tied
+            x[0, 1], x[0, 1, -1] = -5, -4
+            for height, width in ((24, 32), (17, 25)):
+                yield call("class_map", x, upsample=upsample, patch=8, height=height, width=width)
+
+
 EXAMS = (
-    Exam("cut_windows", "7", branches=(*_cut_branches("row"), *_cut_branches("column")), facts=_cut_facts),
+    Exam(
+        "cut_windows",
+        "7",
+        inputs=_cut_windows,
+        branches=(*_cut_branches("row"), *_cut_branches("column")),
+        facts=_cut_facts,
+    ),
     Exam(
         "merge_scores",
         "7",
+        inputs=_merge_scores,
         branches=(*_merge_branches("row"), *_merge_branches("column"), *dtypes("int8", "int16")),
         facts=_merge_facts,
     ),
     Exam(
         "class_map",
         "7",
+        inputs=_class_map,
         branches=(
             *choices("upsample", "nearest", "bilinear"),
             *ARGMAX,
