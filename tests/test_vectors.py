@@ -311,10 +311,10 @@ def test_an_empty_folder_is_used(tmp_path: Path):
 
 
 def test_a_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(self: Path, data: bytes) -> int:
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(vectors, "create", full)
     with pytest.raises(InputError, match="No space left"):
         vectors.write_pack(pack(), tmp_path / "pack")
     assert not list(tmp_path.iterdir())
