@@ -21,6 +21,7 @@ from tiny_model import tiny_graph
 import intseg
 from intseg import store
 from intseg.batch import infer as batch
+from intseg.batch import sources
 from intseg.cli import infer as cli_infer
 from intseg.cli import main as cli
 from intseg.errors import InputError, MismatchError, UsageError
@@ -64,8 +65,8 @@ def timeless(data: bytes) -> list[dict[str, Any]]:
 
 
 def found(*arguments: str, recursive: bool = False, output: str | None = None) -> list[tuple[str, str]]:
-    sources = batch.find_sources(arguments, recursive, Path(output) if output else None)
-    return [(source.file, source.name) for source in sources]
+    found = sources.find_sources(arguments, recursive, Path(output) if output else None)
+    return [(source.file, source.name) for source in found]
 
 
 def test_sources() -> None:
@@ -114,10 +115,10 @@ def test_sources_without_an_image(argument: str, word: str, capsys: Capture) -> 
 
 
 def test_which_arguments_are_one_image() -> None:
-    assert batch.is_one_image(["in/a.png"])
-    assert batch.is_one_image(["none.png"])
+    assert sources.is_one_image(["in/a.png"])
+    assert sources.is_one_image(["none.png"])
     for several in (["in"], ["in/*.png"], ["@list.txt"], ["-"], ["in/a.png", "in/b.png"]):
-        assert not batch.is_one_image(several)
+        assert not sources.is_one_image(several)
 
 
 # -------------------------------------------------------------------------------------------------------- outputs
@@ -196,7 +197,7 @@ def test_a_bad_image_does_not_stop_the_others(capsys: Capture) -> None:
     assert infer("in", "gone.png", "-o", "out", "--jsonl", "out/all.jsonl") == 4
     errors = [json.loads(line) for line in Path("out/errors.jsonl").read_text().splitlines()]
     assert [error["file"] for error in errors] == ["in/aa.png", "gone.png"]
-    assert "no such file" in errors[1]["error"]
+    assert "No such file" in errors[1]["error"]
     assert len(Path("out/all.jsonl").read_text().splitlines()) == 3
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("intseg: ") for line in lines] == [True, True, False]
@@ -274,26 +275,26 @@ def test_out_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(batch.api, "run_picture", huge)
-    outcome = batch.process(batch.Source("in/a.png", "a"), intseg.load("w.safetensors"), batch.Options())
+    outcome = batch.process(sources.Source("in/a.png", "a"), intseg.load("w.safetensors"), batch.Options())
     assert "memory" in str(outcome.error)
 
 
 def test_weights_that_change_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     model = intseg.load("w.safetensors")
     store.save(tiny_graph(seed=5), "w.safetensors")
-    sources = batch.find_sources(["in"])
+    images = sources.find_sources(["in"])
     with pytest.raises(MismatchError, match="changed"):
-        list(batch.outcomes(sources, model, batch.Options(backend="numpy"), 2))
+        list(batch.outcomes(images, model, batch.Options(backend="numpy"), 2))
 
 
 def test_a_dead_process_is_one_error() -> None:
-    class Dies(batch.Source):
+    class Dies(sources.Source):
         def __reduce__(self) -> Any:
             return os._exit, (1,)
 
-    sources = [batch.Source("in/a.png", "a"), Dies("in/b.png", "b")]
+    images = [sources.Source("in/a.png", "a"), Dies("in/b.png", "b")]
     with pytest.raises(InputError, match="--resume"):
-        list(batch.outcomes(sources, intseg.load("w.safetensors"), batch.Options(backend="numpy"), 2))
+        list(batch.outcomes(images, intseg.load("w.safetensors"), batch.Options(backend="numpy"), 2))
 
 
 # --------------------------------------------------------------------------------------------------------- resume

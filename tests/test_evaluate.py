@@ -24,8 +24,10 @@ from intseg import store
 from intseg.batch import compare, datasets, evaluate, metrics, workers
 from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
+from intseg.images.labels import Labelling
 
 Capture = pytest.CaptureFixture[str]
+VOID = Labelling((11,))
 SIZES = ((24, 32), (30, 41), (8, 8))
 
 
@@ -177,7 +179,7 @@ def test_jobs_change_nothing(tmp_path: Path) -> None:
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
     pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
-    one, two = (evaluate.evaluate(pairs, weights, backend="numpy", jobs=jobs, ignore=11) for jobs in (1, 2))
+    one, two = (evaluate.evaluate(pairs, weights, backend="numpy", jobs=jobs, labelling=VOID) for jobs in (1, 2))
     assert np.array_equal(one.confusion, two.confusion)
     assert one.images == two.images == 3
 
@@ -199,7 +201,7 @@ def test_eval_table(tmp_path: Path, capsys: Capture) -> None:
     assert len(lines) == 1 + n_cls + 2
     assert len({len(line) for line in lines[: 1 + n_cls]}) == 1
     assert lines[-2].startswith("mIoU ")
-    assert lines[-1].startswith("1 images")
+    assert lines[-1].startswith("1 image,")
     assert captured.err == ""
 
 
@@ -312,7 +314,7 @@ def test_a_file_that_changed_is_counted_again(set_up: tuple[list[str], Path], ca
     ("change", "words"),
     [
         (["--limit", "2"], "data set"),
-        (["--ignore", "3"], "ignored label"),
+        (["--ignore", "3"], "meaning of labels"),
         (["-w", "{}/other.safetensors"], "model"),
     ],
 )
@@ -423,7 +425,7 @@ def test_a_process_that_ends_is_one_error(tmp_path: Path, monkeypatch: pytest.Mo
     pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
     monkeypatch.setattr(workers, "ProcessPoolExecutor", BrokenPool)
     with pytest.raises(InputError, match="fewer --jobs"):
-        evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, ignore=11)
+        evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, labelling=VOID)
 
 
 # ------------------------------------------------------------------------------------------------------ comparison
@@ -534,7 +536,9 @@ def test_bad_data_sets(tmp_path: Path, capsys: Capture, name: str) -> None:
     [
         ([], "--root"),
         (["--root", "{}", "--images", "{}"], "--labels"),
-        (["--layout", "pairs", "--root", "{}"], "--images"),
+        (["--layout", "pairs"], "--images"),
+        (["--root", "{}", "--ignore", "65536"], "0 to 65535"),
+        (["--root", "{}", "--label-map", "clas 0=0"], "did you mean class 0"),
         (["--layout", "camvid", "--root", "{}", "--images", "{}"], "neither"),
         (["--root", "{}", "--jobs", "0"], "from 1 up"),
         (["--root", "{}"], "needs 11"),

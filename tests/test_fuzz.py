@@ -22,7 +22,7 @@ from graphs import tiny, with_info, with_node
 from PIL import Image
 
 from intseg import api, store, strict_json
-from intseg.batch import compare
+from intseg.batch import compare, sources
 from intseg.batch import infer as batch
 from intseg.cli import main as cli
 from intseg.conformance import verify
@@ -223,7 +223,7 @@ def test_a_journal_line_that_cannot_be_written_again(tmp_path: Path):
     journal = batch.Journal(tmp_path / "j", model, batch.Options())
     line = '{"file": "a.png", "stamp": null, "written": {}, "record": {"ms": 1e999}}'
     (tmp_path / "j").write_text(f"{json.dumps(journal.header)}\n{line}\n")
-    assert journal.read([batch.Source("a.png", "a")]) == {}
+    assert journal.read([sources.Source("a.png", "a")]) == {}
 
 
 def npy(header: bytes, body: bytes = b"") -> bytes:
@@ -340,7 +340,7 @@ def test_a_palette_line_of_blanks_takes_no_time(tmp_path: Path):
 def test_a_list_with_a_null_byte(tmp_path: Path):
     (tmp_path / "l.txt").write_bytes(b"a\0b.png\n")
     with pytest.raises(InputError, match="null byte"):
-        batch.find_sources([f"@{tmp_path / 'l.txt'}"])
+        sources.find_sources([f"@{tmp_path / 'l.txt'}"])
 
 
 def test_a_trace_that_does_not_fit_its_model(tmp_path: Path):

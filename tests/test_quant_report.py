@@ -18,10 +18,11 @@ from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 from intseg.exam import real
 from intseg.graph import Graph
+from intseg.images.labels import Labelling
 from intseg.ops import RUN
 from intseg.reports import quantization as quant_report
 from intseg.reports import quantization_text, swaps
-from intseg.reports.quantization import Labelling, Source
+from intseg.reports.quantization import Source
 from intseg.reports.swaps import Variant
 from intseg.windows import cut_windows
 
@@ -305,7 +306,7 @@ def test_labels_that_are_the_models_own(good: Graph, shot: Path, tmp_path: Path)
     labels[:3] = 255
     Image.fromarray(labels).save(tmp_path / "truth.png")
     sources = [Source(shot, tmp_path / "truth.png")]
-    report = quant_report.measure(sources, model, labelling=Labelling(ignore=255), backend="numpy")
+    report = quant_report.measure(sources, model, labelling=Labelling((255,)), backend="numpy")
     assert report.integer == (100.0, 100.0)
     assert report.real is not None
     assert report.real[1] <= 100
@@ -322,7 +323,7 @@ def test_offset_labels_count_alike(good: Graph, shot: Path, tmp_path: Path) -> N
     model = api.Model(good, "0" * 64, Path("tiny.safetensors"))
     Image.fromarray(api.run(shot, model, "numpy").labels + 1).save(tmp_path / "truth.png")
     sources = [Source(shot, tmp_path / "truth.png")]
-    report = quant_report.measure(sources, model, labelling=Labelling(0, 1), backend="numpy")
+    report = quant_report.measure(sources, model, labelling=Labelling((0,), 1), backend="numpy")
     assert report.integer == (100.0, 100.0)
 
 
@@ -369,7 +370,7 @@ def test_json(weights: Path, shot: Path, tmp_path: Path, capsys: Capture) -> Non
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
         *("model", "images", "windows", "pixels", "seconds", "changed", "score_error"),
-        *("real", "integer", "nodes", "rows", "notes"),
+        *("real", "integer", "nodes", "rows", "notes", "decoded"),
     }
     assert (found["images"], found["windows"], found["pixels"]) == (1, 4, 40 * 45)
     assert set(found["rows"]) == {"kinds", "layers", "approximations"}

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from intseg import palettes, store
+from intseg.batch.sources import Search
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
@@ -32,8 +33,6 @@ from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
 from intseg.windows import cut_windows
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,20 +124,16 @@ def model_info(
 
 
 def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]:
-    """Image files named or inside the named folders, sorted; `samples` of them, evenly spaced.
+    """Image files as `intseg infer -r` finds them; `samples` of them, evenly spaced.
 
     Raises InputError when there is none, UsageError for a sample count below one.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"--samples is {samples}, expected at least 1")
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
-        if not found:
-            raise InputError(
-                f"{path}: no images in this folder; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        files += found
+    search = Search(recursive=True)
+    files = [Path(source.file) for source in search.find([str(path) for path in paths])]
+    if search.left_out:
+        print(f"note: calibration leaves out {search.left_out.short()}", file=sys.stderr)
     if samples is None or samples >= len(files):
         return files
     return [files[i * len(files) // samples] for i in range(samples)]
@@ -147,6 +142,8 @@ def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]
 def windows(file: Path, info: ModelInfo) -> Tensor:
     """All windows of an image, uint8 [B, H, W, 3]."""
     picture = pictures.decode(file, info.pad)
+    for note in picture.notes:
+        print(f"note: {file}: {note}", file=sys.stderr)
     return torch.from_numpy(np.stack([window for _, window in cut_windows(picture.rgb, info)]))
 
 

@@ -29,7 +29,8 @@ from intseg.batch import datasets, metrics
 from intseg.errors import IntsegError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
-from intseg.images.labels import decode_labels
+from intseg.images.labels import truth as read_truth
+from intseg.images.notes import Notes
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
@@ -107,18 +108,18 @@ def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], 
     return labels
 
 
-def measure(
-    model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], pairs: Sequence[datasets.Pair], ignore: int | None
-) -> Iterator[Row]:
+def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data: datasets.Dataset) -> Iterator[Row]:
     """Run everything on every image; yields the float rows, then twin and engine of every subject."""
     count = model.config.n_cls
     empty = np.zeros((count, count), np.int64)
     floats = {way: Row("-", f"float {way}", empty.copy()) for way in ("bilinear", "nearest")}
     for subject in subjects:
         subject.rows = {way: Row(subject.recipe, way, empty.copy()) for way in ("fake-quant", "engine")}
-    for pair in tqdm(pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
-        truth = decode_labels(pair.labels).astype(np.int64)
-        rgb = pictures.decode(pair.image, info.pad).rgb
+    said = Notes()
+    for pair in tqdm(data.pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
+        picture = pictures.decode(pair.image, info.pad)
+        rgb, (truth, notes) = picture.rgb, read_truth(pair.labels, picture, count, data.labelling, str(pair.image))
+        said.add(str(pair.image), *picture.notes, *notes)
         batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
         size = (rgb.shape[0], rgb.shape[1])
         reference = float_labels(model, batch, size, info, "bilinear")
@@ -130,9 +131,11 @@ def measure(
             subject.rows["engine"].differing += int((engine != twin).sum())
             found |= {id(subject.rows["fake-quant"]): twin, id(subject.rows["engine"]): engine}
         for row in (*floats.values(), *(row for subject in subjects for row in subject.rows.values())):
-            row.confusion += metrics.confusion(truth, found[id(row)], count, ignore)
+            row.confusion += metrics.confusion(truth, found[id(row)], count, ignore=-1)
             row.same += int((found[id(row)] == reference).sum())
             row.pixels += reference.size
+    for note in (*data.notes, *said.lines()):
+        print(f"note: {note}", file=sys.stderr)
     yield from floats.values()
     for subject in subjects:
         yield from subject.rows.values()
@@ -179,8 +182,7 @@ def parser() -> argparse.ArgumentParser:
 def _evaluate(args: argparse.Namespace) -> list[Row]:
     model = load_checkpoint(args.checkpoint)
     named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
-    layout = datasets.LAYOUTS[args.layout]
-    pairs = datasets.find_pairs(*layout.folders(args.root, args.split), layout.key)[: args.limit]
+    data = datasets.open_dataset(args.layout, args.root, args.split).first(args.limit)
     files = find_images(args.calibrate, args.samples)
     subjects = []
     for name in args.recipe:
@@ -191,8 +193,7 @@ def _evaluate(args: argparse.Namespace) -> list[Row]:
         data = store.dumps(export(twin, info))
         engine = api.Model(store.loads(data), hashlib.sha256(data).hexdigest(), Path(f"{name}.safetensors"))
         subjects.append(Subject(name, twin, engine))
-    ignore = None if layout.ignore is None else layout.ignore - layout.offset
-    return list(measure(model, info, subjects, pairs, ignore))
+    return list(measure(model, info, subjects, data))
 
 
 if __name__ == "__main__":

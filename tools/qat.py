@@ -23,7 +23,7 @@ from intseg import store
 from intseg.errors import IntsegError
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
 from intseg.tools.evaluate import twin_labels
-from intseg.tools.train import add_common, fail, layout_from, settings_from, val_miou, val_pairs
+from intseg.tools.train import add_common, fail, open_split, settings_from, val_data, val_miou
 from intseg.tools.twin import training
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.classes import for_model
@@ -65,10 +65,9 @@ def twin_scores(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _train(args: argparse.Namespace) -> None:
-    layout = layout_from(args)
     model = load_checkpoint(args.checkpoint)
-    data = training.examples(args.root, args.split, layout, model.config.n_cls)
-    pairs = val_pairs(args)
+    data = training.examples(open_split(args, args.split), model.config.n_cls)
+    val = val_data(args)
     recipe = recipe_for(args.recipe)
     named = for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
     info = model_info(model.config, recipe, args.output.name, named, source="QAT by intseg")
@@ -90,7 +89,7 @@ def _train(args: argparse.Namespace) -> None:
         assert isinstance(averaged, FakeQuantSegmenter)
         store.save(export(averaged, info), args.output / "model.safetensors")
         save_twin(averaged, args.output / "twin.pth")
-        return val_miou(functools.partial(twin_labels, averaged), info, pairs, layout, args.device)
+        return val_miou(functools.partial(twin_labels, averaged), info, val, args.device)
 
     trainer.run(args.every, measure)
     print(f"{args.output / 'model.safetensors'}: {settings.steps} steps, last loss {trainer.log[-1]['loss']:.4f}")

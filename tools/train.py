@@ -27,7 +27,7 @@ from intseg.batch import datasets, metrics
 from intseg.errors import IntsegError, UsageError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
-from intseg.images.labels import decode_labels
+from intseg.images.labels import Labelling, truth
 from intseg.tools.convert import model_info, recipe_for
 from intseg.tools.evaluate import Labels, float_labels
 from intseg.tools.twin import classes, pretrained, segmenter, training
@@ -112,10 +112,12 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
-def layout_from(args: argparse.Namespace) -> datasets.Layout:
-    """The layout that the common arguments describe."""
-    layout = datasets.LAYOUTS[args.layout]
-    return layout if args.ignore is None else dataclasses.replace(layout, ignore=args.ignore)
+def open_split(args: argparse.Namespace, split: str) -> datasets.Dataset:
+    """A split of the data set that the common arguments describe; what was left out is said."""
+    found = datasets.open_dataset(args.layout, args.root, split)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return found.with_labels(None if args.ignore is None else (args.ignore,))
 
 
 def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: float) -> training.Settings:
@@ -145,8 +147,7 @@ def float_scores(model: nn.Module, images: Tensor) -> Tensor:
 def val_miou(
     predict: Callable[[Tensor, tuple[int, int], ModelInfo], Labels],
     info: ModelInfo,
-    pairs: Sequence[datasets.Pair],
-    layout: datasets.Layout,
+    data: datasets.Dataset,
     device: str,
 ) -> float:
     """mIoU in percent, through the windows of the engine; NaN without pairs.
@@ -155,21 +156,20 @@ def val_miou(
     """
     count = len(info.classes)
     total = np.zeros((count, count), np.int64)
-    ignore = None if layout.ignore is None else layout.ignore - layout.offset
-    for pair in pairs:
-        rgb = pictures.decode(pair.image, info.pad).rgb
-        batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)])).to(device)
-        truth = decode_labels(pair.labels).astype(np.int64) - layout.offset
-        total += metrics.confusion(truth, predict(batch, (rgb.shape[0], rgb.shape[1]), info), count, ignore)
+    for pair in data.pairs:
+        picture = pictures.decode(pair.image, info.pad)
+        cut = np.stack([window for _, window in cut_windows(picture.rgb, info)])
+        batch, size = torch.from_numpy(cut).to(device), (picture.rgb.shape[0], picture.rgb.shape[1])
+        labels, _ = truth(pair.labels, picture, count, data.labelling, str(pair.image))
+        total += metrics.confusion(labels, predict(batch, size, info), count, ignore=-1)
     return metrics.metrics(total).miou
 
 
-def val_pairs(args: argparse.Namespace) -> tuple[datasets.Pair, ...]:
-    """The pairs to measure on; none when --val is empty."""
-    layout = layout_from(args)
+def val_data(args: argparse.Namespace) -> datasets.Dataset:
+    """What to measure on; no pairs when --val is empty."""
     if not args.val:
-        return ()
-    return datasets.find_pairs(*layout.folders(args.root, args.val), layout.key)[:: args.sample][: args.limit]
+        return datasets.Dataset((), Labelling())
+    return open_split(args, args.val).first(args.limit, args.sample)
 
 
 def _classes(args: argparse.Namespace, count: int | None) -> dict[str, classes.Colour]:
@@ -211,11 +211,11 @@ def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
 
 
 def _train(args: argparse.Namespace) -> None:
-    layout = layout_from(args)
-    named = _classes(args, layout.n_cls)
+    train = open_split(args, args.split)
+    named = _classes(args, train.n_cls)
     n_cls = len(named)
-    data = training.examples(args.root, args.split, layout, n_cls)
-    pairs = val_pairs(args)
+    data = training.examples(train, n_cls)
+    val = val_data(args)
     model = _new_model(args, n_cls)
     settings = settings_from(args, model.config.window, args.drop_path)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -224,22 +224,22 @@ def _train(args: argparse.Namespace) -> None:
         trainer.resume()
     info = model_info(model.config, recipe_for("intseg"), "float", named)
     dataset = args.classes if args.classes in palettes.files() else args.layout
-    print_plan(model, settings, len(data.pairs), len(pairs), args.every)
+    print_plan(model, settings, len(data.pairs), len(val.pairs), args.every)
 
     def measure(averaged: nn.Module) -> float:
         """Keep the average that is best on val; without val the last."""
         assert isinstance(averaged, segmenter.Segmenter)
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
-        score = val_miou(predict, info, pairs, layout, args.device)
-        if not pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
+        score = val_miou(predict, info, val, args.device)
+        if not val.pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
             segmenter.save_checkpoint(averaged, args.output, dataset)
         return score
 
     trainer.run(args.every, measure)
-    best = max(trainer.log, key=lambda entry: entry["mIoU"]) if pairs else trainer.log[-1]
+    best = max(trainer.log, key=lambda entry: entry["mIoU"]) if val.pairs else trainer.log[-1]
     print(
         f"{args.output / 'checkpoint.pth'}: average at step {best['step']} of {settings.steps}"
-        + (f", mIoU {best['mIoU']:.2f} %" if pairs else "")
+        + (f", mIoU {best['mIoU']:.2f} %" if val.pairs else "")
         + f"; last loss {trainer.log[-1]['loss']:.4f}"
     )
 

@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
-from intseg.errors import InputError
+from intseg.batch.sources import Found, walk
+from intseg.errors import InputError, UsageError
+from intseg.images.decode import SUFFIXES
+from intseg.images.labels import Labelling
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+Key = Callable[[str], str | None]
+"""A file's path in its folder -> what an image and its labels have in common; None for a file that is neither."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label image."""
+    """An image and its label image.
+
+    name  what both have in common: the path of the image in its folder, without its ending
+    """
 
     image: Path
     labels: Path
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a data set lies on disk and what its label images hold.
 
-    folders   (root, split) -> the folder of the images and the folder of the labels
-    key       file -> what an image and its labels have in common; None for a file that is neither
-    ignore    the stored label that is not counted
-    offset    stored label - offset = class index
-    n_cls     number of classes; None for any
+    folders  (root, split) -> the folder of the images and the folder of the labels
+    n_cls    number of classes; None for any
+    image    key of an image
+    labels   keys of label images, each with what these hold: the first kind that is there is taken
     """
 
     folders: Callable[[Path, str], tuple[Path, Path]]
-    key: Callable[[Path], str | None]
-    ignore: int | None
-    offset: int = 0
+    n_cls: int | None
+    image: Key
+    labels: tuple[tuple[Key, Labelling], ...]
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the usual label images hold."""
+        return self.labels[0][1]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The labelled images of a split.
+
+    notes  what was left out or is unusual, one sentence each
+    """
+
+    pairs: tuple[Pair, ...]
+    labelling: Labelling
     n_cls: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def first(self, limit: int | None, every: int = 1) -> Dataset:
+        """The first `limit` of every `every`-th pair. Raises UsageError for numbers below one."""
+        for name, value in (("limit", limit), ("sample", every)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} is {value}, expected at least 1")
+        return replace(self, pairs=self.pairs[::every][:limit])
+
+    def with_labels(self, ignore: tuple[int, ...] | None = None, **changes: object) -> Dataset:
+        """With other ignored values, where given, and other changes of the labelling."""
+        if ignore is not None:
+            changes["ignore"] = ignore
+        return replace(self, labelling=replace(self.labelling, **changes))  # type: ignore[arg-type]
 
 
 def _camvid(root: Path, split: str) -> tuple[Path, Path]:
@@ -52,66 +89,107 @@ def _cityscapes(root: Path, split: str) -> tuple[Path, Path]:
     return root / "leftImg8bit" / split, root / "gtFine" / split
 
 
-def _stem(file: Path) -> str | None:
-    return file.stem if file.suffix.lower() in _IMAGE_SUFFIXES else None
+def _whole(file: str) -> str:
+    """Folders and name without its ending."""
+    return PurePosixPath(file).with_suffix("").as_posix()
 
 
-def _cityscapes_key(file: Path) -> str | None:
-    return _drive(file, "_leftImg8bit.png", "_gtFine_labelTrainIds.png")
+def _ending(ending: str) -> Key:
+    """The same without the end of the name, for files that end so."""
+
+    def key(file: str) -> str | None:
+        name = _whole(file)
+        return name.removesuffix(ending) if name.endswith(ending) else None
+
+    return key
 
 
-def _idd_lite_key(file: Path) -> str | None:
-    return _drive(file, "_image.jpg", "_label.png")
-
-
-def _drive(file: Path, *endings: str) -> str | None:
-    """Folder and name without its ending: names are unique within a drive only."""
-    for ending in endings:
-        if file.name.endswith(ending):
-            return f"{file.parent.name}/{file.name.removesuffix(ending)}"
-    return None
-
+_TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_CITYSCAPES_IDS = Labelling(
+    ignore=(*(i for i in range(34) if i not in _TRAINED), 255),
+    stored=tuple((value, index) for index, value in enumerate(_TRAINED)),
+)
+"""The label numbers of Cityscapes as they are published; the 19 classes that are trained have train ids."""
 
 LAYOUTS = {
-    "camvid": Layout(_camvid, _stem, ignore=11, n_cls=11),
-    "ade20k": Layout(_ade20k, _stem, ignore=0, offset=1, n_cls=150),
-    "cityscapes": Layout(_cityscapes, _cityscapes_key, ignore=255, n_cls=19),
-    "idd_lite": Layout(_cityscapes, _idd_lite_key, ignore=255, n_cls=7),
-    "pairs": Layout(_camvid, _stem, ignore=None),
+    "camvid": Layout(_camvid, 11, _whole, ((_whole, Labelling((11,))),)),
+    "ade20k": Layout(_ade20k, 150, _whole, ((_whole, Labelling((0,), offset=1)),)),
+    "cityscapes": Layout(
+        _cityscapes,
+        19,
+        _ending("_leftImg8bit"),
+        ((_ending("_gtFine_labelTrainIds"), Labelling((255,))), (_ending("_gtFine_labelIds"), _CITYSCAPES_IDS)),
+    ),
+    "idd_lite": Layout(_cityscapes, 7, _ending("_image"), ((_ending("_label"), Labelling((255,))),)),
+    "pairs": Layout(_camvid, None, _whole, ((_whole, Labelling()),)),
 }
-"""What `--layout` takes; the folders of `pairs` are given one by one."""
+"""What `--layout` takes; the folders of `pairs` may be given one by one."""
 
 
-def find_pairs(images: Path, labels: Path, key: Callable[[Path], str | None] = _stem) -> tuple[Pair, ...]:
-    """Images and their labels, in the order of their names, sub-folders included.
+def open_dataset(name: str, root: Path, split: str) -> Dataset:
+    """A split of a data set in a layout of LAYOUTS. Raises as `open_folders`."""
+    return open_folders(*LAYOUTS[name].folders(root, split), LAYOUTS[name])
+
+
+def open_folders(images: Path, labels: Path, layout: Layout = LAYOUTS["pairs"]) -> Dataset:
+    """Images and their labels in the order of their names, sub-folders included.
 
     Raises InputError for a folder that is missing or empty, and when an image or a label image is alone.
     """
-    found, wanted = (_by_key(folder, key) for folder in (images, labels))
-    for left, right, folder, what in ((found, wanted, labels, "label image"), (wanted, found, images, "image")):
+    found, held = _walked(images), _walked(labels, outputs=False)
+    keyed = _by_key(images, found, layout.image, "image")
+    kind = next((i for i, (key, _) in enumerate(layout.labels) if any(map(key, held.files))), 0)
+    key, labelling = layout.labels[kind]
+    wanted = _by_key(labels, held, key, "label image")
+    for left, right, folder, walked, what in (
+        (keyed, wanted, labels, held, "label image"),
+        (wanted, keyed, images, found, "image"),
+    ):
         alone = sorted(set(left) - set(right))
         if alone:
+            others = f"; left out there: {walked.left_out.short()}" if walked.left_out else ""
             raise InputError(
-                f"{left[alone[0]]}: no {what} of this name in {folder} ({len(alone)} such); complete the folders"
+                f"{left[alone[0]]}: no {what} of this name in {folder} ({len(alone)} such); "
+                f"complete the folders{others}"
             )
-    return tuple(Pair(found[name], wanted[name]) for name in sorted(found))
+    notes = [
+        f"left out in {place}: {walk.left_out.short()}"
+        for place, walk in ((images, found), (labels, held))
+        if walk.left_out
+    ]
+    if kind:
+        notes.append(f"{labels}: label images hold the published numbers, which are mapped to the trained classes")
+    pairs = tuple(Pair(keyed[name], wanted[name], name) for name in sorted(keyed, key=lambda n: PurePosixPath(n).parts))
+    return Dataset(pairs, labelling, layout.n_cls, tuple(notes))
 
 
-def _by_key(folder: Path, key: Callable[[Path], str | None]) -> dict[str, Path]:
-    try:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; check --root, --split and --layout")
-        files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot read: {error.strerror}; check the permissions") from None
+def find_pairs(images: Path, labels: Path) -> tuple[Pair, ...]:
+    """Images and label images of equal names in two folders, as `open_folders`."""
+    return open_folders(images, labels).pairs
+
+
+def _walked(folder: Path, outputs: bool = True) -> Found:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; check --root, --split and --layout")
+    return walk(folder, outputs=outputs)
+
+
+def _by_key(folder: Path, found: Found, key: Key, what: str) -> dict[str, Path]:
     keyed: dict[str, Path] = {}
-    for file in files:
+    for file in found.files:
         name = key(file)
         if name is None:
             continue
         if name in keyed:
-            raise InputError(f"{file}: {keyed[name]} has the same name, expected one file each; remove one")
-        keyed[name] = file
+            raise InputError(
+                f"{folder / file}: {keyed[name]} has the same name but for its ending, expected one file each; "
+                "remove one"
+            )
+        keyed[name] = folder / file
     if not keyed:
-        raise InputError(f"{folder}: no image in it, expected {', '.join(_IMAGE_SUFFIXES)}; check --root and --layout")
+        others = f"{len(found.files)} others, such as {found.files[0]}" if found.files else ""
+        held = " and ".join(filter(None, (others, found.left_out.short()))) or "nothing"
+        raise InputError(
+            f"{folder}: no {what} in it, found {held}, expected {', '.join(SUFFIXES)}; check --root and --layout"
+        )
     return keyed

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from intseg import api, backends, strict_json
 from intseg.batch import workers
 from intseg.batch.datasets import Pair
-from intseg.batch.metrics import Counts, Metrics, confusion, metrics, number, size_of
+from intseg.batch.metrics import Counts, Metrics, confusion, metrics, number, shifted
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError
-from intseg.images.labels import decode_labels
+from intseg.images import decode as pictures
+from intseg.images.labels import Labelling, truth
+from intseg.images.notes import Notes
 
 Array = NDArray[Any]
+_Key = tuple[str, str]
+"""sha256 of the image file and of the label file."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,26 @@ class Evaluation:
 
     confusion  int64 [C, C], rows are labels
     images     number of images
+    notes      what was done to decode them
     """
 
     confusion: Counts
     images: int
     model: api.Model
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def metrics(self) -> Metrics:
         """Percentages from the confusion matrix."""
         return metrics(self.confusion)
+
+    def warnings(self) -> Iterator[str]:
+        """What looks wrong in the counts, one sentence each."""
+        if offset := shifted(self.confusion):
+            yield (
+                f"most labels are {'one above' if offset == 1 else 'one below'} the class found there: are they "
+                f"counted from {'1' if offset == 1 else 'another number'}? --label-offset says what is stored"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """What `intseg eval --json` prints; percentages, null where a class does not occur."""
@@ -54,6 +68,7 @@ class Evaluation:
             "classes": list(self.model.info.classes),
             "confusion": self.confusion.tolist(),
             "images": self.images,
+            "notes": self.notes.as_json(),
             "model": {"name": self.model.info.name, "sha256": self.model.sha256},
         }
 
@@ -66,8 +81,16 @@ class _Job:
     sha256: str
     backend: str
     threads: int | None
-    ignore: int | None
-    offset: int
+    labelling: Labelling
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What was found in a pair: its confusion matrix, sha256 of image and label file, notes."""
+
+    counts: Counts
+    key: _Key
+    notes: tuple[str, ...]
 
 
 def evaluate(
@@ -76,18 +99,17 @@ def evaluate(
     *,
     backend: str = "auto",
     jobs: int = 1,
-    ignore: int | None = None,
-    offset: int = 0,
+    labelling: Labelling | None = None,
     progress: bool = False,
     journal: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Run a model on every image and count.
 
-    jobs      processes; with more than one, a script needs its `if __name__ == "__main__"` (they are spawned)
-    ignore, offset   as in `Layout`
-    progress  a bar on standard error where that is a terminal
-    journal   file that keeps the counts of every finished image: an evaluation that was killed continues from it and
-              gives what an unbroken one gives. An image or label file that changed since is counted again
+    jobs       processes; with more than one, a script needs its `if __name__ == "__main__"` (they are spawned)
+    labelling  what the label images hold; None: class indices
+    progress   a bar on standard error where that is a terminal
+    journal    file that keeps the counts of every finished image: an evaluation that was killed continues from it and
+               gives what an unbroken one gives. An image or label file that changed since is counted again
     Raises InputError naming the file for anything wrong with one, UsageError for a journal of another evaluation.
     """
     if jobs < 1:
@@ -95,27 +117,33 @@ def evaluate(
     model = api.load(weights)
     jobs = min(jobs, len(pairs)) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    job = _Job(str(model.path.absolute()), model.sha256, backends.resolve(backend), threads, ignore, offset)
+    job = _Job(str(model.path.absolute()), model.sha256, backends.resolve(backend), threads, labelling or Labelling())
     n_cls = len(model.info.classes)
-    total = np.zeros((n_cls, n_cls), np.int64)
+    total, notes = np.zeros((n_cls, n_cls), np.int64), Notes()
     if journal is None:
-        for counts in _progress(_counts(pairs, model, job, jobs), len(pairs), 0, progress):
-            total += counts
-        return Evaluation(total, len(pairs), model)
+        for pair, found in zip(
+            pairs, _progress(_counts(pairs, model, job, jobs), len(pairs), 0, progress), strict=True
+        ):
+            total += found.counts
+            notes.add(str(pair.image), *found.notes)
+        return Evaluation(total, len(pairs), model, notes)
     keys = [(_file_sha256(pair.image), _file_sha256(pair.labels)) for pair in pairs]
     with _Journal(Path(journal), job, pairs, n_cls) as book:
-        for key in keys:
-            total += book.done.get(key, 0)
-        left = [i for i, key in enumerate(keys) if key not in book.done]
-        found = _counts([pairs[i] for i in left], model, job, jobs)
-        for i, counts in zip(left, _progress(found, len(pairs), len(pairs) - len(left), progress), strict=True):
-            total += counts
-            book.add(keys[i], counts)
-    return Evaluation(total, len(pairs), model)
+        for pair, key in zip(pairs, keys, strict=True):
+            if key in book.done:
+                total += book.done[key].counts
+                notes.add(str(pair.image), *book.done[key].notes)
+        left = [pair for pair, key in zip(pairs, keys, strict=True) if key not in book.done]
+        counted = _progress(_counts(left, model, job, jobs), len(pairs), len(pairs) - len(left), progress)
+        for pair, found in zip(left, counted, strict=True):
+            total += found.counts
+            notes.add(str(pair.image), *found.notes)
+            book.add(found)
+    return Evaluation(total, len(pairs), model, notes)
 
 
-def _counts(pairs: Sequence[Pair], model: api.Model, job: _Job, jobs: int) -> Iterator[Counts]:
-    """The confusion matrix of every pair, in order."""
+def _counts(pairs: Sequence[Pair], model: api.Model, job: _Job, jobs: int) -> Iterator[_Counted]:
+    """What is found in every pair, in order."""
     jobs = min(jobs, len(pairs))
     if jobs <= 1:
         yield from (_count(pair, model, job) for pair in pairs)
@@ -135,7 +163,7 @@ def _start_worker(job: _Job) -> None:
         _worker = error
 
 
-def _work(pair: Pair) -> Counts:
+def _work(pair: Pair) -> _Counted:
     assert _worker is not None
     if isinstance(_worker, IntsegError):
         raise _worker
@@ -145,35 +173,27 @@ def _work(pair: Pair) -> Counts:
     return _count(pair, model, job)
 
 
-def _count(pair: Pair, model: api.Model, job: _Job) -> Counts:
-    """Confusion matrix of one image. The labels are read first: they are what is wrong most often."""
-    stored = decode_labels(pair.labels).astype(np.int64)
-    result = api.run(pair.image, model, job.backend, job.threads)
-    if stored.shape != result.labels.shape:
-        raise InputError(
-            f"{pair.labels}: labels are {size_of(stored)}, {pair.image} is {size_of(result.labels)}, "
-            "expected equal sizes"
-        )
-    ignore = None if job.ignore is None else job.ignore - job.offset
-    try:
-        return confusion(stored - job.offset, result.labels, len(model.info.classes), ignore)
-    except InputError as error:
-        shift = f" (stored label - {job.offset})" if job.offset else ""
-        raise InputError(f"{pair.labels}: {error}{shift}") from None
+def _count(pair: Pair, model: api.Model, job: _Job) -> _Counted:
+    """What is found in one pair. The labels are read before the work: they are what is wrong most often."""
+    image, labels = pictures.read(pair.image), pictures.read(pair.labels)
+    n_cls = len(model.info.classes)
+    picture = pictures.decode(image, model.info.pad, str(pair.image))
+    found, notes = truth(pair.labels, picture, n_cls, job.labelling, str(pair.image), labels)
+    result = api.run_picture(picture, model, job.backend, job.threads)
+    counts = confusion(found, result.labels, n_cls, ignore=-1)
+    key = hashlib.sha256(image).hexdigest(), hashlib.sha256(labels).hexdigest()
+    return _Counted(counts, key, (*picture.notes, *notes))
 
 
-def _progress(counts: Iterator[Counts], total: int, done: int, wanted: bool) -> Iterator[Counts]:
+def _progress(found: Iterator[_Counted], total: int, done: int, wanted: bool) -> Iterator[_Counted]:
     if not wanted:
-        return counts
+        return found
     from tqdm import tqdm
 
-    return iter(tqdm(counts, total=total, initial=done, unit="image", disable=None, leave=False))
+    return iter(tqdm(found, total=total, initial=done, unit="image", disable=None, leave=False))
 
 
 # --------------------------------------------------------------------------------------------------------- journal
-
-_Key = tuple[str, str]
-"""sha256 of the image file and of the label file."""
 
 
 class _Journal:
@@ -184,16 +204,15 @@ class _Journal:
     """
 
     def __init__(self, path: Path, job: _Job, pairs: Sequence[Pair], n_cls: int) -> None:
-        names = "\n".join(f"{pair.image.name}\t{pair.labels.name}" for pair in pairs)
+        names = "\n".join(f"{pair.name}\t{pair.labels.name}" for pair in pairs)
         self.path, self.n_cls = path, n_cls
         self.header = {
             "intseg eval": 1,
             "model": job.sha256,
             "data set": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
-            "ignored label": job.ignore,
-            "label offset": job.offset,
+            "meaning of labels": str(job.labelling),
         }
-        self.done: dict[_Key, Counts] = {}
+        self.done: dict[_Key, _Counted] = {}
         self._file: io.FileIO | None = None
 
     def __enter__(self) -> _Journal:
@@ -213,12 +232,13 @@ class _Journal:
         if self._file is not None:
             self._file.close()
 
-    def add(self, key: _Key, counts: Counts) -> None:
+    def add(self, found: _Counted) -> None:
         """Note that an image is done."""
-        cells = np.flatnonzero(counts)
-        entries = [[int(cell), int(counts.flat[cell])] for cell in cells]
+        cells = np.flatnonzero(found.counts)
+        entries = [[int(cell), int(found.counts.flat[cell])] for cell in cells]
+        key = found.key
         try:
-            self._append({"image": key[0], "labels": key[1], "counts": entries})
+            self._append({"image": key[0], "labels": key[1], "counts": entries, "notes": found.notes})
         except OSError as error:
             raise InputError(f"{self.path}: cannot write: {error.strerror}; free space and run it again") from None
 
@@ -244,8 +264,10 @@ class _Journal:
             )
         for line in lines[1:]:
             counts = self._restored(line.get("counts"))
-            if counts is not None:
-                self.done[str(line.get("image")), str(line.get("labels"))] = counts
+            notes = line.get("notes")
+            if counts is not None and isinstance(notes, list) and all(isinstance(note, str) for note in notes):
+                key = str(line.get("image")), str(line.get("labels"))
+                self.done[key] = _Counted(counts, key, tuple(notes))
 
     def _restored(self, entries: object) -> Counts | None:
         """The matrix of [cell, count] pairs; None if they are not that."""

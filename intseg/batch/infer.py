@@ -1,4 +1,4 @@
-"""Many images: where they come from, one process or several, a journal to continue from, one JSON line an image.
+"""Many images: one process or several, a journal to continue from, one JSON line an image.
 
 What is written does not depend on the number of processes or on interruptions, but for the measured "ms" of a record.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import io
 import json
 import os
 import pickle
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,125 +24,18 @@ import numpy as np
 
 from intseg import api, strict_json
 from intseg.batch import workers
+from intseg.batch.sources import ENDINGS, Source
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
+from intseg.images.notes import Notes
 
-ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
 ERRORS, JOURNAL = "errors.jsonl", ".intseg-journal.jsonl"
 STAGES = ("decode", "segment", "encode and write")
 
 _AHEAD = 3
 """Images given to the processes in advance, per process: bounds the memory and keeps every process busy."""
-
-# -------------------------------------------------------------------------------------------------------- sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image.
-
-    file  its path as the user gave it or as it was found
-    name  of its outputs without their ending, relative to the output folder: "street", "day/street"
-    """
-
-    file: str
-    name: str
-
-
-def is_pattern(argument: str) -> bool:
-    """Whether an argument is a pattern for several files, not the name of one that exists."""
-    return glob.has_magic(argument) and not os.path.lexists(argument)
-
-
-def is_one_image(arguments: Sequence[str]) -> bool:
-    """Whether the arguments name a single file directly: no folder, pattern, list, or standard input."""
-    one = arguments[0]
-    return len(arguments) == 1 and not (one == "-" or one.startswith("@") or os.path.isdir(one) or is_pattern(one))
-
-
-def find_sources(arguments: Sequence[str], recursive: bool = False, output: Path | None = None) -> tuple[Source, ...]:
-    """The images that arguments name, in their order; those of a folder or a pattern sorted by name.
-
-    arguments  files, folders, patterns ("**" is any folders), "@list.txt" (a file or folder a line, "#" for comments)
-    recursive  look into the folders of a folder; their names become part of the outputs' names
-    output     a folder that is not looked into
-    Raises InputError for a folder, pattern or list without an image, UsageError when a folder is the output as well.
-    """
-    found = [source for argument in arguments for source in _sources(argument, recursive, output)]
-    if not found:
-        raise InputError(f"{' '.join(arguments)}: no image named; give files, folders, or a list with a file a line")
-    return tuple(found)
-
-
-def _sources(argument: str, recursive: bool, output: Path | None) -> Iterator[Source]:
-    if argument == "-":
-        raise UsageError("'-' is one image on standard input, expected no other source with it")
-    if argument.startswith("@") and not os.path.lexists(argument):
-        for line in _lines(Path(argument[1:])):
-            yield from _named(line, recursive, output)
-    elif is_pattern(argument):
-        matches = [match for match in sorted(glob.glob(argument, recursive=True)) if not os.path.isdir(match)]
-        if not matches:
-            raise InputError(
-                f"{argument}: no file matches this pattern; check it, and quote it if the shell expands it"
-            )
-        yield from (Source(match, Path(match).stem) for match in matches)
-    else:
-        yield from _named(argument, recursive, output)
-
-
-def _named(path: str, recursive: bool, output: Path | None) -> Iterator[Source]:
-    """One file, or the images of one folder."""
-    if not os.path.isdir(path):
-        yield Source(path, Path(path).stem)
-        return
-    if output is not None and output.exists() and os.path.samefile(path, output):
-        raise UsageError(f"{path}: holds the images and is the output folder, expected different ones; change -o")
-    files = sorted(_walk(path, recursive, output), key=lambda file: Path(file).parts)
-    if not files:
-        hint = "check the folder" if recursive else "-r looks into its folders too"
-        raise InputError(f"{path}: no image in this folder, expected {', '.join(pictures.SUFFIXES)}; {hint}")
-    yield from (Source(file, Path(os.path.relpath(file, path)).with_suffix("").as_posix()) for file in files)
-
-
-def _walk(folder: str, recursive: bool, output: Path | None) -> Iterator[str]:
-    """Image files of a folder, without hidden ones and without those in the output folder."""
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot read the folder: {error.strerror}; check the permissions") from None
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [
-            name
-            for name in folders
-            if recursive
-            and not name.startswith(".")
-            and not (output and output.exists() and os.path.samefile(os.path.join(place, name), output))
-        ]
-        yield from (
-            os.path.join(place, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(pictures.SUFFIXES)
-        )
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The entries of a list file; "-" as its name is standard input."""
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"{path}: cannot read the list: {reason}; give a text file with an image a line") from None
-    if "\0" in text:
-        raise InputError(f"{path}: the list holds a null byte; give a text file with an image a line")
-    lines = [line.strip() for line in text.split("\n")]  # splitlines() also splits at other characters
-    entries = [line for line in lines if line and not line.startswith("#")]
-    if not entries:
-        raise InputError(f"{path}: the list is empty, expected an image a line")
-    yield from entries
-
 
 # -------------------------------------------------------------------------------------------------------- options
 
@@ -493,18 +384,22 @@ class Run:
 
 @dataclass
 class Summary:
-    """A finished batch. `before` of the `images` were done by an earlier run; `seconds` are per stage of STAGES."""
+    """A finished batch. `before` of the `images` were done by an earlier run; `seconds` are per stage of STAGES,
+    `notes` of all decoded images."""
 
     images: int = 0
     failed: int = 0
     before: int = 0
     seconds: tuple[float, ...] = (0.0, 0.0, 0.0)
     errors: Path | None = None
+    notes: Notes = field(default_factory=Notes)
 
     def add(self, outcome: Outcome) -> None:
         """Count one image."""
         self.images += 1
         self.failed += outcome.record is None
+        if outcome.record is not None:
+            self.notes.add(str(outcome.record["file"]), *outcome.record["notes"])
         self.seconds = tuple(a + b for a, b in zip(self.seconds, outcome.seconds, strict=True))
 
 

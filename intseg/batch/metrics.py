@@ -86,6 +86,18 @@ def metrics(matrix: Counts) -> Metrics:
     return Metrics(_mean(iou), _mean(acc), math.nan if overall is None else overall, iou, acc)
 
 
+def shifted(matrix: Counts) -> int | None:
+    """By how much stored labels seem to be numbered from elsewhere: 1 or -1, where that makes twice as many right.
+
+    matrix  int64 [C, C], rows are labels. A label that is counted from 1 is one above its class.
+    """
+    right = int(np.trace(matrix))
+    for offset in (1, -1):
+        if int(np.trace(matrix, -offset)) > max(2 * right, int(matrix.sum()) // 4):
+            return offset
+    return None
+
+
 def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 

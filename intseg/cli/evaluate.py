@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intseg.cli.labelled import add_labelling, opened, relabelled
 from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_jobs, add_weights, whole
-from intseg.cli.printing import Answer, count
+from intseg.cli.printing import Answer, count, say
 from intseg.errors import UsageError
 from intseg.reports.table import table
 
@@ -21,7 +21,7 @@ Measure a model on labelled images: confusion matrix, IoU per class, mIoU, mAcc,
 layouts under --root, for --split val:
   camvid       val/*.png, valannot/*.png                          11 classes, label 11 is void
   ade20k       images/validation, annotations/validation          150 classes, label 0 is void
-  cityscapes   leftImg8bit/val/*, gtFine/val/*_labelTrainIds.png  19 classes, label 255 is void
+  cityscapes   leftImg8bit/val/*, gtFine/val/*_labelTrainIds.png  19 classes, label 255 is void; or *_labelIds.png
   idd_lite     leftImg8bit/val/*, gtFine/val/*_label.png          7 classes, label 255 is void
   pairs        --images DIR --labels DIR, equal names             any classes, void by --ignore
 
@@ -40,7 +40,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Read, metavar="DIR", help="layout pairs: folder of the images")
     parser.add_argument("--labels", type=Read, metavar="DIR", help="layout pairs: folder of the label images")
     add_weights(parser)
-    parser.add_argument("--ignore", type=whole(-1, 65535), metavar="ID", help="stored label that is not counted")
+    add_labelling(parser)
     add_jobs(parser)
     parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
     text = "keep counts per image there, and continue from them"
@@ -51,43 +51,37 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval(args: argparse.Namespace) -> Answer:
     from intseg import api
-    from intseg.batch import compare, datasets, evaluate
+    from intseg.batch import compare, evaluate
 
     name = args.layout or ("pairs" if args.images or args.labels else "camvid")
-    layout = datasets.LAYOUTS[name]
-    pairs = datasets.find_pairs(*_eval_folders(args, name), layout.key)[: args.limit]
+    _require_place(args, name)
+    found = opened(args, name)
     model = api.load(args.weights)
-    if layout.n_cls not in (None, len(model.info.classes)):
-        raise UsageError(
-            f"model {model.info.name} has {len(model.info.classes)} classes, layout {name} needs {layout.n_cls}; "
-            "give another model with -w, or use --images and --labels"
-        )
-    ignore = layout.ignore if args.ignore is None else args.ignore
+    data = relabelled(args, found, model)
     earlier = compare.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
-    found = evaluate.evaluate(
-        pairs,
+    measured = evaluate.evaluate(
+        data.pairs,
         model,
         backend=args.backend,
         jobs=args.jobs,
-        ignore=ignore,
-        offset=layout.offset,
+        labelling=data.labelling,
         progress=not args.quiet,
         journal=args.resume,
     )
-    compared = compare.compare(found, earlier) if earlier else None
-    return Answer(_lines(found, compared), found.as_json() | ({"compared": compared.as_json()} if compared else {}))
+    for note in (*data.notes, *measured.notes.lines(), *measured.warnings()):
+        say(f"note: {note}")
+    compared = compare.compare(measured, earlier) if earlier else None
+    more = {"left out": list(data.notes)} | ({"compared": compared.as_json()} if compared else {})
+    return Answer(_lines(measured, compared), measured.as_json() | more)
 
 
-def _eval_folders(args: argparse.Namespace, layout: str) -> tuple[Path, Path]:
-    from intseg.batch import datasets
-
-    if layout == "pairs":
+def _require_place(args: argparse.Namespace, layout: str) -> None:
+    """Refuse arguments that do not say where the images are."""
+    if layout == "pairs" and not args.root:
         if not (args.images and args.labels):
-            raise UsageError("layout pairs needs --images DIR and --labels DIR; see intseg eval --help")
-        return Path(args.images), Path(args.labels)
-    if not args.root or args.images or args.labels:
+            raise UsageError("layout pairs needs --images DIR and --labels DIR, or --root; see intseg eval --help")
+    elif not args.root or args.images or args.labels:
         raise UsageError(f"layout {layout} needs --root DIR, and neither --images nor --labels; see intseg eval --help")
-    return datasets.LAYOUTS[layout].folders(Path(args.root), args.split)
 
 
 def _lines(found: evaluate.Evaluation, compared: compare.Comparison | None) -> Iterator[str]:

@@ -28,6 +28,7 @@ from intseg.reports.table import table
 if TYPE_CHECKING:
     from intseg import api
     from intseg.batch import infer as batch
+    from intseg.images.notes import Notes
 
 _INFER = """\
 Segment images. One image gives, next to it, replacing what is there, <name>_labels.png (class index of
@@ -91,11 +92,11 @@ class _Overlay(argparse.Action):
 
 
 def _infer(args: argparse.Namespace) -> Answer:
-    from intseg.batch import infer as batch
+    from intseg.batch.sources import is_one_image
 
     if args.sources == ["-"]:
         return _infer_stdin(args)
-    if batch.is_one_image(args.sources) and not (args.jsonl or args.resume):
+    if is_one_image(args.sources) and not (args.jsonl or args.resume):
         return _infer_one(args, args.sources[0])
     return _infer_batch(args)
 
@@ -175,6 +176,7 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
 def _infer_batch(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import infer as batch
+    from intseg.batch.sources import Search
 
     output = Path(args.output) if args.output else None
     overlay = None if args.overlay is None else Path(args.overlay) if args.overlay else output
@@ -184,7 +186,8 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: is a file, expected a folder for several images; choose another name")
     clock = Clock()
-    sources = batch.find_sources(args.sources, args.recursive, output)
+    search = Search(args.recursive, output, tuple(map(Path, filter(None, (args.overlay, args.jsonl)))))
+    sources = search.find(args.sources)
     model = api.load(args.weights)
     clock.lap("load weights")
     palette, values = _colours(args, model)
@@ -199,16 +202,19 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     if args.time:
         clock.laps += [(f"  {stage}", seconds) for stage, seconds in zip(batch.STAGES, done.seconds, strict=True)]
         clock.report()
-    _say_summary(done, clock.laps[1][1], output or overlay)
+    _say_summary(done, clock.laps[1][1], output or overlay, search.left_out)
     return Answer((), code=InputError.exit_code if done.failed else 0)
 
 
-def _say_summary(done: batch.Summary, seconds: float, folder: Path | None) -> None:
+def _say_summary(done: batch.Summary, seconds: float, folder: Path | None, left_out: Notes) -> None:
+    for note in done.notes.lines():
+        say(f"note: {note}")
     new = done.images - done.before
     rate = f"{count(new, 'image')} in {seconds:.1f} s, {new / seconds:.1f} a second"
     before = f", {done.before} done before" if done.before else ""
     failed = f", {done.failed} failed" + (f" ({done.errors})" if done.errors else "") if done.failed else ""
-    say(rate + before + failed + (f"; wrote {folder}" if folder else ""))
+    left = f"; left out {left_out.short()}" if left_out else ""
+    say(rate + before + failed + (f"; wrote {folder}" if folder else "") + left)
 
 
 def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch.Outcome]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intseg import models
+from intseg.cli.labelled import add_labelling, opened, relabelled
 from intseg.cli.parser import (
     BACKENDS,
     LAYOUTS,
@@ -161,6 +162,8 @@ def _profile(args: argparse.Namespace) -> Answer:
     from intseg.reports import profile as profiling
 
     found = profiling.profile(args.image, args.weights, args.backend, args.threads, args.repeat)
+    for note in found.notes:
+        say(f"note: {args.image}: {note}")
     if args.trace:
         store.write_atomically(Path(args.trace), profiling.chrome_trace(found))
     made = [f"wrote {args.trace}"] if args.trace else []
@@ -221,7 +224,7 @@ examples:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Read, metavar="IMAGE", help="images, any size")
+    parser.add_argument("images", nargs="+", type=Read, metavar="IMAGE", help="images, folders, patterns, @list.txt")
     add_weights(parser, threads=True)
     page = written(".html", ".htm")
     parser.add_argument("-o", "--output", required=True, type=page, metavar="FILE", help="the page (.html)")
@@ -230,10 +233,15 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> Answer:
     from intseg import api, store
+    from intseg.batch.sources import find_sources
     from intseg.reports import page as report
 
     model = api.load(args.weights)
-    looked = [report.look(image, model, args.backend, args.threads, not args.no_layers) for image in args.images]
+    sources = find_sources(args.images)
+    looked = [report.look(one.file, model, args.backend, args.threads, not args.no_layers) for one in sources]
+    for one, look in zip(sources, looked, strict=True):
+        for note in look.result.notes:
+            say(f"note: {one.file}: {note}")
     page = report.page(model, looked)
     store.write_atomically(Path(args.output), page)
     about = f"{count(len(looked), 'image')}, {len(page) / 1e6:.1f} MB"
@@ -284,13 +292,13 @@ examples:
 
 def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", type=Read, metavar="W", help="weights file or bundled model")
-    parser.add_argument("sources", nargs="*", type=Read, metavar="IMAGE", help="images, any size")
+    parser.add_argument("sources", nargs="*", type=Read, metavar="IMAGE", help="images, folders, patterns, @list.txt")
     text = "label image of every IMAGE, in the same order"
     parser.add_argument("--labels", nargs="+", type=Read, metavar="FILE", help=text)
     parser.add_argument("--root", type=Read, metavar="DIR", help="folder of a data set, in place of images")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
     parser.add_argument("--layout", choices=LAYOUTS[:-1], default="camvid", help="of the data set (camvid)")
-    parser.add_argument("--ignore", type=whole(-1, 65535), metavar="ID", help="stored label that is not counted")
+    add_labelling(parser)
     parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
     parser.add_argument("--per-node", action="store_true", help="also swap every node by itself: takes longer")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the integer ops (auto)")
@@ -299,32 +307,30 @@ def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
 def _quant_report(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import datasets
+    from intseg.images.labels import Labelling
     from intseg.reports import quantization as quant_report
     from intseg.reports import quantization_text
 
-    layout = datasets.LAYOUTS[args.layout] if args.root else datasets.LAYOUTS["pairs"]
     if args.root:
         if args.sources or args.labels:
             raise UsageError("--root gives the images and their labels; name neither besides, or leave --root out")
-        pairs = datasets.find_pairs(*layout.folders(Path(args.root), args.split), layout.key)
-        sources = [quant_report.Source(pair.image, pair.labels) for pair in pairs]
+        data = opened(args, args.layout)
+        sources = [quant_report.Source(pair.image, pair.labels) for pair in data.pairs]
     else:
-        sources = quant_report.sources(args.sources, args.labels)
+        data = datasets.Dataset((), Labelling())
+        sources = quant_report.sources(args.sources, args.labels)[: args.limit]
     model = api.load(args.weights)
-    if layout.n_cls not in (None, len(model.info.classes)):
-        raise UsageError(
-            f"model {model.info.name} has {len(model.info.classes)} classes, layout {args.layout} needs "
-            f"{layout.n_cls}; give another model, or name images"
-        )
-    labelling = quant_report.Labelling(layout.ignore if args.ignore is None else args.ignore, layout.offset)
+    data = relabelled(args, data, model)
     found = quant_report.measure(
-        sources[: args.limit],
+        sources,
         model,
-        labelling=labelling,
+        labelling=data.labelling,
         backend=args.backend,
         per_node=args.per_node,
         progress=not args.quiet,
     )
+    for note in (*data.notes, *found.decoded.lines()):
+        say(f"note: {note}")
     return Answer(quantization_text.lines(found, args.per_node), quantization_text.as_json(found))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import palettes
+from intseg import files, palettes
 from intseg.errors import InputError, UsageError, suggest
 from intseg.images.decode import Colour, Pixels
 
@@ -91,10 +91,10 @@ def palette(spec: str, classes: Sequence[str], own: Sequence[Colour]) -> tuple[C
         return tuple(own)
     if spec in PALETTES:
         return tuple(PALETTES[spec](i, len(classes)) for i in range(len(classes)))
-    files = palettes.files()
-    path = files.get(spec, Path(spec))
+    bundled = palettes.files()
+    path = bundled.get(spec, Path(spec))
     if not path.exists() and not path.suffix:
-        known = ("model", *dict.fromkeys((*PALETTES, *files)))
+        known = ("model", *dict.fromkeys((*PALETTES, *bundled)))
         raise UsageError(f"palette {spec!r} is unknown, expected a file or {', '.join(known)}{suggest(spec, known)}")
     colours = list(own)
     for row, (line, name, colour) in enumerate(_colour_lines(path)):
@@ -108,12 +108,8 @@ def palette(spec: str, classes: Sequence[str], own: Sequence[Colour]) -> tuple[C
 
 def _colour_lines(path: Path) -> Iterator[tuple[int, str, Colour]]:
     """(line number, class name or "", colour) of every line of a palette file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"{path}: cannot read the palette: {reason}; give a text file with a colour a line") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    text = files.read_text(path, "the palette", "give a text file with a colour a line", pipes=True)
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("//"):
             continue
         name, values = _colour_of(line)

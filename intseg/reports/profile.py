@@ -73,6 +73,7 @@ class Profile:
     wall          nanoseconds of the fastest run from the first to the last call: unfused, fused
     traces        the events of these two runs, for the trace file
     windows       number of windows of the image
+    notes         what was done to decode it
     """
 
     model: api.Model
@@ -83,6 +84,7 @@ class Profile:
     steps: tuple[Timed, ...]
     wall: tuple[int, ...]
     traces: tuple[tuple[Event, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def profile(
@@ -111,7 +113,7 @@ def profile(
         best = _best(plan_runs, len(described))
         steps = tuple(Timed(*what, ns) for what, ns in zip(described, best, strict=True))
         walls, traces, count = [*walls, _wall(plan_runs)], [*traces, _fastest(plan_runs)], plan.threads
-    return Profile(model, backend, count, windows, timed, steps, tuple(walls), tuple(traces))
+    return Profile(model, backend, count, windows, timed, steps, tuple(walls), tuple(traces), picture.notes)
 
 
 Run = list[Event]
@@ -256,6 +258,7 @@ def as_json(found: Profile) -> dict[str, Any]:
         "backend": found.backend,
         "threads": found.threads,
         "windows": found.windows,
+        "notes": list(found.notes),
         "nodes": entries(found.nodes),
         "steps": entries(found.steps),
         "wall_ns": dict(zip(("nodes", "steps"), found.wall, strict=False)),

@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 from intseg import api, backends
 from intseg.arith import INT_RANGE
 from intseg.batch import metrics
-from intseg.errors import InputError, UsageError
+from intseg.batch.sources import find_sources
+from intseg.errors import UsageError
 from intseg.exam import real
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
-from intseg.images.labels import decode_labels
+from intseg.images.labels import Labelling
+from intseg.images.labels import truth as read_truth
+from intseg.images.notes import Notes
 from intseg.ops import Array
 from intseg.reports.swaps import KINDS, MODEL, REFERENCE, Question, Variant, questions
 from intseg.windows import cut_windows, merge_scores, tile
@@ -96,6 +99,7 @@ class QuantReport:
     real, integer         (mIoU, aAcc) in percent; None without labels
     rows                  group -> rows, the most expensive first: "kinds", "layers", "approximations", perhaps "nodes"
     notes                 contradictions between scale tensors and arithmetic
+    decoded               what was done to decode the images
     """
 
     model: api.Model
@@ -110,6 +114,7 @@ class QuantReport:
     nodes: tuple[NodeStats, ...]
     rows: Mapping[str, tuple[Row, ...]]
     notes: tuple[str, ...]
+    decoded: Notes
 
 
 # --------------------------------------------------------------------------------------------------------- running
@@ -295,22 +300,17 @@ class Source:
 
 
 def sources(images: Sequence[str], labels: Sequence[str] | None = None) -> list[Source]:
-    """Images with their label images in the same order. Raises UsageError unless there are as many."""
+    """Images with their label images in the same order; without labels, as `intseg infer` finds them.
+
+    Raises UsageError unless there are as many labels as images.
+    """
     if labels is None:
-        return [Source(Path(image)) for image in images]
+        return [Source(Path(found.file)) for found in find_sources(images)] if images else []
     if len(labels) != len(images):
         raise UsageError(
             f"{len(labels)} label images for {len(images)} images, expected one for each; name them in the same order"
         )
     return [Source(Path(image), Path(file)) for image, file in zip(images, labels, strict=True)]
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """What label images hold: the stored label that is not counted, and what the first class is stored as."""
-
-    ignore: int | None = None
-    offset: int = 0
 
 
 def measure(
@@ -342,10 +342,13 @@ def measure(
     runner = _Runner(model.graph, backends.resolve(backend), [variant for pair in pairs for variant in pair])
     n_cls = len(model.info.classes)
     sums = {variant: _Sums(np.zeros((n_cls, n_cls), np.int64)) for pair in pairs for variant in pair}
-    windows = pixels = 0
+    windows, pixels, notes = 0, 0, Notes()
     for source in images:
-        picture = pictures.decode(source.image, model.info.pad)
-        truth = _truth(source, picture.rgb.shape[:2], n_cls, labelling or Labelling())
+        picture, truth = pictures.decode(source.image, model.info.pad), None
+        notes.add(str(source.image), *picture.notes)
+        if source.labels is not None:
+            truth, said = read_truth(source.labels, picture, n_cls, labelling or Labelling(), str(source.image))
+            notes.add(str(source.image), *said)
         found = _run_windows(runner, picture.rgb, model, source.image.name if progress else None)
         windows, pixels = (
             windows + len(next(iter(found.values()))),
@@ -353,7 +356,7 @@ def measure(
         )
         _add(sums, pairs, found, model, picture.rgb.shape[:2], truth)
     seconds = time.perf_counter() - start
-    return _report(model, asked, sums, runner, (len(images), windows, pixels), seconds)
+    return _report(model, asked, sums, runner, (len(images), windows, pixels), seconds, notes)
 
 
 def _pairs(asked: Sequence[Question]) -> list[tuple[Variant, Variant]]:
@@ -366,26 +369,6 @@ def _pairs(asked: Sequence[Question]) -> list[tuple[Variant, Variant]]:
             after, before, reference = question.in_integer
             pairs += [(after, reference), (before, reference)]
     return list(dict.fromkeys(pairs))
-
-
-def _truth(source: Source, size: Sequence[int], n_cls: int, labelling: Labelling) -> Array | None:
-    """Class indices int64 [H, W], -1 where nothing is counted. Raises InputError naming the file."""
-    if source.labels is None:
-        return None
-    stored = decode_labels(source.labels).astype(np.int64)
-    if stored.shape != tuple(size):
-        raise InputError(
-            f"{source.labels}: labels are {stored.shape[1]} x {stored.shape[0]}, {source.image} is {size[1]} x "
-            f"{size[0]}, expected equal sizes"
-        )
-    truth = np.where(stored == labelling.ignore, -1, stored - labelling.offset)
-    wrong = stored[((truth < 0) & (stored != labelling.ignore)) | (truth >= n_cls)]
-    if wrong.size:
-        raise InputError(
-            f"{source.labels}: label {wrong[0]} in {wrong.size} pixels, expected {labelling.offset} to "
-            f"{n_cls - 1 + labelling.offset}; name a void label with --ignore"
-        )
-    return truth
 
 
 def _run_windows(runner: _Runner, rgb: Array, model: api.Model, name: str | None) -> dict[Variant, list[Array]]:
@@ -435,6 +418,7 @@ def _report(
     runner: _Runner,
     counts: tuple[int, int, int],
     seconds: float,
+    decoded: Notes,
 ) -> QuantReport:
     pixels = counts[2]
 
@@ -469,6 +453,7 @@ def _report(
         tuple(seen.stats() for seen in runner.seen.values()),
         {group: tuple(sorted(found, key=_expense, reverse=True)) for group, found in rows.items()},
         tuple(contradictions(model.graph, runner.scales)),
+        decoded,
     )
 
 

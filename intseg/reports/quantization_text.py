@@ -35,6 +35,7 @@ def as_json(report: QuantReport) -> dict[str, Any]:
         "nodes": [asdict(node) for node in report.nodes],
         "rows": {group: [asdict(row) for row in rows] for group, rows in report.rows.items()},
         "notes": list(report.notes),
+        "decoded": report.decoded.as_json(),
     }
     return document
 

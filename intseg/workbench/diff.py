@@ -23,6 +23,7 @@ from intseg import api, files
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.graph import IMAGE, Node
+from intseg.images.decode import SUFFIXES
 from intseg.ops import RUN, Array, Call
 from intseg.workbench import trace as traces
 from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, open_folder, read_npy, read_npz
@@ -30,7 +31,6 @@ from intseg.workbench.registers import evaluate
 from intseg.workbench.search import SECONDS, Explanation, explain, explain_upstream
 from intseg.workbench.trace import SEPARATOR, TensorFile, Trace
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 TEXTS = {".hex": "hex", ".mem": "mem", ".bin": "bin"}
 ENDS = ("merged", "labels")
 """What is compared after the nodes where both sides have it."""
@@ -146,15 +146,17 @@ def _load_single(path: Path, name: str, golden: Trace) -> Array:
 
 def open_golden(path: str | os.PathLike[str], weights: str | None) -> Trace:
     """The golden side: a trace, or an image that is traced now with the model of `weights` (NumPy, the definition)."""
-    if Path(path).suffix.lower() not in PICTURES:
+    if Path(path).suffix.lower() not in SUFFIXES:
         return traces.open_trace(path, weights)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "golden.safetensors"
         model = api.load(weights)
-        traces.write(target, path, model)
+        traced = traces.write(target, path, model)
         file = TensorFile(target)
         held = {name: file.read(name) for name in file.names()}
-    return Trace(_Held(file, held), model)
+    golden = Trace(_Held(file, held), model)
+    golden.notes = tuple(f"{path}: {note}" for note in traced.notes)
+    return golden
 
 
 class _Held(TensorFile):
@@ -244,6 +246,7 @@ def compare(golden: Trace, other: Other, settings: Settings | None = None) -> Re
     settings = settings or Settings()
     _require_same_origin(golden, other)
     present, notes = _present(golden, other, settings.partial)
+    notes = [*golden.notes, *notes]
     differing: list[tuple[str, int]] = []
     first: tuple[int, str, Array, Array] | None = None
     for window, node, name in present:

@@ -385,10 +385,12 @@ class Trace:
     file    the tensors
     model   the model, None when it is not known
     nodes   traced nodes in execution order
+    notes   what was done to decode an image that was traced for this
     """
 
     def __init__(self, file: TensorFile, model: api.Model | None) -> None:
         self.file, self.model = file, model
+        self.notes: tuple[str, ...] = ()
         self.windows = sorted({int(n[6:].split(".")[0]) for n in file.names() if _is_window(n)})
         if not self.windows:
             raise InputError(f"{file.path}: holds no tensor named window0.<node>; give a file written by intseg trace")

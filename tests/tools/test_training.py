@@ -161,7 +161,7 @@ def test_ranges_follow_only_until_frozen(data: Path) -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
-    found = training.examples(data, "train", datasets.LAYOUTS["camvid"], 11)
+    found = training.examples(datasets.open_dataset("camvid", data, "train"), 11)
     settings = training.Settings(steps=10, batch=3, crop=(40, 56))
     a, b, c = (training.batch(found, settings, step) for step in (4, 4, 5))
     assert torch.equal(a[0], b[0])
@@ -174,7 +174,7 @@ def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
 
 
 def test_every_image_is_used_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = training.examples(data, "train", datasets.LAYOUTS["camvid"], 11)
+    found = training.examples(datasets.open_dataset("camvid", data, "train"), 11)
     used: list[int] = []
     load = training.Examples.load
     monkeypatch.setattr(training.Examples, "load", lambda self, i: used.append(i) or load(self, i))
@@ -213,8 +213,8 @@ def test_a_label_outside_the_classes_names_the_file(data: Path, tmp_path: Path) 
         (tmp_path / folder).mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "train" / "a.png")
     Image.fromarray(np.full((8, 8), 12, np.uint8)).save(tmp_path / "trainannot" / "a.png")
-    found = training.examples(tmp_path, "train", datasets.LAYOUTS["camvid"], 11)
-    with pytest.raises(InputError, match=r"a\.png: label 12, expected 0 to 10"):
+    found = training.examples(datasets.open_dataset("camvid", tmp_path, "train"), 11)
+    with pytest.raises(InputError, match=r"a\.png: label 12 in 64 pixels, expected 0 to 10"):
         found.load(0)
 
 

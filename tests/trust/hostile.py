@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from intseg import api, backends, errors, store
-from intseg.batch import compare, datasets, evaluate, metrics
+from intseg.batch import compare, datasets, evaluate, metrics, sources
 from intseg.batch import infer as batch
 from intseg.build import GraphBuilder
 from intseg.conformance import vectors, verify
@@ -744,7 +744,7 @@ class Images(Kind):
     """Images in every format of the list, as images and as labels."""
 
     name, weight, bases = "image", 18, 43
-    stages = (("_opened", "not opened"), ("_opened_bytes", "not opened"), ("_convert", "not decoded"))
+    stages = (("opened", "not opened"), ("_convert", "not decoded"))
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
         kind, data = image_bases()[base]
@@ -778,7 +778,7 @@ class Labels(Kind):
     """Label images, read and counted."""
 
     name, weight, bases = "labels", 6, 6
-    stages = (("_opened", "not opened"), ("decode_labels", "not decoded"), ("confusion", "labels out of range"))
+    stages = (("opened", "not opened"), ("decode_labels", "not decoded"), ("confusion", "labels out of range"))
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
         chosen = [image_bases()[i] for i in (1, 3, 4, 6, 27, 35)]
@@ -1182,8 +1182,8 @@ class Journals(Kind):
     def read(self, folder: Path, files: Files) -> str:
         model = api.load(home() / "model0.safetensors")
         journal = batch.Journal(folder / batch.JOURNAL, model, batch.Options())
-        sources = [batch.Source(name, name) for name in ("a.png", "b.png")]
-        found = journal.read(sources)
+        images = [sources.Source(name, name) for name in ("a.png", "b.png")]
+        found = journal.read(images)
         for outcome in found.values():
             batch._json_line(outcome.record)
         return f"{len(found)} of 2 images taken over"
@@ -1252,7 +1252,7 @@ class Evaluations(Kind):
 
 def _eval_journal(path: Path) -> Any:
     model = api.load(home() / "model0.safetensors")
-    job = evaluate._Job("w", model.sha256, "numpy", 1, None, 0)
+    job = evaluate._Job("w", model.sha256, "numpy", 1, label_images.Labelling())
     return evaluate._Journal(path, job, [datasets.Pair(Path("a"), Path("b"))], 3)
 
 
@@ -1302,11 +1302,11 @@ class Texts(Kind):
             label_images.stored_values(classes, mapping=path)
         else:
             # A list names files and folders of its user's choice; chance must not make it leave the folder of the case.
-            if any(os.path.isabs(line) or ".." in line for line in batch._lines(Path(path))):
+            if any(os.path.isabs(line) or ".." in line for line in sources.lines(Path(path))):
                 return "accepted"
             with contextlib.chdir(folder):
-                sources = batch.find_sources([f"@{path}"])
-                batch.check_targets(sources, batch.Options(output=folder / "out"))
+                images = sources.find_sources([f"@{path}"])
+                batch.check_targets(images, batch.Options(output=folder / "out"))
         return "accepted"
 
 

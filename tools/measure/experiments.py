@@ -47,7 +47,7 @@ from intseg.batch import datasets, metrics
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.graph import Graph, validate
 from intseg.images import decode as pictures
-from intseg.images.labels import decode_labels
+from intseg.images.labels import truth
 from intseg.plan.plan import Plan
 from intseg.reports import inspect as inspect_model
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
@@ -164,16 +164,14 @@ class Subject:
         file = path / "checkpoint.pth" if path.is_dir() else path
         self.model = load_checkpoint(path)
         self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        self.layout = datasets.LAYOUTS[options.layout]
         self.classes = classes.for_model(self.model.config.n_cls, dataset_of(path), None)
         self.info = self.info_of(RECIPES["intseg"])
         self._training_labels: dict[Path, Labels] = {}
-        self.pairs, training = (
-            datasets.find_pairs(*self.layout.folders(options.root, split), self.layout.key)
-            for split in (options.split, options.train)
+        data, training = (
+            datasets.open_dataset(options.layout, options.root, split) for split in (options.split, options.train)
         )
-        self.pairs, self.training = self.pairs[: options.limit], [pair.image for pair in training]
-        self.ignore = None if self.layout.ignore is None else self.layout.ignore - self.layout.offset
+        self.pairs, self.training = data.first(options.limit).pairs, [pair.image for pair in training.pairs]
+        self.labelling = data.labelling
 
     def info_of(self, recipe: Recipe) -> Any:
         """Windows and classes of this checkpoint's integer models."""
@@ -181,13 +179,22 @@ class Subject:
 
     @functools.cached_property
     def truths(self) -> list[Labels]:
-        """Class indices of every image."""
-        return [decode_labels(pair.labels).astype(np.int64) - self.layout.offset for pair in self.pairs]
+        """Class indices of every image, -1 where nothing is counted."""
+        count = self.model.config.n_cls
+        return [
+            truth(pair.labels, picture, count, self.labelling, str(pair.image))[0]
+            for pair, picture in zip(self.pairs, self.decoded, strict=True)
+        ]
+
+    @functools.cached_property
+    def decoded(self) -> list[pictures.Picture]:
+        """Every image."""
+        return [pictures.decode(pair.image, self.info.pad) for pair in self.pairs]
 
     @functools.cached_property
     def images(self) -> list[NDArray[np.uint8]]:
         """Pixels of every image."""
-        return [pictures.decode(pair.image, self.info.pad).rgb for pair in self.pairs]
+        return [picture.rgb for picture in self.decoded]
 
     @property
     def chosen(self) -> list[int]:
@@ -219,7 +226,7 @@ class Subject:
             if keep is not None:
                 keep[i] = against.astype(np.uint16)
             for way, labels in found.items():
-                rows[way].add(self.truths[i], labels, against, self.ignore)
+                rows[way].add(self.truths[i], labels, against)
         return rows
 
     @functools.cached_property
@@ -279,7 +286,7 @@ class Subject:
             for up, row in rows.items():
                 size = rgb.shape[:2]
                 labels = backends.class_map(scores, up, info.patch, *size, backend, self.options.threads)
-                row.add(self.truths[i], labels, reference[i], self.ignore)
+                row.add(self.truths[i], labels, reference[i])
         return rows
 
     def engine_row(self, model: api.Model, reference: Mapping[int, Labels] | None = None) -> Row:

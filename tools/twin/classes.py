@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from intseg import palettes
+from intseg import files, palettes
 from intseg.images.overlay import PALETTES
 
 Colour = tuple[int, int, int]
@@ -19,10 +19,10 @@ def numbered(count: int) -> dict[str, Colour]:
 def read(file: Path) -> dict[str, Colour]:
     """One class a line, in the order of the scores: a name, optionally followed by three integers after a tab.
 
-    Lines that begin with "//" are comments. Raises ValueError naming the line.
+    Lines that begin with "//" are comments. Raises ValueError naming the line, InputError for an unreadable file.
     """
     classes: dict[str, Colour] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(files.read_text(file, "the classes").rstrip("\n").split("\n")):
         if line.startswith("//"):
             continue
         name, _, colour = line.partition("\t")

@@ -31,7 +31,7 @@ from intseg.batch import datasets
 from intseg.errors import InputError, IntsegError, MismatchError
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
-from intseg.images.labels import decode_labels
+from intseg.images.labels import Labelling, truth
 
 IGNORE = 255
 """Label of pixels that the loss does not see."""
@@ -89,8 +89,7 @@ class Examples:
 
     pairs: tuple[datasets.Pair, ...]
     n_cls: int
-    ignore: int | None
-    offset: int
+    labelling: Labelling
 
     def load(self, index: int) -> tuple[Image.Image, Image.Image]:
         """RGB image and labels (mode L, IGNORE where not counted). Raises InputError naming a bad file."""
@@ -108,27 +107,16 @@ class Examples:
 @lru_cache(maxsize=512)
 def _load(examples: Examples, index: int) -> tuple[Image.Image, Image.Image]:
     pair = examples.pairs[index]
-    rgb = pictures.decode(pair.image, (127, 127, 127)).rgb
-    labels = decode_labels(pair.labels).astype(np.int64)
-    if labels.shape != rgb.shape[:2]:
-        raise InputError(
-            f"{pair.labels}: labels are {labels.shape}, {pair.image} is {rgb.shape[:2]}, expected equal sizes"
-        )
-    counted = np.ones(labels.shape, bool) if examples.ignore is None else labels != examples.ignore
-    labels = np.where(counted, labels - examples.offset, IGNORE)
-    wrong = counted & ((labels < 0) | (labels >= examples.n_cls))
-    if wrong.any():
-        value = int(labels[wrong][0]) + examples.offset
-        raise InputError(f"{pair.labels}: label {value}, expected 0 to {examples.n_cls - 1 + examples.offset}")
-    return Image.fromarray(rgb), Image.fromarray(labels.astype(np.uint8))
+    picture = pictures.decode(pair.image, (127, 127, 127))
+    labels, _ = truth(pair.labels, picture, examples.n_cls, examples.labelling, str(pair.image))
+    return Image.fromarray(picture.rgb), Image.fromarray(np.where(labels < 0, IGNORE, labels).astype(np.uint8))
 
 
-def examples(root: Path, split: str, layout: datasets.Layout, n_cls: int) -> Examples:
-    """A split of a data set in one of the layouts of `intseg eval`. Raises InputError for missing or unpaired files."""
-    pairs = datasets.find_pairs(*layout.folders(root, split), layout.key)
-    if layout.n_cls not in (None, n_cls):
-        raise MismatchError(f"the data set has {layout.n_cls} classes, the model has {n_cls}, expected equal counts")
-    return Examples(pairs, n_cls, layout.ignore, layout.offset)
+def examples(data: datasets.Dataset, n_cls: int) -> Examples:
+    """A split of a data set. Raises MismatchError for a model of other classes."""
+    if data.n_cls not in (None, n_cls):
+        raise MismatchError(f"the data set has {data.n_cls} classes, the model has {n_cls}, expected equal counts")
+    return Examples(data.pairs, n_cls, data.labelling)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
