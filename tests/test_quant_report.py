@@ -410,7 +410,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a label too high": (["{shot}", "--labels", "{high}"], 4, "label 200 in 1800 pixels, expected 0 to 4"),
     "classes of the layout": (["--root", "{folder}"], 2, "needs 11"),
     "no such split": (["--root", "{folder}", "--split", "test"], 4, "no such folder"),
-    "limit": (["{shot}", "--limit", "0"], 2, "from 1 up"),
+    "limit": (["{shot}", "--limit", "0"], 2, "from 1 to"),
     "option": (["{shot}", "--per-nod3"], 2, "--per-nod3"),
 }
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intseg.cli.parser import whole
+from intseg.cli.parser import Read, whole
 from intseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def add_labelling(parser: argparse.ArgumentParser) -> None:
     values = parser.add_mutually_exclusive_group()
     values.add_argument("--label-offset", type=whole(0, 65535), metavar="N", help="stored label of the first class")
     values.add_argument(
-        "--label-map", metavar="M", help="of every class: JSON file, or 'road=7,*=0' (* is not counted)"
+        "--label-map", type=Read, metavar="M", help="of every class: JSON file, or 'road=7,*=0' (* is not counted)"
     )
     values.add_argument("--reduce-zero-label", action="store_true", help="--label-offset 1 --ignore 0,255")
     add("--orientation", choices=("stored", "upright"), help="where labels lie of images that EXIF turns")
