@@ -7,6 +7,7 @@ holds inputs first and results last. The sha256 of a table covers names, dtypes 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -17,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from intseg import arith, files
-from intseg.errors import InputError, UsageError
-from intseg.graph import Graph
-from intseg.ops import OPS, RUN, Array, Attr, Call
-from intseg.workbench.registers import steps
+from intseg.errors import InputError, ModelError, UsageError
+from intseg.exam import EXAMS, Known, Unit
+from intseg.graph import Graph, check_call
+from intseg.ops import OPS, RUN, Array, Attr, Value
 
 FORMATS = ("npz", "csv", "hex")
 MAX_ROWS = 2**22
@@ -85,26 +86,6 @@ def gelu_table(table: Array) -> Table:
     return Table("gelu_table", {}, {"x": x, "result": RUN["gelu_table"](x, table=table)})
 
 
-def sigmoid_gelu(**attrs: Attr) -> Table:
-    """SPEC 4.10 for all 256 values."""
-    _require_attrs("sigmoid_gelu", attrs)
-    x = np.arange(-128, 128).astype(np.int8)
-    return Table("sigmoid_gelu", attrs, {"x": x, "result": RUN["sigmoid_gelu"](x, **attrs)})
-
-
-def shift_gelu(**attrs: Attr) -> Table:
-    """SPEC 4.9 for every value x and every row maximum: an element depends on the rest of its row only by that.
-
-    The 32,896 pairs with x <= row maximum; the other pairs of 256 x 256 do not exist.
-    """
-    _require_attrs("shift_gelu", attrs)
-    values = np.arange(-128, 128).astype(np.int8)
-    top, x = (grid.ravel() for grid in np.meshgrid(values, values, indexing="ij"))
-    top, x = top[x <= top], x[x <= top]
-    result = RUN["shift_gelu"](np.stack([x, top], axis=-1), **attrs)[:, 0]
-    return Table("shift_gelu", attrs, {"row_max": top, "x": x, "result": np.ascontiguousarray(result)})
-
-
 def isqrt(low: int = 0, high: int = 2**16 - 1) -> Table:
     """SPEC 2.5 at r^2 - 1, r^2 and r^2 + 1 for every root r = low .. high."""
     _require("low", low, range(2**31))
@@ -158,33 +139,19 @@ def _ties(mult: int, shift: int, limit: int) -> Iterator[int]:
             yield from (acc - 1, acc, acc + 1)
 
 
-def exp2(frac_bits: int, a1: int, a2: int) -> Table:
-    """e of SPEC 4.8 by t = max x - x, for every t until it is zero for good."""
-    _require_attrs("softmax2", {"frac_bits": frac_bits, "a1": a1, "a2": a2})
-    t = np.arange((16 << frac_bits) + 1, dtype=np.int64)
-    attrs: dict[str, Attr] = {"frac_bits": frac_bits, "a1": a1, "a2": a2}
-    found = steps(Call("softmax2", [-t[None]], {}, attrs))
-    columns = {"t": found["t"][0], "power": found["i_b"][0].astype(np.int16)}
-    columns["e"] = found["exponential"][0].astype(np.int16)
-    return Table("exp2", {"frac_bits": frac_bits, "a1": a1, "a2": a2}, columns)
-
-
 def _require(name: str, value: int, allowed: range) -> None:
     if value not in allowed:
         raise UsageError(f"{name} is {value}, expected {allowed.start} to {allowed.stop - 1}")
 
 
-def _require_attrs(op: str, attrs: Mapping[str, Attr]) -> None:
-    """Attributes that a graph could have."""
-    for name, allowed in OPS[op].attrs.items():
-        value = attrs[name]
-        if value not in allowed:
-            words = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else " or ".join(allowed)
-            raise UsageError(f"{name} is {value!r}, expected {words}")
-    if "k_out" in attrs and attrs["k_out"] not in (8, 16):
-        raise UsageError(f"k_out is {attrs['k_out']}, expected 8 or 16")
-    if "k_inter" in attrs and int(attrs["i0"]) << int(attrs["k_inter"]) >= 2**45:
-        raise UsageError(f"i0 2^k_inter is {int(attrs['i0']) << int(attrs['k_inter'])}, expected below 2^45")
+def of_exam(op: str, unit: Unit, **attrs: Attr) -> Table:
+    """The table of an op or of a part of it. Raises UsageError for attributes that no graph could have."""
+    first = Value(OPS[op].inputs[0][0], (1,))
+    try:
+        check_call(OPS[op], ["x"], [first], {}, attrs)
+    except ModelError as error:
+        raise UsageError(f"unit {unit.name}: {error}") from None
+    return Table(unit.name, attrs, unit.columns(**attrs))
 
 
 def model_gelu_table(graph: Graph, node: str | None = None) -> Table:
@@ -199,27 +166,22 @@ def model_gelu_table(graph: Graph, node: str | None = None) -> Table:
     return Table(table.unit, {"model": graph.info.name, "node": chosen.name}, table.columns)
 
 
+_OF_EXAMS = {unit.name: (exam.op, unit) for exam in EXAMS.values() for unit in exam.units}
+
 UNITS: dict[str, Callable[..., Table]] = {
     "shift_exp": shift_exp,
-    "gelu_table": gelu_table,
-    "shift_gelu": shift_gelu,
-    "sigmoid_gelu": sigmoid_gelu,
     "isqrt": isqrt,
     "requantize": requantize,
-    "exp2": exp2,
+    "gelu_table": gelu_table,
+    **{name: functools.partial(of_exam, op, unit) for name, (op, unit) in _OF_EXAMS.items()},
 }
 
-_GELU: dict[str, Attr] = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8}
-_GELU |= {"mult": 1, "shift": 7}
-
-DEFAULTS: dict[str, dict[str, Attr]] = {
+DEFAULTS: dict[str, Mapping[str, Attr]] = {
     "shift_exp": {"i0": 16, "k_inter": 11, "lam": 1, "low": -65535},
-    "gelu_table": {},
-    "shift_gelu": _GELU,
-    "sigmoid_gelu": _GELU,
     "isqrt": {"low": 0, "high": 65535},
     "requantize": {"mult": 2**30, "shift": 38, "out": "int8", "limit": 2**14},
-    "exp2": {"frac_bits": 8, "a1": 21955, "a2": 5571},
+    "gelu_table": {},
+    **{name: unit.options for name, (_, unit) in _OF_EXAMS.items()},
 }
 """Options of every unit, with the values that they have when not given."""
 
@@ -235,17 +197,28 @@ def make(unit: str, options: Mapping[str, Attr]) -> Table:
     return UNITS[unit](**{**DEFAULTS[unit], **options})
 
 
-def self_test_tables() -> Iterator[tuple[str, Table]]:
-    """The tables whose sha256 `intseg verify` knows."""
-    yield "shift_exp", shift_exp(16, 11, 1)
-    yield "shift_exp-lam6", shift_exp(16, 23, 6, -4096)
-    yield "shift_gelu", shift_gelu(**_GELU)
-    yield "sigmoid_gelu", sigmoid_gelu(**_GELU)
-    yield "isqrt", isqrt(0, 4095)
-    yield "requantize", requantize(1518500250, 40, "int8")
-    yield "requantize-ties", requantize(3 << 20, 24, "int16")
-    yield "exp2", exp2(8, 21955, 5571)
-    yield "exp2-line", exp2(8, 16384, 0)
+_TABLES: dict[str, tuple[Known, ...]] = {
+    "shift_exp": (
+        ("shift_exp", {}, "ef8e8f3f73221f09fb870141babefe3b527348e32fea7856786b57adf31a22c7"),
+        ("shift_exp-lam6", {"k_inter": 23, "lam": 6, "low": -4096},
+         "6446425f8a768e105ee30e556b2c0eaf3266d6dd851798e11af662f2454e0d3b"),
+    ),
+    "isqrt": (("isqrt", {"high": 4095}, "1ae99c470eee5bc3130b43fc33474db70a170f36a78fed45af10c065800a165b"),),
+    "requantize": (
+        ("requantize", {"mult": 1518500250, "shift": 40},
+         "511ee6e3b750df3de49200c8da114832fb21d53a5f80b72779fe2ab620d659a8"),
+        ("requantize-ties", {"mult": 3 << 20, "shift": 24, "out": "int16"},
+         "f39fc00b87620a8b613e0cd19a76bc2381992e202b303c792d6a2cb3c54812d3"),
+    ),
+    **{name: unit.tables for name, (_, unit) in _OF_EXAMS.items()},
+}  # fmt: skip
+
+
+def self_test_tables() -> Iterator[tuple[str, Table, str]]:
+    """The tables that `intseg verify` makes, and the sha256 that they have to have."""
+    for unit, known in _TABLES.items():
+        for label, options, sha256 in known:
+            yield label, make(unit, options), sha256
 
 
 # --------------------------------------------------------------------------------------------------------- files

@@ -359,42 +359,6 @@ def _node_outputs(model: api.Model, window: Array, backend: str) -> list[tuple[s
 
 # ----------------------------------------------------------------------------------------------------- self-test
 
-SELF_TEST: dict[str, str] = {
-    "ops/quantize_input": "b1e0ca9a22f0e0644bca6c983e82311764cc1827519dc62e6b6b41fc3765c3de",
-    "ops/patchify": "1af1fd002026115f9953c4752918be40ef7ce965c9a9f64a6bc723a468f1eb96",
-    "ops/linear": "8dead3f9d227cccc71ef7636e1b6168824e71c375ab849b5e0c01e4f65fbfe7d",
-    "ops/add": "eb1e794c7af45157904201d747c56964165cb9f0ed74319e28df30f8f2ef2005",
-    "ops/layernorm": "75b357442609ed848d7484e395f2a0dc9fb287b06aaddbd980ab0184b0e972fd",
-    "ops/matmul": "04343f28e2237862ca89f5301420628ceaf032b041cd2b084cdb6243765c9406",
-    "ops/shiftmax": "97bbfd76a5e2db64603729465c296adea3f50dc4a9a7d1bda229b99fed96d4f4",
-    "ops/softmax2": "a3ed2691a3e6a253e7ab32abef993c72f99238f63cd217ef91159febee65ad16",
-    "ops/shift_gelu": "2f521c829583a17ed6667b3352d5c3193a42fa40fa422e922124c72913921005",
-    "ops/sigmoid_gelu": "48cfd0cd597d484a8aa1505e6da484d7ced356109edc10fad3e3ad1d4f178cdc",
-    "ops/gelu_table": "e5c0eb7552f209209464a53c0bf8305466c4abc7738e98e3351d66b71a26e7fa",
-    "ops/l2norm": "1d260887e1da9884c69c4ba71b7ef1c3a2c4c26f7a28326025636219a26a3617",
-    "ops/concat": "368564d96b6b5a1fb0caca9c51d7c44b3f59f0282eacf9fa9a6c01dbb243113a",
-    "ops/slice": "6f2b61e72663bdf9a42ebf1814b1f60cfc6cd770c8d0ee7f46514eb6f0f3a671",
-    "ops/split_heads": "597bc68dbd376ca5fa80a57433254b14a6a7fc20a8286c056ec24e5800bc8cc5",
-    "ops/merge_heads": "e4bae2d5e77c78b1b93fcb402005304fdda688c247f7058e384a1f31cd380cfc",
-    "ops/to_grid": "143803f6fffde400fffcc50f97d62eddd66e8805751c26101c31f5c3622c7ea6",
-    "ops/upsample_nearest": "be4f7729d18ccb461c97886b616e58325ec74fd2d1ae3eeb12da8334705a0501",
-    "ops/upsample_bilinear": "fe1643f0be34dcf732905d31cd98d980cf5c1fb49aa2b7fc083b6d835923fdaa",
-    "ops/argmax": "2152cc80a220175a5621abb3ea303d0b1bc354b6b09ea44b6db921b6440300d1",
-    "ops/cut_windows": "5440d47ada5b8b94723fbadbd558529796c060be6e95afee566607e4b62a8bae",
-    "ops/merge_scores": "ded12366bd062e3ef5756bf36668b429836aa93b05b18418d831f7b3dd00ff11",
-    "ops/class_map": "32b02308fa5936e985b0fd607982a7675cd11241cf26eca2432a6d7cc040fac1",
-    "tables/shift_exp": "ef8e8f3f73221f09fb870141babefe3b527348e32fea7856786b57adf31a22c7",
-    "tables/shift_exp-lam6": "6446425f8a768e105ee30e556b2c0eaf3266d6dd851798e11af662f2454e0d3b",
-    "tables/shift_gelu": "796cf6fd30a098421aab672a6cd991c41317f05c05f8552ece3917e455828cc4",
-    "tables/sigmoid_gelu": "c13e9ab3282745bab15a2c2b02cd27b83dab3fa4929be41c8565f9ffd0c58bd5",
-    "tables/isqrt": "1ae99c470eee5bc3130b43fc33474db70a170f36a78fed45af10c065800a165b",
-    "tables/requantize": "511ee6e3b750df3de49200c8da114832fb21d53a5f80b72779fe2ab620d659a8",
-    "tables/requantize-ties": "f39fc00b87620a8b613e0cd19a76bc2381992e202b303c792d6a2cb3c54812d3",
-    "tables/exp2": "23ab8d827999e47b08dbd003b7136804b8627b494941aabf2e08efec33f9ece9",
-    "tables/exp2-line": "f3d6da23f19a959664168bef0be32d0f9505c589615c1332f154657497a2489f",
-}
-"""sha256 over the results of the op cases, by op, and of the truth tables, by name."""
-
 MODELS: dict[str, str] = {
     "3623e27085e203c2": "88b01efcfe27c80212c80cdf9c95fb17d4e67de8aee9d40d3ee5e7d80c6067ad",
     "57a8fe4436b01d32": "92f401277762662e204eab2abcfd3200e338e83a1af8b14e8e67de099dd9b038",
@@ -411,10 +375,10 @@ def _self_test(backend: str, report: Report) -> Checks:
         digest = vectors.Digest()
         for i, call in enumerate(calls):
             digest.add(str(i), vectors.array_sha256(vectors.run_call(call, ops)))
-        yield f"ops/{op}", str(digest), SELF_TEST.get(f"ops/{op}", "missing")
+        yield f"ops/{op}", str(digest), EXAMS[op].digest or "missing"
     if backend == "numpy":  # truth tables are those of the definition
-        for name, table in truth_table.self_test_tables():
-            yield f"tables/{name}", table.sha256, SELF_TEST.get(f"tables/{name}", "missing")
+        for name, table, sha256 in truth_table.self_test_tables():
+            yield f"tables/{name}", table.sha256, sha256
     for name in models.names():
         model = api.load(name)
         if model.sha256[:16] not in MODELS:
@@ -431,7 +395,7 @@ def _model_digest(model: api.Model, backend: str) -> str:
 
 
 def references() -> tuple[dict[str, str], dict[str, str]]:
-    """What SELF_TEST and MODELS have to hold, from the NumPy backend: after a change of op cases, tables or models."""
+    """What the exams, the truth tables and MODELS have to hold, from the NumPy backend, after a change of any."""
     found = {name: str(value) for name, value, _ in _self_test("numpy", Report("", ()))}
     by_model = {api.load(name).sha256[:16]: found.pop(f"models/{name}") for name in models.names()}
     return found, by_model

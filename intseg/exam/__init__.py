@@ -5,7 +5,7 @@ from importlib import import_module
 from intseg import ops
 
 from ._draw import LIMITS, Draw, Numbers, call
-from ._exam import Branch, Exam, Extremes, Facts, Mistake
+from ._exam import Branch, Exam, Extremes, Facts, Known, Mistake, Unit
 
 FILES = (*ops.FILES, "windows")
 """A file for every file of intseg/ops, and one for the steps around the graph (SPEC.md section 7)."""
@@ -13,4 +13,18 @@ FILES = (*ops.FILES, "windows")
 EXAMS: dict[str, Exam] = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}
 """By op, in the order of the files."""
 
-__all__ = ["EXAMS", "FILES", "LIMITS", "Branch", "Draw", "Exam", "Extremes", "Facts", "Mistake", "Numbers", "call"]
+__all__ = [
+    "EXAMS",
+    "FILES",
+    "LIMITS",
+    "Branch",
+    "Draw",
+    "Exam",
+    "Extremes",
+    "Facts",
+    "Known",
+    "Mistake",
+    "Numbers",
+    "Unit",
+    "call",
+]

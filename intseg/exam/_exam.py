@@ -16,7 +16,7 @@ import numpy as np
 from intseg.arith.interval import Interval
 from intseg.arith.recorder import Change
 from intseg.arith.variant import Variant
-from intseg.ops import Array, Attr, Call
+from intseg.ops import RUN, Array, Attr, Call
 
 from ._draw import Draw, Drawn, Numbers
 
@@ -76,12 +76,45 @@ _SMALL = 300
 """Elements of the inputs of a call that is tried many times."""
 
 
+Known = tuple[str, Mapping[str, Attr], str]
+"""A table that every installation checks: its label, the options that differ from the usual ones, its sha256."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An op, or a part of one, whose inputs are few enough for a table of all.
+
+    name     of the unit
+    options  attributes of the op, with the values that they have when not given
+    columns  the columns by name, of one length, inputs first, for the options
+    """
+
+    name: str
+    options: Mapping[str, Attr]
+    columns: Callable[..., Mapping[str, Array]]
+    tables: tuple[Known, ...]
+
+
+def every_int8(op: str) -> Callable[..., dict[str, Array]]:
+    """Columns of an op of one INT8 input that looks at each element alone."""
+
+    def columns(**attrs: Attr) -> dict[str, Array]:
+        x = np.arange(-128, 128).astype(np.int8)
+        return {"x": x, "result": RUN[op](x, **attrs)}
+
+    return columns
+
+
 @dataclass(frozen=True)
 class Exam:
     """What an op is tried with.
 
     op         its name, or that of a step of SPEC.md section 7
     section    of SPEC.md
+    digest     sha256 over the results of `calls`
+    kind       the kind its nodes are grouped under in reports; none for one that only moves values
+    approximates  in words, what it is less exact than, apart from the rounding of its result; none for one that is
+               exact up to that (SPEC 4), so that nothing can be won by computing it in real arithmetic
     inputs     calls that reach every case; the same numbers give the same calls
     seed       names the numbers of `calls`, the op's name by default
     draw       operands of any valid call: draw(source, *inputs, **choices), inputs and choices left out are drawn too
@@ -92,11 +125,15 @@ class Exam:
     own        further mistakes that depend on a call: (words, variant)
     worst      operands that come near the bounds of its registers
     facts      for a step that no machine runs: what its branches look at
+    units      complete tables of what has few inputs
     """
 
     op: str
     section: str
     inputs: Callable[[Draw], Iterator[Call]]
+    digest: str = ""
+    kind: str = ""
+    approximates: str = ""
     seed: str = ""
     draw: Callable[..., Drawn] | None = None
     real: Callable[..., Any] | None = None
@@ -106,6 +143,7 @@ class Exam:
     own: Callable[[Call], Iterable[tuple[str, Variant]]] | None = None
     worst: Callable[[Extremes], Iterable[Operands]] | None = None
     facts: Callable[[Call], Facts] | None = None
+    units: tuple[Unit, ...] = ()
 
     def calls(self) -> list[Call]:
         """The calls that reach every case, the same on every machine."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from intseg import arith
 from intseg.arith.recorder import Recorder
-from intseg.ops import Array, Attr, Call, Value
+from intseg.ops import RUN, Array, Attr, Call, Value
 from intseg.ops.gelu import times_1_6875
 
 from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, scale, size
-from ._exam import Branch, Exam, Extremes, Mistake, Operands, equals
+from ._exam import Branch, Exam, Extremes, Known, Mistake, Operands, Unit, equals, every_int8
 from ._real import Float, dyadic, gelu
 
 
@@ -135,10 +135,32 @@ def _real_table(x: Float, *, table: Array) -> Float:
     return result
 
 
+_ATTRS: dict[str, Attr] = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8}
+_ATTRS |= {"mult": 1, "shift": 7}
+
+
+def _every_pair(**attrs: Attr) -> dict[str, Array]:
+    """Every value x and every row maximum: an element depends on the rest of its row only by that.
+
+    The 32,896 pairs with x <= row maximum; the other pairs of 256 x 256 do not exist.
+    """
+    values = np.arange(-128, 128).astype(np.int8)
+    top, x = (grid.ravel() for grid in np.meshgrid(values, values, indexing="ij"))
+    top, x = top[x <= top], x[x <= top]
+    result = RUN["shift_gelu"](np.stack([x, top], axis=-1), **attrs)[:, 0]
+    return {"row_max": top, "x": x, "result": np.ascontiguousarray(result)}
+
+
+_SHIFT_TABLE: Known = ("shift_gelu", {}, "796cf6fd30a098421aab672a6cd991c41317f05c05f8552ece3917e455828cc4")
+_SIGMOID_TABLE: Known = ("sigmoid_gelu", {}, "c13e9ab3282745bab15a2c2b02cd27b83dab3fa4929be41c8565f9ffd0c58bd5")
+
 EXAMS = (
     Exam(
         "shift_gelu",
         "4.9",
+        digest="2f521c829583a17ed6667b3352d5c3193a42fa40fa422e922124c72913921005",
+        kind="GELU",
+        approximates="ShiftGELU for GELU",
         inputs=_inputs_of("shift_gelu"),
         seed="gelu",
         draw=_draw,
@@ -150,10 +172,14 @@ EXAMS = (
             _P_1_625,
         ),
         worst=_pairs,
+        units=(Unit("shift_gelu", _ATTRS, _every_pair, (_SHIFT_TABLE,)),),
     ),
     Exam(
         "sigmoid_gelu",
         "4.10",
+        digest="48cfd0cd597d484a8aa1505e6da484d7ced356109edc10fad3e3ad1d4f178cdc",
+        kind="GELU",
+        approximates="shifted sigmoid for GELU",
         inputs=_inputs_of("sigmoid_gelu"),
         seed="gelu",
         draw=_draw,
@@ -162,10 +188,14 @@ EXAMS = (
         branches=_BRANCHES,
         mistakes=(_P_1_625,),
         worst=_alone,
+        units=(Unit("sigmoid_gelu", _ATTRS, every_int8("sigmoid_gelu"), (_SIGMOID_TABLE,)),),
     ),
     Exam(
         "gelu_table",
         "4.11",
+        digest="e5c0eb7552f209209464a53c0bf8305466c4abc7738e98e3351d66b71a26e7fa",
+        kind="GELU",
+        approximates="table for GELU",
         inputs=_table_inputs,
         draw=_draw_table,
         real=_real_table,

@@ -41,4 +41,16 @@ def _real(x: Float, *, mult: int, shift: int) -> Float:
     return unit_rows(x) * dyadic(mult, shift - 30, x)
 
 
-EXAMS = (Exam("l2norm", "4.12", inputs=_inputs, draw=_draw, real=_real, worst=row_extremes),)
+EXAMS = (
+    Exam(
+        "l2norm",
+        "4.12",
+        digest="1d260887e1da9884c69c4ba71b7ef1c3a2c4c26f7a28326025636219a26a3617",
+        kind="L2 norm",
+        approximates="integer for exact L2 norm",
+        inputs=_inputs,
+        draw=_draw,
+        real=_real,
+        worst=row_extremes,
+    ),
+)

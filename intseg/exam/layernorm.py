@@ -97,4 +97,17 @@ def _real(x: Float, *, mult: Array, bias: Array, shift: int, out: str) -> Float:
     return z * dyadic(mult, shift - 30, x) + dyadic(bias, shift, x)
 
 
-EXAMS = (Exam("layernorm", "4.5", inputs=_inputs, draw=_draw, real=_real, branches=_BRANCHES, worst=row_extremes),)
+EXAMS = (
+    Exam(
+        "layernorm",
+        "4.5",
+        digest="75b357442609ed848d7484e395f2a0dc9fb287b06aaddbd980ab0184b0e972fd",
+        kind="LayerNorm",
+        approximates="integer for exact LayerNorm",
+        inputs=_inputs,
+        draw=_draw,
+        real=_real,
+        branches=_BRANCHES,
+        worst=row_extremes,
+    ),
+)

@@ -95,5 +95,16 @@ def _real(a: Float, b: Float, *, mult: Array, shift: Array, transpose_b: int, ou
 
 
 EXAMS = (
-    Exam("matmul", "4.6", inputs=_inputs, draw=_draw, real=_real, branches=_BRANCHES, own=_transposed, worst=_worst),
+    Exam(
+        "matmul",
+        "4.6",
+        digest="04343f28e2237862ca89f5301420628ceaf032b041cd2b084cdb6243765c9406",
+        kind="attention product",
+        inputs=_inputs,
+        draw=_draw,
+        real=_real,
+        branches=_BRANCHES,
+        own=_transposed,
+        worst=_worst,
+    ),
 )

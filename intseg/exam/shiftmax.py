@@ -41,6 +41,9 @@ EXAMS = (
     Exam(
         "shiftmax",
         "4.7",
+        digest="97bbfd76a5e2db64603729465c296adea3f50dc4a9a7d1bda229b99fed96d4f4",
+        kind="softmax",
+        approximates="Shiftmax for softmax",
         inputs=_inputs,
         draw=_draw,
         real=_real,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from intseg.arith.recorder import Recorder
-from intseg.ops import Call, Value
+from intseg.ops import OPS, Array, Attr, Call, Value
 
 from ._draw import Draw, Drawn, call, size, softmax_inputs
-from ._exam import Branch, Exam, Facts, Mistake, choices, row_extremes, softmax_rows
+from ._exam import Branch, Exam, Facts, Known, Mistake, Unit, choices, row_extremes, softmax_rows
 from ._real import Float, softmax
 
 
@@ -61,10 +61,28 @@ def _real(x: Float, *, frac_bits: int, a1: int, a2: int) -> Float:
     return softmax(x * (float(np.log(2)) * 2.0**-frac_bits)) * 2**15
 
 
+def _exp2(**attrs: Attr) -> dict[str, Array]:
+    """e by t = max x - x, for every t until it is zero for good."""
+    t = np.arange((16 << int(attrs["frac_bits"])) + 1, dtype=np.int64)
+    machine = Recorder()
+    OPS["softmax2"].define(machine, -t[None], **attrs)
+    found = {"t": machine.kept["t"], "power": machine.kept["i_b"].astype(np.int16)}
+    found["e"] = machine.kept["exponential"].astype(np.int16)
+    return {name: row[0] for name, row in found.items()}
+
+
+_TABLES: tuple[Known, ...] = (
+    ("exp2", {}, "23ab8d827999e47b08dbd003b7136804b8627b494941aabf2e08efec33f9ece9"),
+    ("exp2-line", {"a1": 16384, "a2": 0}, "f3d6da23f19a959664168bef0be32d0f9505c589615c1332f154657497a2489f"),
+)
+
 EXAMS = (
     Exam(
         "softmax2",
         "4.8",
+        digest="a3ed2691a3e6a253e7ab32abef993c72f99238f63cd217ef91159febee65ad16",
+        kind="softmax",
+        approximates="base-2 softmax for softmax",
         inputs=_inputs,
         draw=_draw,
         real=_real,
@@ -74,5 +92,6 @@ EXAMS = (
             Mistake("exp_floor", "exponential shifted without rounding"),
         ),
         worst=row_extremes,
+        units=(Unit("exp2", {"frac_bits": 8, "a1": 21955, "a2": 5571}, _exp2, _TABLES),),
     ),
 )

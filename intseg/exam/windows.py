@@ -117,6 +117,7 @@ EXAMS = (
     Exam(
         "cut_windows",
         "7",
+        digest="5440d47ada5b8b94723fbadbd558529796c060be6e95afee566607e4b62a8bae",
         inputs=_cut_windows,
         branches=(*_cut_branches("row"), *_cut_branches("column")),
         facts=_cut_facts,
@@ -124,6 +125,7 @@ EXAMS = (
     Exam(
         "merge_scores",
         "7",
+        digest="ded12366bd062e3ef5756bf36668b429836aa93b05b18418d831f7b3dd00ff11",
         inputs=_merge_scores,
         branches=(*_merge_branches("row"), *_merge_branches("column"), *dtypes("int8", "int16")),
         facts=_merge_facts,
@@ -131,6 +133,7 @@ EXAMS = (
     Exam(
         "class_map",
         "7",
+        digest="32b02308fa5936e985b0fd607982a7675cd11241cf26eca2432a6d7cc040fac1",
         inputs=_class_map,
         branches=(
             *choices("upsample", "nearest", "bilinear"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intseg import api
+from intseg.exam import EXAMS
 from intseg.graph import IMAGE, Graph, Node
 from intseg.reports.inspect import BLOCK, block_of, describe, input_of, row_of
 from intseg.reports.markup import clean, escape, number
@@ -83,18 +84,17 @@ class _Panel:
     edges: list[Edge]
 
 
-_KINDS = {
+_STYLES = {
     "linear": "mac",
-    "matmul": "mac",
-    "layernorm": "norm",
-    "l2norm": "norm",
-    "shiftmax": "norm",
-    "softmax2": "norm",
-    "add": "sum",
-    "gelu_table": "curve",
-    "shift_gelu": "curve",
-    "sigmoid_gelu": "curve",
+    "attention product": "mac",
+    "LayerNorm": "norm",
+    "L2 norm": "norm",
+    "softmax": "norm",
+    "residual add": "sum",
+    "GELU": "curve",
 }
+"""By the kind of an op (`intseg.exam`)."""
+
 _CHARACTER, _LINE, _MARGIN = 7.3, 16.0, 28.0
 
 
@@ -166,7 +166,7 @@ def _run_box(graph: Graph, run: Sequence[str]) -> _Box:
 
 
 def _node_box(node: Node, name: str) -> _Box:
-    return _Box((name, node.op, describe(node.dtype, node.shape)), _KINDS.get(node.op, "move"))
+    return _Box((name, node.op, describe(node.dtype, node.shape)), _STYLES.get(EXAMS[node.op].kind, "move"))
 
 
 def _inside(title: str, nodes: Sequence[Node]) -> _Panel:

@@ -5,37 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from intseg.exam import real
+from intseg.exam import EXAMS, real
 from intseg.graph import Graph, Node
 from intseg.reports.inspect import block_of
 
-KINDS = {
-    "quantize_input": "input",
-    "linear": "linear",
-    "matmul": "attention product",
-    "shiftmax": "softmax",
-    "softmax2": "softmax",
-    "shift_gelu": "GELU",
-    "sigmoid_gelu": "GELU",
-    "gelu_table": "GELU",
-    "layernorm": "LayerNorm",
-    "l2norm": "L2 norm",
-    "add": "residual add",
-}
-"""Op -> the kind its nodes are grouped under."""
-
-APPROXIMATIONS = {
-    "shiftmax": "Shiftmax for softmax",
-    "softmax2": "base-2 softmax for softmax",
-    "shift_gelu": "ShiftGELU for GELU",
-    "sigmoid_gelu": "shifted sigmoid for GELU",
-    "gelu_table": "table for GELU",
-    "layernorm": "integer for exact LayerNorm",
-    "l2norm": "integer for exact L2 norm",
-    "add": "rounding branches before sums",
-}
-"""Op -> what it approximates, apart from the rounding of its result. The others are exact up to that rounding (SPEC 4),
-so that in the integer graph nothing can be won by computing them in real arithmetic."""
+KINDS = {exam.op: exam.kind for exam in EXAMS.values() if exam.kind}
+APPROXIMATIONS = {exam.op: exam.approximates for exam in EXAMS.values() if exam.approximates}
 
 Modes = tuple[tuple[str, str], ...]
 """(node, how it is computed) of the nodes that a variant computes in another way than its base.
