@@ -89,7 +89,8 @@ class Result:
     """What `run` found.
 
     labels   uint8 [H, W], uint16 above 256 classes: the class index of every pixel
-    scores   int32 [h, w, C]: integer scores on the patch grid of the padded image (SPEC.md, section 7)
+    scores   int32 [h, w, C]: integer scores on the patch grid of the padded image; where the model merges in pixels,
+             int16 [windows, h, w, C]: those of the windows (SPEC.md, section 7)
     image    uint8 [H, W, 3]: the decoded image
     model    what was run
     backend  "numpy" or "numba": the labels do not depend on it
@@ -97,7 +98,7 @@ class Result:
     """
 
     labels: Array
-    scores: NDArray[np.int32]
+    scores: Array
     image: NDArray[np.uint8]
     model: Model
     backend: str
@@ -388,11 +389,11 @@ def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", 
     backend = backends.resolve(backend)
     scores = _scores(picture.rgb, model.info, model.compiled(backend, threads))
     height, width, _ = picture.rgb.shape
-    labels = backends.class_map(scores, model.info.upsample, model.info.patch, height, width, backend, threads)
+    labels = backends.labels(scores, model.info, height, width, backend, threads)
     return Result(labels, scores, picture.rgb, model, backend, picture.notes)
 
 
-def _scores(rgb: NDArray[np.uint8], info: ModelInfo, forward: Callable[[Array], Array]) -> NDArray[np.int32]:
+def _scores(rgb: NDArray[np.uint8], info: ModelInfo, forward: Callable[[Array], Array]) -> Array:
     """Merged scores of an image uint8 [H, W, 3]."""
     windows = [forward(window) for _, window in cut_windows(rgb, info)]
     return merge_scores(windows, tile(info, *rgb.shape[:2]), info)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from intseg import windows
 from intseg.errors import UsageError, printable
 from intseg.executor import execute
-from intseg.graph import Graph
+from intseg.graph import Graph, ModelInfo
 from intseg.ops import RUN, Array, Run
 
 Forward = Callable[[Array], Array]
@@ -104,9 +104,20 @@ def class_map(
     """`windows.class_map` by a backend: labels uint8 or uint16 [height, width] from scores int32 [h, w, C]."""
     if upsample == "nearest" or resolve(backend) == "numpy":
         return windows.class_map(scores, upsample, patch, height, width)
-    from intseg.plan.plan import bilinear_labels
+    from intseg.plan.labels import bilinear_labels
 
     return bilinear_labels(scores, patch, height, width, threads)
+
+
+def labels(scores: Array, info: ModelInfo, height: int, width: int, backend: str, threads: int | None = None) -> Array:
+    """`windows.labels` by a backend: labels uint8 or uint16 [height, width] from what `windows.merge_scores` gives."""
+    if info.merge == "grid":
+        return class_map(scores, info.upsample, info.patch, height, width, backend, threads)
+    if resolve(backend) == "numpy":
+        return windows.labels(scores, info, height, width)
+    from intseg.plan.labels import pixel_labels
+
+    return pixel_labels(scores, info, height, width, threads)
 
 
 def warmup() -> None:

@@ -22,6 +22,7 @@ IMAGE = "image"
 """Name of the graph input: uint8 [H, W, 3]."""
 
 UPSAMPLES = ("nearest", "bilinear")
+MERGES = ("grid", "pixel")
 MAX_CLASSES = MAX_DIM
 MAX_NODES = 4096
 MAX_ELEMENTS = 2**30
@@ -74,6 +75,8 @@ class ModelInfo:
     pad       (red, green, blue) of the pixels added at the right and bottom
     upsample  "nearest" or "bilinear"
     source    free text: where the weights came from
+    merge     "grid": windows lie on the patch grid and are summed there; "pixel": they lie at any pixel and are summed
+              in pixels, each upsampled by itself
     """
 
     name: str
@@ -86,6 +89,7 @@ class ModelInfo:
     pad: tuple[int, int, int]
     upsample: str
     source: str = ""
+    merge: str = "grid"
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,7 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
         yield "a colour is not three integers in [0, 255]"
     if not 1 <= info.patch <= 64:
         yield f"patch is {info.patch}, expected 1 to 64"
-    elif any(n < info.patch or n % info.patch for n in (*info.window, *info.stride)):
+    elif any(n < info.patch or n % info.patch for n in (*info.window, *(info.stride if info.merge == "grid" else ()))):
         yield f"window {info.window} and stride {info.stride} must be multiples of the patch size {info.patch}"
     elif any(s > w or 2 * s < w for s, w in zip(info.stride, info.window, strict=True)):
         yield f"stride {info.stride} must lie between half the window and the window {info.window}"
@@ -272,6 +276,8 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
             yield f"text {text[:80]!r} has half a surrogate pair, expected Unicode text"
     if info.upsample not in UPSAMPLES:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
+    if info.merge not in MERGES:
+        yield f"merge is {info.merge!r}, expected {' or '.join(MERGES)}"
 
 
 def validate_info(info: ModelInfo) -> None:

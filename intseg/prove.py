@@ -44,7 +44,7 @@ def prove(graph: Graph) -> tuple[NodeProof, ...]:
     proofs = [NodeProof(node.name, node.op, tuple(m.registers), output) for node, _, m, output in walk_graph(graph)]
     after = prove_windows(graph.info, next(p.output for p in proofs if p.name == graph.output))
     proofs.append(after)
-    if graph.info.upsample == "bilinear":
+    if graph.info.upsample == "bilinear" and graph.info.merge == "grid":
         proofs.append(prove_labels(graph.info, after.output))
     return tuple(proofs)
 

@@ -28,6 +28,9 @@ from intseg.prove import prove
 
 FORMAT = 1
 KEY = "intseg"
+_LATER: dict[str, Any] = {"merge": "grid"}
+"""Fields of info that came after the first files: not written where they have this value, which absence means."""
+
 MAX_HEADER = 16 * 2**20
 MAX_FILE = 4 * 2**30
 MAX_RANK = 4
@@ -231,7 +234,7 @@ def _parse_json(text: str | bytes, what: str) -> Any:
 
 
 def _info_to_json(info: ModelInfo) -> dict[str, Any]:
-    return {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__}
+    return {name: value for name, value in vars(info).items() if name not in _LATER or value != _LATER[name]}
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -299,8 +302,10 @@ def _node_from_json(entry: object) -> Node:
 
 def _info_from_json(entry: object) -> ModelInfo:
     where = "metadata: info"
-    if not isinstance(entry, dict) or set(entry) != set(ModelInfo.__dataclass_fields__):
+    fields = set(ModelInfo.__dataclass_fields__)
+    if not isinstance(entry, dict) or not fields - set(_LATER) <= set(entry) <= fields:
         raise ModelError(f"{where} must have keys {', '.join(ModelInfo.__dataclass_fields__)}")
+    entry = _LATER | entry
     palette = _typed(entry, "palette", list, where)
     return ModelInfo(
         name=_typed(entry, "name", str, where),
@@ -313,4 +318,5 @@ def _info_from_json(entry: object) -> ModelInfo:
         pad=_list_of(entry, "pad", int, where, 3),
         upsample=_typed(entry, "upsample", str, where),
         source=_typed(entry, "source", str, where),
+        merge=_typed(entry, "merge", str, where),
     )

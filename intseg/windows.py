@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intseg.arith import interpolation
 from intseg.graph import UPSAMPLES, ModelInfo, validate_info
 from intseg.ops import MAX_DIM, RUN, Array, Attr
 
@@ -29,7 +30,8 @@ _ROWS_PER_CHUNK = 16
 class Tiling:
     """How windows cover an image.
 
-    height, width   of the padded image in pixels, multiples of the patch size, at least the window
+    height, width   of the padded image in pixels, at least the window, multiples of the patch size where scores are
+                    merged on the patch grid
     tops, lefts     first row and first column of the windows; every pair (top, left) is one
     """
 
@@ -51,12 +53,30 @@ def starts(size: int, window: int, stride: int) -> tuple[int, ...]:
     return (*range(0, size - window, stride), size - window)
 
 
+def step(info: ModelInfo) -> int:
+    """Pixels of a cell in which windows are merged: windows lie at multiples of it."""
+    return info.patch if info.merge == "grid" else 1
+
+
+def working_size(info: ModelInfo, height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which an image is segmented."""
+    return height, width
+
+
+def weight_sum(info: ModelInfo) -> int:
+    """What the weights of a pixel along an axis sum to where a window is upsampled."""
+    return 2 * info.patch if info.upsample == "bilinear" else 1
+
+
 def tile(info: ModelInfo, height: int, width: int) -> Tiling:
     """The windows of an image of height x width pixels, both at least 1."""
-    padded = [
-        max(-(-size // info.patch) * info.patch, window)
-        for size, window in zip((height, width), info.window, strict=True)
-    ]
+    return _tile(info, *working_size(info, height, width))
+
+
+def _tile(info: ModelInfo, height: int, width: int) -> Tiling:
+    """The windows of an image at its working size."""
+    cell = step(info)
+    padded = [max(-(-size // cell) * cell, window) for size, window in zip((height, width), info.window, strict=True)]
     tops, lefts = (starts(*sizes) for sizes in zip(padded, info.window, info.stride, strict=True))
     return Tiling(padded[0], padded[1], tops, lefts)
 
@@ -78,10 +98,22 @@ def cut_windows(rgb: Pixels, info: ModelInfo) -> Iterator[tuple[tuple[int, int],
         yield (top, left), np.ascontiguousarray(padded[top : top + height, left : left + width])
 
 
-def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> NDArray[np.int32]:
-    """Scores of the whole patch grid from those of its windows, every cell with the same weight, without division.
+def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Array:
+    """Scores of an image from those of its windows.
 
     scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`
+    return  merged on the patch grid: int32 [height / patch, width / patch, C], see `merge_on_grid`;
+            merged in pixels: int16 [windows, window height / patch, window width / patch, C], as they are; `labels`
+            sums them where it needs them, since the sums of all pixels would take patch^2 times the memory
+    """
+    if info.merge == "grid":
+        return merge_on_grid(scores, tiling, info)
+    return np.stack(scores).astype(np.int16, copy=False)
+
+
+def merge_on_grid(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> NDArray[np.int32]:
+    """Scores of the whole patch grid, every cell with the same weight, without division.
+
     return  int32 [height / patch, width / patch, C]: (sum over the windows that hold the cell) * (Ly / ny) * (Lx / nx),
             where ny and nx count the windows that hold its row and its column, Ly and Lx are the least common
             multiples of these counts. At most 3 windows hold a row (stride >= window / 2), so |S| <= 36 * 2^15 < 2^31
@@ -91,8 +123,8 @@ def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> ND
     for (top, left), window in zip(tiling.corners(), scores, strict=True):
         y, x = top // patch, left // patch
         total[y : y + height, x : x + width] += window
-    total *= _weights(tiling.tops, height, total.shape[0], patch)[:, None, None]
-    total *= _weights(tiling.lefts, width, total.shape[1], patch)[None, :, None]
+    total *= weights(tiling.tops, height, total.shape[0], patch)[:, None, None]
+    total *= weights(tiling.lefts, width, total.shape[1], patch)[None, :, None]
     return total
 
 
@@ -107,11 +139,82 @@ def counts(origins: Sequence[int], window: int, size: int, step: int) -> NDArray
     return found
 
 
-def _weights(origins: Sequence[int], window: int, size: int, step: int) -> NDArray[np.int32]:
+def weights(origins: Sequence[int], window: int, size: int, step: int) -> NDArray[np.int32]:
     """L / n for every cell of one axis; int32 [size]."""
     held = counts(origins, window, size, step)
-    weights: NDArray[np.int32] = np.lcm.reduce(np.unique(held)) // held
-    return weights
+    found: NDArray[np.int32] = np.lcm.reduce(np.unique(held)) // held
+    return found
+
+
+def labels(scores: Array, info: ModelInfo, height: int, width: int) -> Array:
+    """Labels of the pixels of an image of height x width pixels from what `merge_scores` gives.
+
+    return  uint8 [height, width] for C <= 256, uint16 above; ties go to the lowest class
+    """
+    if info.merge == "grid":
+        return class_map(scores, info.upsample, info.patch, height, width)
+    found = []
+    for start in range(0, height, _ROWS_PER_CHUNK):
+        rows = image_scores(scores, info, height, width, start, min(start + _ROWS_PER_CHUNK, height))
+        found.append(RUN["argmax"](rows))
+    return np.concatenate(found)
+
+
+def image_scores(scores: Array, info: ModelInfo, height: int, width: int, start: int, stop: int) -> NDArray[np.int64]:
+    """Scores of rows start to stop - 1 of an image of height x width pixels, which was segmented at its working size.
+
+    return  int64 [stop - start, width, C]: `pixel_scores` between pixels, times the sums of the weights
+    """
+    size = working_size(info, height, width)
+    if size == (height, width):
+        return pixel_scores(scores, info, *size, start, stop)
+    (above, below, down, tall), (left, right, across, wide) = map(resize_taps, (height, width), size)
+    above, below, down = (taps[start:stop] for taps in (above, below, down))
+    first = int(above[0])
+    rows = pixel_scores(scores, info, *size, first, int(below[-1]) + 1)
+    rows = interpolation.blend(rows[above - first], rows[below - first], down[:, None, None], tall)
+    between: NDArray[np.int64] = interpolation.blend(rows[:, left], rows[:, right], across[:, None], wide)
+    return between
+
+
+def resize_taps(size: int, working: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """Where the pixels of an axis of `size` lie between those of an axis of `working`, centres on centres.
+
+    return  lower and upper pixel, weight of the upper one, each int64 [size]; what the weights sum to, 2 size / gcd
+    """
+    common = math.gcd(size, working)
+    steps, parts = working // common, size // common
+    position = (2 * np.arange(size, dtype=np.int64) + 1) * steps - parts
+    position = np.clip(position, 0, 2 * parts * (working - 1))
+    lower = position // (2 * parts)
+    return lower, np.minimum(lower + 1, working - 1), position % (2 * parts), 2 * parts
+
+
+def pixel_scores(scores: Array, info: ModelInfo, height: int, width: int, start: int, stop: int) -> NDArray[np.int64]:
+    """Scores of pixel rows start to stop - 1 at the working size: every window is upsampled by itself, then summed.
+
+    scores  int8 or int16 [windows, window height / patch, window width / patch, C], in the order of the corners
+    return  int64 [stop - start, width, C]: the same multiple of the mean in every pixel, Ly Lx as on the grid, times
+            (2 patch)^2 for bilinear: |S| <= 36 * 2^15 * 2^14 < 2^35
+    """
+    tiling, (high, wide), patch = _tile(info, height, width), info.window, info.patch
+    total = np.zeros((stop - start, tiling.width, scores.shape[-1]), np.int64)
+    for (top, left), window in zip(tiling.corners(), scores, strict=True):
+        first, last = max(start, top), min(stop, top + high)
+        if first < last:
+            rows = upsampled(window, info.upsample, patch, first - top, last - top)
+            total[first - start : last - start, left : left + wide] += rows
+    total *= weights(tiling.tops, high, tiling.height, 1)[start:stop, None, None]
+    total *= weights(tiling.lefts, wide, tiling.width, 1)[None, :, None]
+    return total[:, :width]
+
+
+def upsampled(scores: Array, upsample: str, patch: int, start: int, stop: int) -> Array:
+    """Pixel rows start to stop - 1 of one window's scores int8 or int16 [h, w, C]; int64, or int16 for nearest."""
+    scores = scores.astype(np.int16, copy=False)
+    if upsample == "nearest":
+        return RUN["upsample_nearest"](scores, factor=patch)[start:stop]
+    return RUN["upsample_bilinear"](scores, factor=patch, row_start=start, row_stop=stop)
 
 
 def class_map(scores: Array, upsample: str, patch: int, height: int, width: int) -> Array:
@@ -143,14 +246,20 @@ def bounds(info: ModelInfo, low: int, high: int) -> list[Bound]:
 
     The multiple L of the mean depends on the image, from 1 on: the last bound is the hull over all of them.
     """
-    most = [most_windows(w // info.patch, s // info.patch) for w, s in zip(info.window, info.stride, strict=True)]
+    cell = step(info)
+    most = [most_windows(w // cell, s // cell) for w, s in zip(info.window, info.stride, strict=True)]
     rows, columns = (math.lcm(*range(1, n + 1)) for n in most)
     least, largest = min(low, 0), max(high, 0)
-    held, weighted = math.prod(most), most[1] * rows
+    one = weight_sum(info) ** 2 if info.merge == "pixel" else 1
+    dtype = "int32" if info.merge == "grid" else "int64"
+    held, weighted = one * math.prod(most), one * most[1] * rows
+    # A kernel walks along a row: first + i gain, |first| <= 3 held |score|, i |gain| <= 2 held |score| in a cell.
+    reach = 5 * held * max(largest, -least)
     return [
-        ("sum", held * least, held * largest, "int32"),
-        ("row_weighted", weighted * least, weighted * largest, "int32"),
-        ("merged", min(low, rows * columns * low), max(high, rows * columns * high), "int32"),
+        *([("walk", -reach, reach, dtype)] if info.merge == "pixel" else []),
+        ("sum", held * least, held * largest, dtype),
+        ("row_weighted", weighted * least, weighted * largest, dtype),
+        ("merged", one * min(low, rows * columns * low), one * max(high, rows * columns * high), dtype),
     ]
 
 
@@ -167,18 +276,23 @@ def constant_merges(info: ModelInfo, value: int) -> list[Array]:
     """Merged scores of windows that all hold one value: one window, and the size with the most kinds of overlap."""
 
     def kinds(size: int, axis: int) -> int:
-        window, patch = info.window[axis], info.patch
-        held = counts(starts(size, window, info.stride[axis]), window // patch, size // patch, patch)
+        window = info.window[axis]
+        held = counts(starts(size, window, info.stride[axis]), window // cell, size // cell, cell)
         return math.lcm(*set(held.tolist()))
 
+    cell = step(info)
     size = [
-        max(range(window, 4 * window + 1, info.patch), key=lambda n, axis=axis: (kinds(n, axis), -n))  # type: ignore[misc]
+        max(range(window, 4 * window + 1, cell), key=lambda n, axis=axis: (kinds(n, axis), -n))  # type: ignore[misc]
         for axis, window in enumerate(info.window)
     ]
     grid = [window // info.patch for window in info.window]
     scores = np.full((*grid, len(info.classes)), value, np.int16)
-    tilings = [tile(info, *info.window), tile(info, size[0], size[1])]
-    return [merge_scores([scores] * len(tiling.corners()), tiling, info) for tiling in tilings]
+    merges = []
+    for height, width in ((info.window[0], info.window[1]), (size[0], size[1])):
+        tiling = tile(info, height, width)
+        merged = merge_scores([scores] * len(tiling.corners()), tiling, info)
+        merges.append(merged if info.merge == "grid" else pixel_scores(merged[..., :1], info, height, width, 0, height))
+    return merges
 
 
 # ----------------------------------------------------------------------------------------- the steps as calls of ops

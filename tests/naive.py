@@ -368,6 +368,42 @@ def argmax(x: Nested) -> Nested:
     return rows(x, first_largest)
 
 
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    found = [0]
+    while found[-1] + window < size:
+        found.append(min(found[-1] + stride, size - window))
+    return found
+
+
+def pixel_scores(
+    windows: Nested, window: Sequence[int], stride: Sequence[int], patch: int, upsample: str, size: Sequence[int]
+) -> Nested:
+    """The mean of the windows of every pixel, times 36 for the counts, (2 patch)^2 for bilinear (SPEC 7, by pixel)."""
+    origins = [window_starts(max(n, w), w, s) for n, w, s in zip(size, window, stride, strict=True)]
+    corners = [(top, left) for top in origins[0] for left in origins[1]]
+    zoomed = [
+        upsample_nearest(scores, factor=patch)
+        if upsample == "nearest"
+        else upsample_bilinear(scores, factor=patch, row_start=0, row_stop=len(scores) * patch)
+        for scores in windows
+    ]
+    result = []
+    for y in range(size[0]):
+        line = []
+        for x in range(size[1]):
+            here = [
+                scores[y - top][x - left]
+                for scores, (top, left) in zip(zoomed, corners, strict=True)
+                if 0 <= y - top < window[0] and 0 <= x - left < window[1]
+            ]
+            assert len(here) in (1, 2, 3, 4, 6, 9)
+            pixel = [36 * sum(column) // len(here) for column in zip(*here, strict=True)]
+            assert all(36 * sum(c) == len(here) * p for c, p in zip(zip(*here, strict=True), pixel, strict=True))
+            line.append(pixel)
+        result.append(line)
+    return result
+
+
 NAIVE: dict[str, Callable[..., Nested]] = {
     "quantize_input": quantize_input,
     "patchify": patchify,

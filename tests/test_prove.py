@@ -32,7 +32,7 @@ from intseg.ops import OPS, RUN, Call, Value
 from intseg.plan.lanes import prove_lanes
 from intseg.prove import NodeProof
 from intseg.reports import certificate as prove_report
-from intseg.windows import merge_scores, tile
+from intseg.windows import merge_scores, pixel_scores, tile
 from intseg.workbench.registers import steps
 
 ROOT = Path(__file__).parent.parent
@@ -216,6 +216,27 @@ def test_merged_windows_and_pixel_scores_stay_inside_their_bounds(cells: int) ->
     for stride in range((cells + 1) // 2, cells + 1):
         for score in (Interval(-32768, 32767), Interval(1, 1), Interval(3, 9), Interval(-9, -3), Interval(0, 5)):
             check_windows(4 * cells, 4 * stride, score)
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 5), (8, 7), (8, 8), (4, 4), (4, 3)])
+def test_windows_summed_in_pixels_stay_inside_their_bounds(window: int, stride: int, upsample: str) -> None:
+    sides = {"window": (window, window), "stride": (stride, stride), "upsample": upsample}
+    info = dataclasses.replace(tiny().info, merge="pixel", **sides)
+    for score in (Interval(-32768, 32767), Interval(2, 5), Interval(-9, -3)):
+        proof = witness.windows_seen(info, score)
+        (bound,) = (register for register in proof.registers if register.name == "merged")
+        seen: list[int] = []
+        for height, width in ((window, 3 * window), (2 * window + 1, 2 * window + 3), (window + 1, window + stride)):
+            tiling = tile(info, height, width)
+            grid = (window // 4, window // 4, 3)
+            choices = [np.random.default_rng(1).choice([score.low, score.high], grid) for _ in tiling.corners()]
+            for scores in (choices, [0 * x + score.low for x in choices], [0 * x + score.high for x in choices]):
+                stack = merge_scores([x.astype(np.int16) for x in scores], tiling, info)
+                pixels = pixel_scores(stack, info, height, width, 0, height)
+                seen += [int(pixels.min()), int(pixels.max())]
+        assert bound.low <= min(seen) <= max(seen) <= bound.high
+        assert bound.witness in (bound.low, bound.high)
 
 
 def check_windows(window: int, stride: int, score: Interval) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import struct
@@ -62,6 +63,13 @@ def nearly(graph: Graph) -> Job:
     return Job("tiny", graph, np.random.default_rng(3).integers(0, 256, (21, 19, 3), dtype=np.uint8))
 
 
+def by_pixel(upsample: str) -> Job:
+    """A tiny model whose windows lie between patches."""
+    graph = graphs.tiny()
+    info = dataclasses.replace(graph.info, merge="pixel", upsample=upsample, stride=(5, 7))
+    return nearly(dataclasses.replace(graph, info=info))
+
+
 def tied() -> Graph:
     """Every score is 0."""
     graph = graphs.tiny()
@@ -95,7 +103,8 @@ def test_bundled_models_on_the_example(program: Path):
 
 def test_random_graphs_and_every_op(sanitized: Path):
     ops = set()
-    for job in [nearly(graphs.tiny()), *compare_reader.random_jobs(24)]:
+    ours = [nearly(graphs.tiny()), by_pixel("bilinear"), by_pixel("nearest")]
+    for job in [*ours, *compare_reader.random_jobs(24)]:
         assert not compare_reader.difference(sanitized, job)[1]
         ops |= {node.op for node in job.graph.nodes}
     assert len(ops) == 20

@@ -23,6 +23,7 @@ def tiny_info(
     stride: tuple[int, int] = (16, 24),
     patch: int = 8,
     upsample: str = "nearest",
+    merge: str = "grid",
 ) -> ModelInfo:
     """Information for `tiny_graph`; the palette has distinct colours for up to 2^24 classes."""
     return ModelInfo(
@@ -36,6 +37,7 @@ def tiny_info(
         pad=(127, 128, 129),
         upsample=upsample,
         source="random numbers",
+        merge=merge,
     )
 
 

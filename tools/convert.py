@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--samples", type=int, help="use this many images, evenly spaced (default: all)")
     p.add_argument("--recipe", choices=sorted(RECIPES), default="intseg", help="arithmetic (default: intseg)")
     p.add_argument("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
+    p.add_argument(
+        "--merge",
+        choices=("pixel", "grid"),
+        default="pixel",
+        help="windows at any pixel, summed in pixels, as published (default), or on the patch grid",
+    )
     p.add_argument("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks (default: the recipe's)")
     p.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="pixels of a window (default: checkpoint's)")
     p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels between windows")
@@ -94,18 +100,21 @@ def model_info(
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
     source: str = "",
+    merge: str = "pixel",
 ) -> ModelInfo:
     """Windows and classes of the integer model.
 
-    The window is rounded up to whole patches; the stride down to whole patches, and up to half the window, the
-    least the engine takes. Added pixels are mean grey, as the published inference pads with zeros after normalisation.
+    The window is rounded up to whole patches, the stride up to half the window, the least the engine takes; where
+    windows are merged on the patch grid, it is rounded down to whole patches before. Added pixels are mean grey, as the
+    published inference pads with zeros after normalisation.
     """
     patch = config.patch
     asked = window or config.window
     height, width = (-(-size // patch) * patch for size in asked)
     steps = stride or config.stride
+    cell = patch if merge == "grid" else 1
     rows, columns = (
-        min(size, max(step // patch, -(-size // (2 * patch))) * patch if step >= patch else size)
+        min(size, max(step // cell, -(-size // (2 * cell))) * cell if step >= cell else size)
         for step, size in zip(steps, (height, width), strict=True)
     )
     grey = [round(mean * 255 - 0.25) for mean in config.mean]
@@ -120,6 +129,7 @@ def model_info(
         pad=(grey[0], grey[1], grey[2]),
         upsample=recipe.upsample,
         source=source,
+        merge=merge,
     )
 
 
@@ -177,7 +187,9 @@ def _convert(args: argparse.Namespace) -> None:
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
-    info = model_info(model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg")
+    info = model_info(
+        model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg", args.merge
+    )
     files = find_images(args.calibrate, args.samples)
     batches = [windows(file, info) for file in files]
     twin = FakeQuantSegmenter(model, info.window, recipe)

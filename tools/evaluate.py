@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from intseg.tools.twin.calibrate import calibrate, normalise
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
-from intseg.windows import cut_windows, merge_scores, tile
+from intseg.windows import cut_windows, merge_scores, step, tile
 
 Labels = NDArray[np.integer[Any]]
 
@@ -79,24 +79,46 @@ class Subject:
 
 
 def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo, upsample: str) -> Labels:
-    """Labels [H, W] of the float model from all windows of an image: mean score per patch, upsampled, argmax.
+    """Labels [H, W] of the float model from all windows of an image: mean score per cell or pixel, argmax.
 
     batch   uint8 [B, H, W, 3], the windows in the order of `intseg.windows.cut_windows`
+    info    with `merge` "pixel" this is what rstrudel/segmenter's inference does: every window is upsampled by itself,
+            the mean is that of pixels
     """
-    tiling, patch = tile(info, *size), info.patch
     with torch.no_grad():
-        scores = model.forward_scores(normalise(batch, model.config)).double().cpu()
-    total = torch.zeros(tiling.height // patch, tiling.width // patch, scores.shape[-1], dtype=torch.float64)
-    count = torch.zeros_like(total[..., :1])
-    for score, (top, left) in zip(scores, tiling.corners(), strict=True):
-        rows = slice(top // patch, top // patch + score.shape[0])
-        columns = slice(left // patch, left // patch + score.shape[1])
-        total[rows, columns] += score
-        count[rows, columns] += 1
-    mean = (total / count).permute(2, 0, 1)[None]
+        scores = model.forward_scores(normalise(batch, model.config)).double().cpu().permute(0, 3, 1, 2)
+    if info.merge == "grid":
+        return _class_of(_upsampled(_mean(scores, info, size)[None], info.patch, upsample)[0], size)
+    return _class_of(_mean(_upsampled(scores, info.patch, upsample), info, size), size)
+
+
+def _upsampled(scores: Tensor, patch: int, upsample: str) -> Tensor:
+    """[B, C, h, w] to [B, C, h patch, w patch]."""
     options = {"mode": "bilinear", "align_corners": False} if upsample == "bilinear" else {"mode": "nearest"}
-    labels: Labels = F.interpolate(mean, scale_factor=patch, **options)[0].argmax(0)[: size[0], : size[1]].numpy()
+    return F.interpolate(scores, scale_factor=patch, **options)
+
+
+def _mean(scores: Tensor, info: ModelInfo, size: tuple[int, int]) -> Tensor:
+    """Mean of the windows [B, C, ...] that hold a cell, on the whole padded image; [C, ...]."""
+    tiling, cell = tile(info, *size), step(info)
+    total = torch.zeros(scores.shape[1], tiling.height // cell, tiling.width // cell, dtype=scores.dtype)
+    count = torch.zeros_like(total[:1])
+    for score, (top, left) in zip(scores, tiling.corners(), strict=True):
+        rows = slice(top // cell, top // cell + score.shape[1])
+        columns = slice(left // cell, left // cell + score.shape[2])
+        total[:, rows, columns] += score
+        count[:, rows, columns] += 1
+    return total / count
+
+
+def _class_of(planes: Tensor, size: tuple[int, int]) -> Labels:
+    labels: Labels = planes.argmax(0)[: size[0], : size[1]].numpy()
     return labels
+
+
+def _batch(rgb: NDArray[np.uint8], info: ModelInfo) -> Tensor:
+    """All windows of an image, uint8 [B, H, W, 3]."""
+    return torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
 
 
 def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], info: ModelInfo) -> Labels:
@@ -104,12 +126,16 @@ def twin_labels(twin: FakeQuantSegmenter, batch: Tensor, size: tuple[int, int], 
     with torch.no_grad():
         scores = twin(batch).q.cpu().numpy().astype(np.int16)
     merged = merge_scores(list(scores), tile(info, *size), info)
-    labels: Labels = backends.class_map(merged, info.upsample, info.patch, *size, "numpy", None)
+    labels: Labels = backends.labels(merged, info, *size, "numpy")
     return labels
 
 
 def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data: datasets.Dataset) -> Iterator[Row]:
-    """Run everything on every image; yields the float rows, then twin and engine of every subject."""
+    """Run everything on every image; yields the float rows, then twin and engine of every subject.
+
+    The float rows follow the published inference, with windows at any pixel, whatever the engine does.
+    """
+    published = replace(info, merge="pixel")
     count = model.config.n_cls
     empty = np.zeros((count, count), np.int64)
     floats = {way: Row("-", f"float {way}", empty.copy()) for way in ("bilinear", "nearest")}
@@ -120,13 +146,14 @@ def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data
         picture = pictures.decode(pair.image, info.pad)
         rgb, (truth, notes) = picture.rgb, read_truth(pair.labels, picture, count, data.labelling, str(pair.image))
         said.add(str(pair.image), *picture.notes, *notes)
-        batch = torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
+        batch = _batch(rgb, published)
         size = (rgb.shape[0], rgb.shape[1])
-        reference = float_labels(model, batch, size, info, "bilinear")
+        reference = float_labels(model, batch, size, published, "bilinear")
         found = {id(floats["bilinear"]): reference}
-        found[id(floats["nearest"])] = float_labels(model, batch, size, info, "nearest")
+        found[id(floats["nearest"])] = float_labels(model, batch, size, published, "nearest")
         for subject in subjects:
-            twin = twin_labels(subject.twin, batch, size, subject.model.info)
+            own = subject.model.info
+            twin = twin_labels(subject.twin, batch if own.merge == "pixel" else _batch(rgb, own), size, own)
             engine = api.run(rgb, subject.model).labels
             subject.rows["engine"].differing += int((engine != twin).sum())
             found |= {id(subject.rows["fake-quant"]): twin, id(subject.rows["engine"]): engine}

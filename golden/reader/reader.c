@@ -19,6 +19,7 @@
 
 enum { I8 = 1, U8, I16, U16, I32, I64 };
 enum { NEAREST, BILINEAR };
+enum { GRID, PIXEL };
 enum { PAPER, NORMALIZED };
 enum { HEADER = 192, NODE = 96, TENSOR = 32, MAX_AXIS = 65535, MAX_NODES = 4096, MAX_TENSORS = 32768 };
 #define MAX_ELEMENTS ((uint64_t)1 << 30)
@@ -46,7 +47,7 @@ struct node {
 struct model {
     uint8_t *bytes;
     uint64_t size;
-    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample;
+    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample, merge;
     uint8_t pad[3];
     const char *name;
     struct node *nodes;
@@ -1028,12 +1029,13 @@ static void check_info(const struct model *m)
         die("patch is %" PRIu32 ", expected 1 to 64", p);
     for (i = 0; i < 2; i++) {
         uint32_t w = m->window[i], s = m->stride[i];
-        if (w < p || w > MAX_AXIS || w % p != 0 || s % p != 0 || s > w || 2 * s < w || s == 0)
+        if (w < p || w > MAX_AXIS || w % p != 0 || s % (m->merge == GRID ? p : 1) != 0 || s > w || 2 * s < w || s == 0)
             die("window of %" PRIu32 " and stride of %" PRIu32 " do not fit patch %" PRIu32, w, s, p);
         cells[i] = w / p;
     }
-    if (cells[0] * cells[1] > MAX_AXIS || m->upsample > BILINEAR || m->classes < 1 || m->classes > MAX_AXIS)
-        die("too many patches or classes, or an unknown upsample");
+    if (cells[0] * cells[1] > MAX_AXIS || m->upsample > BILINEAR || m->merge > PIXEL || m->classes < 1
+        || m->classes > MAX_AXIS)
+        die("too many patches or classes, or an unknown upsample or merge");
     if ((out->dtype != I8 && out->dtype != I16) || !has_shape(out, 3, cells[0], cells[1]) || last(out) != m->classes)
         die("the output is not int8 or int16 [window height / patch, window width / patch, classes]");
 }
@@ -1076,6 +1078,7 @@ static void read_model(struct model *m, const char *path)
     m->patch = read32(b + 104);
     m->classes = read32(b + 108);
     m->upsample = read32(b + 112);
+    m->merge = read32(b + 160);
     memcpy(m->pad, b + 116, 3);
     m->name = text(m, read32(b + 120));
     place(m, read32(b + 80), m->classes, 4, 64, "class names");
@@ -1123,22 +1126,22 @@ static int64_t *run_graph(struct model *m, uint64_t window)
 }
 
 struct axis {
-    uint64_t size, padded, cells, count; /* pixels, padded pixels, patches, windows */
+    uint64_t size, padded, cells, count; /* pixels, padded pixels, cells, windows */
     uint64_t *starts;                    /* of the windows, in pixels */
-    int64_t *weights;                    /* L / n of every patch */
+    int64_t *weights;                    /* L / n of every cell: a patch, or a pixel */
 };
 
 /* Section 7, steps 1 to 3, along one axis. */
-static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint64_t patch)
+static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint64_t cell)
 {
     struct axis a;
     uint64_t start, i, k;
     int64_t common = 1, seen[4] = {0, 0, 0, 0};
     a.size = size;
-    a.padded = (size + patch - 1) / patch * patch;
+    a.padded = (size + cell - 1) / cell * cell;
     if (a.padded < window)
         a.padded = window;
-    a.cells = a.padded / patch;
+    a.cells = a.padded / cell;
     a.starts = allocate(a.padded / stride + 1, sizeof *a.starts);
     a.weights = allocate(a.cells, sizeof *a.weights);
     a.count = 0;
@@ -1146,21 +1149,22 @@ static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint
         a.starts[a.count++] = start;
     a.starts[a.count++] = a.padded - window;
     for (k = 0; k < a.count; k++)
-        for (i = 0; i < window / patch; i++)
-            a.weights[a.starts[k] / patch + i]++;
+        for (i = 0; i < window / cell; i++)
+            a.weights[a.starts[k] / cell + i]++;
     for (i = 0; i < a.cells; i++)
-        seen[a.weights[i]] = 1; /* 1 to 3 windows cover a patch */
+        seen[a.weights[i]] = 1; /* 1 to 3 windows cover a cell */
     common = (seen[2] ? 2 : 1) * (seen[3] ? 3 : 1);
     for (i = 0; i < a.cells; i++)
         a.weights[i] = common / a.weights[i];
     return a;
 }
 
-/* The scores of a whole image, [rows, columns, classes]. */
+/* The scores of a whole image, [rows, columns, classes], or those of its windows, [windows, rows, columns, classes]. */
 static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v, const struct axis *h)
 {
     uint64_t depth = m->classes, wh = m->window[0], ww = m->window[1], i, j, y, x, c;
-    int64_t *sum = allocate(v->cells * h->cells * depth, sizeof *sum);
+    uint64_t one = wh / m->patch * (ww / m->patch) * depth;
+    int64_t *sum = allocate(m->merge == GRID ? v->cells * h->cells * depth : v->count * h->count * one, sizeof *sum);
     for (i = 0; i < v->count; i++)
         for (j = 0; j < h->count; j++) {
             int64_t *scores;
@@ -1173,7 +1177,9 @@ static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v,
                             ? rgb[(row * h->size + column) * 3 + c] : m->pad[c];
                     }
             scores = run_graph(m, i * h->count + j);
-            for (y = 0; y < wh / m->patch; y++)
+            if (m->merge == PIXEL)
+                memcpy(sum + (i * h->count + j) * one, scores, (size_t)one * sizeof *sum);
+            for (y = 0; m->merge == GRID && y < wh / m->patch; y++)
                 for (x = 0; x < ww / m->patch; x++)
                     for (c = 0; c < depth; c++)
                         sum[((v->starts[i] / m->patch + y) * h->cells + h->starts[j] / m->patch + x) * depth + c]
@@ -1181,11 +1187,45 @@ static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v,
             free(scores);
             free(m->image.v);
         }
-    for (y = 0; y < v->cells; y++)
+    for (y = 0; m->merge == GRID && y < v->cells; y++)
         for (x = 0; x < h->cells; x++)
             for (c = 0; c < depth; c++)
                 sum[(y * h->cells + x) * depth + c] *= v->weights[y] * h->weights[x];
     return sum;
+}
+
+/* The scores of pixel row y of a window, [width of the window, classes]. */
+static void window_row(const struct model *m, const int64_t *scores, uint64_t y, int64_t *out)
+{
+    uint64_t cells = m->window[1] / m->patch, depth = m->classes, x, c;
+    if (m->upsample == BILINEAR) {
+        bilinear_row(scores, m->window[0] / m->patch, cells, depth, m->patch, y, out);
+        return;
+    }
+    for (x = 0; x < m->window[1]; x++)
+        for (c = 0; c < depth; c++)
+            out[x * depth + c] = scores[(y / m->patch * cells + x / m->patch) * depth + c];
+}
+
+/* The scores of pixel row y of an image whose windows are merged in pixels, [padded width, classes]. */
+static void pixel_row(const struct model *m, const int64_t *scores, const struct axis *v, const struct axis *h, uint64_t y,
+                      int64_t *row)
+{
+    uint64_t depth = m->classes, wide = m->window[1] * depth, i, j, x, c;
+    uint64_t one = (uint64_t)(m->window[0] / m->patch) * (m->window[1] / m->patch) * depth;
+    int64_t *part = allocate(wide, sizeof *part);
+    for (x = 0; x < h->padded * depth; x++)
+        row[x] = 0;
+    for (i = 0; i < v->count; i++)
+        for (j = 0; j < h->count && y >= v->starts[i] && y - v->starts[i] < m->window[0]; j++) {
+            window_row(m, scores + (i * h->count + j) * one, y - v->starts[i], part);
+            for (x = 0; x < wide; x++)
+                row[h->starts[j] * depth + x] += part[x];
+        }
+    for (x = 0; x < h->padded; x++)
+        for (c = 0; c < depth; c++)
+            row[x * depth + c] *= v->weights[y] * h->weights[x];
+    free(part);
 }
 
 /* Section 7, steps 4 and 5. */
@@ -1194,10 +1234,12 @@ static int64_t *label(const struct model *m, const int64_t *sum, const struct ax
     uint64_t depth = m->classes, y, x;
     int64_t *labels = allocate(v->size * h->size, sizeof *labels), *row = allocate(h->padded * depth, sizeof *row);
     for (y = 0; y < v->size; y++) {
-        if (m->upsample == BILINEAR)
+        if (m->merge == PIXEL)
+            pixel_row(m, sum, v, h, y, row);
+        else if (m->upsample == BILINEAR)
             bilinear_row(sum, v->cells, h->cells, depth, m->patch, y, row);
         for (x = 0; x < h->size; x++)
-            labels[y * h->size + x] = m->upsample == BILINEAR
+            labels[y * h->size + x] = m->merge == PIXEL || m->upsample == BILINEAR
                 ? argmax(row + x * depth, depth)
                 : argmax(sum + (y / m->patch * h->cells + x / m->patch) * depth, depth);
     }
@@ -1271,10 +1313,13 @@ int main(int argc, char **argv)
         die("usage: reader MODEL.flat IMAGE.ppm [LABELS.pgm]");
     read_model(&m, argv[1]);
     rgb = read_ppm(argv[2], &height, &width);
-    v = lay_out(height, m.window[0], m.stride[0], m.patch);
-    h = lay_out(width, m.window[1], m.stride[1], m.patch);
+    v = lay_out(height, m.window[0], m.stride[0], m.merge == GRID ? m.patch : 1);
+    h = lay_out(width, m.window[1], m.stride[1], m.merge == GRID ? m.patch : 1);
     sum = merge(&m, rgb, &v, &h);
-    print_digest("merged", sum, v.cells * h.cells * m.classes, I32);
+    if (m.merge == GRID)
+        print_digest("merged", sum, v.cells * h.cells * m.classes, I32);
+    else
+        print_digest("merged", sum, v.count * h.count * m.nodes[m.output].out.count, I16);
     labels = label(&m, sum, &v, &h);
     dtype = m.classes <= 256 ? U8 : U16;
     print_digest("labels", labels, height * width, dtype);

@@ -33,7 +33,8 @@ NONE = 2**32 - 1
 IS_TENSOR = 2**31
 DTYPES = {"int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "int64": 6}
 WORDS = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1, "nearest": 0, "bilinear": 1}
-"""Numbers that stand for string attributes and for `upsample`."""
+WORDS |= {"grid": 0, "pixel": 1}
+"""Numbers that stand for string attributes and for `upsample` and `merge`."""
 
 OP_NUMBERS = {op: number for number, op in enumerate(OPS, 1)}
 """The number of an op is that of its section 4.x of SPEC.md."""
@@ -79,11 +80,11 @@ def flatten(graph: Graph, source_sha256: bytes = bytes(32)) -> bytes:
     output = next(i for i, node in enumerate(graph.nodes) if node.name == graph.output)
     body.pad()
     fields = struct.pack(
-        "<17I3Bx2I32s32x",
+        "<17I3Bx2I32sI28x",
         *(len(graph.nodes), len(names), output, 0),
         *(nodes, tensors, text, len(strings.data), classes, palette),
         *(*info.window, *info.stride, info.patch, len(info.classes), WORDS[info.upsample], *info.pad),
-        *(title, recipe, source_sha256),
+        *(title, recipe, source_sha256, WORDS[info.merge]),
     )
     sealed = fields + body.data
     start = MAGIC + struct.pack("<2I", VERSION, SEALED + len(sealed))

@@ -134,7 +134,7 @@ def run_image(model: api.Model, rgb: Array, backend: str, with_coverage: bool) -
     scores = [np.ascontiguousarray(forward(window)) for _, window in cut]
     merged = merge_scores(scores, tile(info, *rgb.shape[:2]), info)
     height, width, _ = rgb.shape
-    labels = backends.class_map(merged, info.upsample, info.patch, height, width, backend, 1)
+    labels = backends.labels(merged, info, height, width, backend, 1)
     tensors = {"image": rgb, "corners": np.array([corner for corner, _ in cut], np.int32)}
     tensors |= {f"window{i}.scores": score for i, score in enumerate(scores)}
     tensors |= {"merged": merged, "labels": labels}

@@ -39,7 +39,7 @@ def witnessed(graph: Graph) -> tuple[NodeProof, ...]:
             known[node.name] = node, inputs[0]
     merged = windows_seen(graph.info, next(p.output for p in proofs if p.name == graph.output))
     proofs.append(merged)
-    if graph.info.upsample == "bilinear":
+    if graph.info.upsample == "bilinear" and graph.info.merge == "grid":
         proofs.append(labels_seen(graph.info, merged.output))
     return tuple(proofs)
 

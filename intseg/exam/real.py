@@ -21,7 +21,7 @@ from intseg.exam import EXAMS
 from intseg.exam._real import Float, taps
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
 from intseg.ops import RUN, Array
-from intseg.windows import Tiling
+from intseg.windows import Tiling, counts, resize_taps, tile, working_size
 
 RealOp = Callable[..., Float]
 
@@ -98,7 +98,12 @@ def run(graph: Graph, image: Array, scales: Mapping[str, Array], dtype: Any = np
 
 
 def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Float:
-    """Mean score of every cell of the patch grid over the windows that hold it, float64 (SPEC.md, section 7)."""
+    """Mean score of every cell of the patch grid over the windows that hold it, float64 (SPEC.md, section 7).
+
+    Merged in pixels, they are those of every window: float64 [windows, window height / patch, window width / patch, C].
+    """
+    if info.merge == "pixel":
+        return np.stack(scores).astype(np.float64)
     patch = info.patch
     total = np.zeros((tiling.height // patch, tiling.width // patch, len(info.classes)))
     count = np.zeros((*total.shape[:2], 1))
@@ -109,12 +114,56 @@ def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Fl
     return total / count
 
 
+def labels(scores: Float, info: ModelInfo, height: int, width: int) -> Array:
+    """Labels of the pixels of an image from what `merge_scores` gives: uint8 [height, width] or uint16."""
+    if info.merge == "grid":
+        return class_map(scores, info.upsample, info.patch, height, width)
+    tiling = tile(info, height, width)
+    total = np.zeros((scores.shape[-1], tiling.height, tiling.width), np.float32)
+    for (top, left), window in zip(tiling.corners(), scores, strict=True):
+        planes = _upsampled(window, info.upsample, info.patch, *info.window)
+        total[:, top : top + info.window[0], left : left + info.window[1]] += planes
+    size = working_size(info, height, width)
+    for origins, axis in ((tiling.tops, 0), (tiling.lefts, 1)):
+        held = counts(origins, info.window[axis], total.shape[1 + axis], 1).astype(np.float32)
+        total /= held.reshape((-1, 1) if axis == 0 else (1, -1))
+    planes = total[:, : size[0], : size[1]]
+    if size != (height, width):
+        rows, columns = (
+            _weights_between(*resize_taps(*of_axis), of_axis[1]) for of_axis in zip((height, width), size, strict=True)
+        )
+        planes = rows @ planes @ columns.T
+    return _classes(planes)
+
+
 def class_map(scores: Float, upsample: str, patch: int, height: int, width: int) -> Array:
     """Labels of the pixels from mean scores [h, w, C], `nearest` or `bilinear`: uint8 [height, width] or uint16."""
     if upsample == "nearest":
         return RUN["upsample_nearest"](RUN["argmax"](scores), factor=patch)[:height, :width]
+    return _classes(_upsampled(scores, upsample, patch, height, width))
+
+
+def _upsampled(scores: Float, upsample: str, patch: int, height: int, width: int) -> Float:
+    """Scores [h, w, C] as planes of pixels, float32 [C, height, width]."""
+    if upsample == "nearest":
+        return RUN["upsample_nearest"](scores, factor=patch)[:height, :width].transpose(2, 0, 1).astype(np.float32)
     rows, columns = (taps(n, patch)[:size] for n, size in zip(scores.shape[:2], (height, width), strict=True))
     # Class by class: an argmax over a short last axis is what takes the time.
-    planes = rows.astype(np.float32) @ scores.transpose(2, 0, 1).astype(np.float32) @ columns.T.astype(np.float32)
-    labels: Array = planes.argmax(axis=0).astype(np.uint8 if scores.shape[-1] <= 256 else np.uint16)
-    return labels
+    planes: Float = (
+        rows.astype(np.float32) @ scores.transpose(2, 0, 1).astype(np.float32) @ columns.T.astype(np.float32)
+    )
+    return planes
+
+
+def _weights_between(lower: Array, upper: Array, weight: Array, total: int, size: int) -> Float:
+    """Rows of weights of an interpolation between `size` pixels, float32."""
+    rows = np.zeros((len(lower), size), np.float32)
+    rows[np.arange(len(lower)), lower] = 1 - weight / total
+    rows[np.arange(len(lower)), upper] += (weight / total).astype(np.float32)
+    return rows
+
+
+def _classes(planes: Float) -> Array:
+    """The class of the largest score of every pixel of planes [C, H, W]."""
+    found: Array = planes.argmax(axis=0).astype(np.uint8 if len(planes) <= 256 else np.uint16)
+    return found

@@ -18,9 +18,9 @@ import numpy as np
 
 from intseg.graph import IMAGE, Graph, Node
 from intseg.kernels import _jit
-from intseg.kernels import class_map as _class_map
 from intseg.ops import Array
 
+from . import labels  # noqa: F401  its kernels are among those that are compiled
 from .memory import Arrays, Buffer, Rows, Step, aligned, join, place
 from .patterns import PATTERNS
 from .steps import STEPS, fallback, integer
@@ -189,21 +189,6 @@ def _nothing(start: int, stop: int, scratch: Array) -> None:
 
 
 # ---- labels, and compilation --------------------------------------------------------------------------------------
-
-
-def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads: int | None) -> Array:
-    """Classes of pixels from scores [h, w, C], as `backends.class_map` defines them for "bilinear"."""
-    scores = np.ascontiguousarray(scores, np.int32)
-    classes = scores.shape[2]
-    labels = np.empty((height, width), np.uint16)
-    bands, count = scores.shape[0] + 1, thread_count(threads)
-
-    def work(start: int, stop: int) -> None:
-        found, best, winner = (np.empty(n, np.int64) for n in (classes + 1, patch, patch))
-        _class_map.bilinear_argmax(scores, patch, labels, found, best, winner, start, stop)
-
-    run_parallel([functools.partial(work, *r) for r in ranges(bands, count, 1)], count)
-    return labels.astype(np.uint8) if classes <= 256 else labels
 
 
 def compile_all() -> None:

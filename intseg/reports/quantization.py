@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -395,12 +395,12 @@ def _add(
     means = {scored: real.merge_scores(scores, tiling, info) for scored, scores in found.items()}
     labels: dict[Variant, Array] = {}
     for variant, its in sums.items():
-        upsample = info.upsample if variant.upsample == "own" else variant.upsample
+        its_info = info if variant.upsample == "own" else replace(info, upsample=variant.upsample)
         if variant.base == "integer":  # exactly what the model gives
             merged = merge_scores(found[variant.scored], tiling, info)
-            labels[variant] = backends.class_map(merged, upsample, info.patch, size[0], size[1], "numpy")
+            labels[variant] = backends.labels(merged, its_info, size[0], size[1], "numpy")
         else:
-            labels[variant] = real.class_map(means[variant.scored], upsample, info.patch, size[0], size[1])
+            labels[variant] = real.labels(means[variant.scored], its_info, size[0], size[1])
         its.power += _power(means[variant.scored])
         if truth is not None:
             its.confusion += metrics.confusion(truth, labels[variant], len(info.classes), ignore=-1)

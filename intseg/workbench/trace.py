@@ -315,9 +315,7 @@ def write(
         merged = merge_scores(scores, tile(model.info, *picture.rgb.shape[:2]), model.info)
         writer.put("merged", merged)
         height, width, _ = picture.rgb.shape
-        writer.put(
-            "labels", backends.class_map(merged, model.info.upsample, model.info.patch, height, width, backend, 1)
-        )
+        writer.put("labels", backends.labels(merged, model.info, height, width, backend, 1))
     return Traced(len(windows), len(writer.entries), Path(path).stat().st_size, picture.notes)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, models
+from intseg import api, models, windows
 from intseg.conformance import flat
 from intseg.executor import execute
 from intseg.graph import Graph
@@ -89,12 +89,7 @@ def expected(job: Job) -> tuple[list[str], Array]:
             )
         )
     merged = merge_scores(scores, tiling, info)
-    if info.upsample == "nearest":
-        labels = RUN["upsample_nearest"](RUN["argmax"](merged), factor=info.patch)
-    else:
-        rows = merged.shape[0] * info.patch
-        labels = RUN["argmax"](RUN["upsample_bilinear"](merged, factor=info.patch, row_start=0, row_stop=rows))
-    labels = np.ascontiguousarray(labels[:height, :width])
+    labels = np.ascontiguousarray(windows.labels(merged, info, height, width))
     return [*lines, f"merged {digest(merged)}", f"labels {digest(labels)}"], labels
 
 

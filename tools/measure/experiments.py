@@ -285,7 +285,9 @@ class Subject:
             scores = api.run(rgb, model, backend, self.options.threads).scores
             for up, row in rows.items():
                 size = rgb.shape[:2]
-                labels = backends.class_map(scores, up, info.patch, *size, backend, self.options.threads)
+                labels = backends.labels(
+                    scores, dataclasses.replace(info, upsample=up), *size, backend, self.options.threads
+                )
                 row.add(self.truths[i], labels, reference[i])
         return rows
 

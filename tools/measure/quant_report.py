@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def compare(checkpoint: Segmenter, model: api.Model, images: Sequence[Path]) -> 
         pixels += reference.size
         for way, found in scores.items():
             mean = real.merge_scores(found, tile(graph.info, *size), graph.info)
-            same[way] += int((real.class_map(mean, "bilinear", graph.info.patch, *size) == reference).sum())
+            same[way] += int((real.labels(mean, replace(graph.info, upsample="bilinear"), *size) == reference).sum())
     measured = sorted((node for node in nodes.values() if node.signal), key=lambda node: node.decibels("integer"))
     shares = {way: count / pixels for way, count in same.items()}
     return Comparison(tuple(measured), constant_sqnr(graph, checkpoint), shares)
