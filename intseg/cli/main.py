@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from intseg._version import __version__
-from intseg.cli import evaluate, infer, reports, workbench
+from intseg.cli import evaluate, exchange, infer, reports, workbench
 from intseg.cli.parser import Command, Help, Parser, add_command, add_common
 from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, quietly, say_warning
 from intseg.errors import InputError, IntsegError, UsageError, suggest
@@ -64,6 +64,7 @@ COMMANDS = (
     *evaluate.COMMANDS,
     *reports.COMMANDS,
     *workbench.COMMANDS,
+    *exchange.COMMANDS,
     Command("completion", "completion for your shell", _COMPLETION, _completion_arguments, _completion),
 )
 

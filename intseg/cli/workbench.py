@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from intseg import models
+from intseg.cli import exchange
 from intseg.cli.parser import BACKENDS, Command, Read, WrittenFolder, add_weights, require_ending, whole, written
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
@@ -299,19 +300,25 @@ _VERIFY = """\
 Replay golden vectors on this machine, on every backend that is installed, and print one digest,
 which is the same on every machine. DIR is a folder that intseg vectors wrote, or the golden folder
 of a checkout. Without DIR: the golden folder of the checkout around the working folder, or else a
-self-test of the installed package.
+self-test of the installed package. With --onnx: an exported model in onnxruntime and in ONNX's own
+evaluator, every node of it against the engine.
 """
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Read, metavar="DIR", nargs="?", help="conformance pack or golden folder")
     parser.add_argument("--backend", choices=BACKENDS[1:], help="only this one; default: all that are installed")
+    parser.add_argument("--onnx", type=Read, metavar="FILE", help="a model that intseg export wrote, instead of DIR")
+    add_weights(parser, backend=False)
+    parser.add_argument("--windows", type=whole(1, 1000), default=1, metavar="N", help="random windows for --onnx (1)")
 
 
 def _verify(args: argparse.Namespace) -> Answer:
     from intseg import backends
     from intseg.conformance import verify
 
+    if args.onnx is not None:
+        return exchange.verify_onnx(args.onnx, args.weights, args.windows)
     names = (backends.resolve(args.backend),) if args.backend else ()
     folder = Path(args.folder) if args.folder is not None else verify.find_golden(Path.cwd())
     report = verify.verify(folder, names, say)

@@ -1,0 +1,141 @@
+"""A graph as an ONNX model: every op a local function, every node a call of it under its own name (SPEC.md, section 5).
+
+Nothing in it is a float, and nothing but standard operators is needed: the functions' bodies are in the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import helper, numpy_helper
+
+from intseg import store
+from intseg._version import __version__
+from intseg.export.onnx_machine import DTYPES, OnnxMachine, Tensor
+from intseg.graph import IMAGE, Graph
+from intseg.ops import OPS, Attr
+
+OPSET = 18
+IR_VERSION = 9
+DOMAIN = "intseg"
+"""Of the local functions."""
+
+LABELS = "labels"
+Operand = tuple[str, tuple[int, ...]]
+"""dtype and shape."""
+
+
+class Functions:
+    """The functions of a model: one for every way in which an op is called, equal ones once."""
+
+    def __init__(self) -> None:
+        self.protos: list[onnx.FunctionProto] = []
+        self._names: dict[bytes, str] = {}
+
+    def add(
+        self, op: str, inputs: Sequence[Operand], params: Mapping[str, Operand], attrs: Mapping[str, Attr]
+    ) -> tuple[str, Operand]:
+        """Name of the function of a call, and what it gives. It takes the inputs, then the params, in this order."""
+        machine, define = OnnxMachine(), OPS[op].define
+        names = [*inspect.signature(define).parameters][1 : 1 + len(inputs)]
+        given = [machine.input(name, *operand) for name, operand in zip(names, inputs, strict=True)]
+        roles = {role: machine.input(role, *operand) for role, operand in params.items()}
+        found: Tensor = define(machine, *given, **roles, **attrs)
+        body = [*machine.body.nodes, helper.make_node("Identity", [found.name], ["result"])]
+        opset = helper.make_opsetid("", OPSET)
+        made = helper.make_function(DOMAIN, op, [*names, *roles], ["result"], body, [opset], [])
+        made.doc_string = f"{inspect.getdoc(define)}\n\nattributes: {json.dumps(dict(attrs))}"
+        key = made.SerializeToString(deterministic=True)
+        if key not in self._names:
+            count = sum(name.split("_of_")[0] == op for name in self._names.values())
+            made.name = f"{op}_of_{count}" if count else op
+            self._names[key] = made.name
+            self.protos.append(made)
+        return self._names[key], (found.dtype, found.shape)
+
+
+def model(graph: Graph, labels: bool = False) -> onnx.ModelProto:
+    """A validated graph: `image` uint8 [H, W, 3] of one window to the scores, under the name of the output node.
+
+    labels  also gives `labels`, the class of every pixel of the window (SPEC.md, section 7)
+    """
+    functions = Functions()
+    known: dict[str, Operand] = {IMAGE: ("uint8", (*graph.info.window, 3))}
+    known |= {name: (array.dtype.name, array.shape) for name, array in graph.tensors.items()}
+    nodes, used = [], set()
+    for node in graph.nodes:
+        params = {role: known[tensor] for role, tensor in node.params.items()}
+        function, known[node.name] = functions.add(node.op, [known[i] for i in node.inputs], params, node.attrs)
+        operands = [*node.inputs, *node.params.values()]
+        used.update(operands)
+        nodes.append(helper.make_node(function, operands, [node.name], name=node.name, domain=DOMAIN))
+    outputs = [_info(graph.output, known[graph.output])]
+    if labels:
+        nodes += _labels(graph, functions, known)
+        outputs.append(_info(LABELS, known[LABELS]))
+    made = helper.make_graph(
+        nodes,
+        graph.info.name or "intseg",
+        [_info(IMAGE, known[IMAGE])],
+        outputs,
+        [numpy_helper.from_array(array, name) for name, array in sorted(graph.tensors.items()) if name in used],
+        value_info=[_info(node.name, known[node.name]) for node in graph.nodes if node.name != graph.output],
+    )
+    return _finished(made, functions, graph)
+
+
+def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> list[onnx.NodeProto]:
+    """The steps of SPEC 7 after the sum, for an image of one window."""
+    height, patch = graph.info.window[0], graph.info.patch
+    bilinear: dict[str, Attr] = {"factor": patch, "row_start": 0, "row_stop": height}
+    steps: list[tuple[str, Mapping[str, Attr]]] = [("argmax", {}), ("upsample_nearest", {"factor": patch})]
+    if graph.info.upsample == "bilinear":
+        steps = [("upsample_bilinear", bilinear), ("argmax", {})]
+    nodes, value = [], graph.output
+    for i, (op, attrs) in enumerate(steps):
+        name = LABELS if i == len(steps) - 1 else f"{LABELS}.{op}"
+        function, known[name] = functions.add(op, [known[value]], {}, attrs)
+        nodes.append(helper.make_node(function, [value], [name], name=name, domain=DOMAIN))
+        value = name
+    return nodes
+
+
+def _info(name: str, operand: Operand) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, DTYPES[operand[0]], operand[1])
+
+
+def _finished(graph: onnx.GraphProto, functions: Functions, source: Graph) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    made = helper.make_model(
+        graph, functions=functions.protos, opset_imports=opsets, ir_version=IR_VERSION, producer_name="intseg"
+    )
+    made.producer_version = __version__
+    facts = {"recipe": source.info.recipe, "tensors_sha256": store.tensors_sha256(source.tensors), "form": "exact"}
+    helper.set_model_props(made, facts | {"classes": json.dumps(source.info.classes)})
+    return made
+
+
+def op_model(
+    op: str, inputs: Sequence[Operand], params: Mapping[str, Operand], attrs: Mapping[str, Attr]
+) -> onnx.ModelProto:
+    """One op as a model of its own: inputs and params are its inputs, `result` its output."""
+    functions = Functions()
+    function, result = functions.add(op, inputs, params, attrs)
+    names = [*functions.protos[0].input]
+    infos = [_info(name, operand) for name, operand in zip(names, [*inputs, *params.values()], strict=True)]
+    node = helper.make_node(function, names, ["result"], name=op, domain=DOMAIN)
+    graph = helper.make_graph([node], op, infos, [_info("result", result)])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, functions=functions.protos, opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def with_every_node(made: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    """The model with the value of every node as an output."""
+    found = onnx.ModelProto()
+    found.CopyFrom(made)
+    known = {info.name: info for info in found.graph.value_info}
+    found.graph.output.extend(known[node.name] for node in graph.nodes if node.name in known)
+    return found

@@ -1,0 +1,157 @@
+"""intseg export: every op and every golden model as standard ONNX operators, equal in other people's runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compare import assert_equal
+
+from intseg import store
+from intseg.conformance import vectors
+from intseg.graph import Graph
+from intseg.ops import OPS, RUN, Array, Call
+
+onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+
+from intseg.cli import main as cli  # noqa: E402
+from intseg.export import onnx_check, onnx_model  # noqa: E402
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+MODELS = sorted((GOLDEN / "models").glob("*.safetensors"))
+ALLOWED = {"": onnx_model.OPSET, onnx_model.DOMAIN: 1}
+
+
+def op_cases(op: str) -> list[Call]:
+    """Calls of an op with their corners: those of the conformance packs."""
+    return [call for call in vectors.op_cases()[op] if all(x.size < 70_000 for x in call.inputs)]
+
+
+def operand(x: Array) -> tuple[str, tuple[int, ...]]:
+    return x.dtype.name, x.shape
+
+
+def run_op(runtime: str, call: Call) -> Array:
+    inputs, params = [operand(x) for x in call.inputs], {role: operand(x) for role, x in call.params.items()}
+    made = onnx_model.op_model(call.op, inputs, params, call.attrs)
+    onnx.checker.check_model(made, full_check=True)
+    feed = dict(zip([x.name for x in made.graph.input], [*call.inputs, *call.params.values()], strict=True))
+    if runtime == "onnx.reference":
+        from onnx.reference import ReferenceEvaluator
+
+        return ReferenceEvaluator(made).run(None, feed)[0]
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feed)[0]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_gives_the_same_bits(op: str) -> None:
+    """Corner inputs of the op, by onnxruntime and by the reference evaluator."""
+    calls = op_cases(op)
+    assert calls
+    for i, call in enumerate(calls[:: max(len(calls) // 6, 1)]):
+        expected = RUN[op](*call.inputs, **call.params, **call.attrs)
+        assert_equal(run_op(("onnxruntime", "onnx.reference")[i % 2], call), expected)
+
+
+def floats(made: Any) -> list[str]:
+    """Tensors of any kind in a model that are not integers."""
+    integers = {
+        onnx.TensorProto.DataType.Value(name) for name in ("INT8", "UINT8", "INT16", "UINT16", "INT32", "INT64")
+    }
+    kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    nodes = [node for function in made.functions for node in function.node] + list(made.graph.node)
+    for node in nodes:
+        kinds |= {f"{node.name}.{a.name}": a.t.data_type for a in node.attribute if a.HasField("t")}
+        kinds |= {f"{node.name}.to": a.i for a in node.attribute if a.name == "to"}
+    inferred = onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
+    for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        kinds[info.name] = info.type.tensor_type.elem_type
+    return [name for name, kind in kinds.items() if kind not in integers]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_model_is_standard_operators_on_integers(path: Path) -> None:
+    graph = store.load(path)
+    made = onnx_model.model(graph, labels=True)
+    onnx.checker.check_model(made, full_check=True)
+    assert {entry.domain: entry.version for entry in made.opset_import} == ALLOWED
+    assert {node.domain for function in made.functions for node in function.node} == {""}
+    assert {node.op_type for node in made.graph.node} == {function.name for function in made.functions}
+    assert not floats(made)
+    assert [node.name for node in made.graph.node][: len(graph.nodes)] == [node.name for node in graph.nodes]
+    assert len(made.SerializeToString()) < 1.1 * path.stat().st_size + 2_000_000
+    assert onnx_model.model(graph, labels=True).SerializeToString(deterministic=True) == made.SerializeToString(
+        deterministic=True
+    )
+
+
+def images(graph: Graph, count: int) -> list[Array]:
+    numbers = np.random.default_rng(5)
+    return [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_every_node_of_a_golden_model_is_equal(path: Path) -> None:
+    graph = store.load(path)
+    found = list(onnx_check.compare(onnx_model.model(graph), graph, images(graph, 1)))
+    assert [f.runtime for f in found] == list(onnx_check.RUNTIMES)
+    for f in found:
+        assert (f.compared, f.differ) == (len(graph.nodes), ())
+
+
+def test_a_wrong_node_is_named() -> None:
+    """The canary: one weight changed in the ONNX file."""
+    graph = store.load(GOLDEN / "models" / "intseg.safetensors")
+    made = onnx_model.model(graph)
+    name = next(node.params["weight"] for node in graph.nodes if node.op == "linear")
+    weight = next(tensor for tensor in made.graph.initializer if tensor.name == name)
+    array = onnx.numpy_helper.to_array(weight).copy()
+    array.flat[0] ^= 64
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    (found,) = onnx_check.compare(made, graph, images(graph, 1), ["onnxruntime"])
+    assert found.differ[0][0] == next(node.name for node in graph.nodes if node.op == "linear")
+    assert found.differ[0][1] > 0
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main([*arguments])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, target = str(GOLDEN / "models" / "intseg.safetensors"), tmp_path / "m.onnx"
+    assert run(capsys, "export", weights, "-o", str(target), "--labels")[0] == 0
+    made = onnx.load(target)
+    assert [output.name for output in made.graph.output] == [store.load(weights).output, "labels"]
+    code, out, _ = run(capsys, "verify", "--onnx", str(target), "-w", weights, "--json")
+    assert code == 0
+    assert '"different": 0' in out
+    other = str(GOLDEN / "models" / "paper.safetensors")
+    code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", other)
+    assert (code, "exported from other weights" in err) == (4, True)
+    target.write_bytes(b"x" * 100)
+    code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", weights)
+    assert (code, "not an ONNX model" in err) == (4, True)
+    assert run(capsys, "export", weights, "-o", str(tmp_path / "m.txt"))[0] == 2
+
+
+def test_a_missing_package_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    missing: Mapping[str, Any] = {"onnx": None, "intseg.export.onnx_model": None}
+    for name in [*missing, *(m for m in sys.modules if m.startswith("intseg.export"))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    code, _, err = run(capsys, "export", "camvid-tiny", "-o", str(tmp_path / "m.onnx"))
+    assert (code, "pip install 'intseg[onnx]'" in err, err.count("\n")) == (2, True, 1)
+    assert not list(tmp_path.iterdir())
