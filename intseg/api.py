@@ -9,18 +9,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intseg import backends, files, models, store
-from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError, suggest
+from intseg.errors import (
+    MAX_THREADS,
+    InputError,
+    IntsegError,
+    MismatchError,
+    ModelError,
+    UsageError,
+    clip,
+    printable,
+    suggest,
+)
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
@@ -39,6 +50,17 @@ _IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _MAX_CONFIG = 16 * 2**20
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _lock = threading.RLock()
+
+
+def _forget_lock() -> None:
+    """A forked child has none of the threads that might hold it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
 _models: dict[tuple[Path, str, tuple[str, ...] | None], Model] = {}
 
 
@@ -65,8 +87,8 @@ class Model:
 
     def compiled(self, backend: str = "auto", threads: int | None = None) -> backends.Forward:
         """A function from one window uint8 [window height, window width, 3] to its scores; built once, then kept."""
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, expected at least 1, or None for every core")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}, or None for every core")
         key = (backends.resolve(backend), threads)
         with _lock:
             if key not in self._compiled:
@@ -202,7 +224,7 @@ class Result:
     def _repr_html_(self) -> str:
         """The overlay with its legend and a caption, for notebooks; nothing is loaded from elsewhere."""
         data = base64.b64encode(self._repr_png_()).decode()
-        text = html.escape(repr(self)[1:-1])
+        text = html.escape(printable(repr(self)[1:-1]))
         return (
             f'<figure style="margin:0"><img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">'
             f"<figcaption>{text}</figcaption></figure>"
@@ -211,7 +233,9 @@ class Result:
     def _legend(self, palette: Sequence[pictures.Colour]) -> list[overlays.LegendEntry]:
         colours = dict(zip(self.classes, palette, strict=True))
         shares = self.shares().items()
-        return [overlays.LegendEntry(colours[name], f"{name} {overlays.percent(share)}") for name, share in shares]
+        return [
+            overlays.LegendEntry(colours[name], f"{clip(name, 32)} {overlays.percent(share)}") for name, share in shares
+        ]
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -318,8 +342,8 @@ def _restore(path: str, sha256: str, names: tuple[str, ...]) -> Model:
 
 
 @overload
-def run(
-    image: ImageLike,
+def run(  # type: ignore[overload-overlap]
+    image: ImageLike | BinaryIO,
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
@@ -336,23 +360,23 @@ def run(
 
 
 def run(
-    image: ImageLike | list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
+    image: ImageLike | BinaryIO | list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
 ) -> Result | Iterator[Result]:
     """Segment an image, or several.
 
-    image    a path, the bytes of an image file, a Pillow image, or an array uint8 [H, W, 3] (red, green, blue); any
-             size from 1 x 1 up. A list, a tuple, a generator of these: the results follow one by one, each image is
-             taken when its result is asked for
+    image    a path, the bytes of an image file, a file opened for reading bytes, a Pillow image, or an array uint8
+             [H, W, 3] (red, green, blue); any size from 1 x 1 up. A list, a tuple, a generator of these: the results
+             follow one by one, each image is taken when its result is asked for
     weights  the name of a bundled model, a path, a `Model`, or None for the bundled default
     backend  "auto", "numpy" or "numba": the same bits
     threads  of the numba backend; None is every core
     Raises InputError for the image, ModelError for the weights, UsageError for the backend; the last two at once.
     """
     model, backend = load(weights), backends.resolve(backend)
-    if isinstance(image, (list, tuple, Iterator)):
+    if isinstance(image, (list, tuple, Iterator)) and not hasattr(image, "read"):  # an open file gives its lines
         model.compiled(backend, threads)
         return _run_each(iter(image), model, backend, threads)
     return run_picture(_decode(image, model), model, backend, threads)
@@ -380,7 +404,12 @@ def trace(
     return _trace(_decode(image, model), model, backend)
 
 
-def _decode(source: ImageLike, model: Model) -> pictures.Picture:
+def _decode(source: Any, model: Model) -> pictures.Picture:
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "image"))
+        if isinstance(source, io.TextIOBase):
+            raise InputError(f"{name}: opened as text, expected bytes; open it with mode 'rb'")
+        return pictures.decode(files.read_stream(source, name), model.info.pad, name)
     return pictures.decode(source, model.info.pad)
 
 

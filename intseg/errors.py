@@ -56,8 +56,17 @@ def one_line(text: str) -> str:
     return printable(text)[:MAX_MESSAGE]
 
 
+def clip(text: str, longest: int) -> str:
+    """Text of at most so many characters, printable; what is left out shows as an ellipsis."""
+    text = printable(text[: longest + 1])
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def printable(text: str) -> str:
-    """Text for a terminal, of any length: what cannot be printed escaped, line ends too."""
+    """Text for a terminal or a page, of any length: what cannot be printed escaped, line ends too.
+
+    That is control characters (of C1 too), what changes the direction of text, and halves of surrogate pairs.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

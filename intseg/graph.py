@@ -34,6 +34,7 @@ MAX_WORK = 2**44
 MAX_TEXT = 1000
 MAX_SOURCE = 100_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 @dataclass(frozen=True)
@@ -255,11 +256,16 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
     if not 1 <= len(info.classes) <= MAX_CLASSES:
         yield f"{len(info.classes)} classes, expected 1 to {MAX_CLASSES}"
     if len(set(info.classes)) != len(info.classes):
-        yield "class names repeat, expected unique ones"
+        last = {name: i for i, name in enumerate(info.classes)}
+        first = next(i for i, name in enumerate(info.classes) if last[name] != i)
+        name = info.classes[first]
+        yield f"classes {first} and {last[name]} are both {name[:40]!r}, expected unique names"
     if len(info.palette) != len(info.classes):
         yield f"palette has {len(info.palette)} colours for {len(info.classes)} classes"
-    if any(len(colour) != 3 or any(not 0 <= v <= 255 for v in colour) for colour in (*info.palette, info.pad)):
-        yield "a colour is not three integers in [0, 255]"
+    named = [*((f"colour {i} of the palette", colour) for i, colour in enumerate(info.palette)), ("pad", info.pad)]
+    for what, colour in named:
+        if len(colour) != 3 or any(not 0 <= v <= 255 for v in colour):
+            yield f"{what} is {list(colour)!r:.80}, expected three integers in [0, 255]"
     if not 1 <= info.patch <= 64:
         yield f"patch is {info.patch}, expected 1 to 64"
     elif any(n < info.patch or n % info.patch for n in (*info.window, *(info.stride if info.merge == "grid" else ()))):
@@ -274,6 +280,8 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
             yield f"text of {len(text)} characters ({text[:40]!r}...), expected at most {longest}"
         if _SURROGATE.search(text):
             yield f"text {text[:80]!r} has half a surrogate pair, expected Unicode text"
+        if _CONTROL.search(text):
+            yield f"text {text[:80]!r} has a control character, expected one line of text"
     if info.upsample not in UPSAMPLES:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
     if info.merge not in MERGES:

@@ -246,14 +246,27 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 
 def _graph_from_json(document: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Graph:
     expected = {"format", "info", "nodes", "output", "tensors_sha256"}
-    if set(document) != expected:
-        raise ModelError(f"metadata has keys {sorted(document)}, expected {sorted(expected)}")
+    _with_keys(document, expected, "metadata")
     if not isinstance(document["nodes"], list):
         raise ModelError("metadata: nodes is not a list")
     if len(document["nodes"]) > MAX_NODES:
         raise ModelError(f"{len(document['nodes'])} nodes, expected at most {MAX_NODES}; export the model again")
     nodes = tuple(_node_from_json(entry) for entry in document["nodes"])
     return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]))
+
+
+def _with_keys(
+    entry: object, expected: Iterable[str], where: str, otherwise: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """An object of exactly these keys, those of `otherwise` where they lack. Raises ModelError."""
+    if not isinstance(entry, dict):
+        raise ModelError(f"{where} is {entry!r:.80}, expected an object with keys {', '.join(expected)}")
+    entry = {**(otherwise or {}), **entry}
+    wrong = [f"lacks {', '.join(missing)}"] if (missing := sorted(set(expected) - set(entry))) else []
+    wrong += [f"has the unknown {', '.join(more)[:200]}"] if (more := sorted(set(entry) - set(expected))) else []
+    if wrong:
+        raise ModelError(f"{where} {' and '.join(wrong)}, expected keys {', '.join(sorted(expected))}")
+    return entry
 
 
 def _typed(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
@@ -266,7 +279,8 @@ def _typed(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
 def _list_of(entry: dict[str, Any], key: str, kind: type, where: str, count: int | None = None) -> tuple[Any, ...]:
     value = _typed(entry, key, list, where)
     if any(type(v) is not kind for v in value) or count not in (None, len(value)):
-        raise ModelError(f"{where}: {key} is {value!r:.80}, expected a list of {kind.__name__}")
+        many = "" if count is None else f"{count} of "
+        raise ModelError(f"{where}: {key} is {value!r:.80}, expected a list of {many}{kind.__name__}")
     return tuple(value)
 
 
@@ -280,9 +294,9 @@ def _dict_of(entry: dict[str, Any], key: str, kinds: tuple[type, ...], where: st
 
 
 def _node_from_json(entry: object) -> Node:
-    if not isinstance(entry, dict) or set(entry) != set(Node.__dataclass_fields__):
-        raise ModelError(f"metadata: node {entry!r:.80} must have keys {', '.join(Node.__dataclass_fields__)}")
-    where = f"node {entry['name']!r:.80}"
+    name = entry.get("name") if isinstance(entry, dict) else None
+    where = f"node {name!r:.80}" if name is not None else f"node {entry!r:.80}"
+    entry = _with_keys(entry, Node.__dataclass_fields__, f"metadata: {where}")
     if entry["scale"] is not None:
         _typed(entry, "scale", str, where)
     name = _typed(entry, "name", str, where)
@@ -302,16 +316,13 @@ def _node_from_json(entry: object) -> Node:
 
 def _info_from_json(entry: object) -> ModelInfo:
     where = "metadata: info"
-    fields = set(ModelInfo.__dataclass_fields__)
-    if not isinstance(entry, dict) or not fields - set(_LATER) <= set(entry) <= fields:
-        raise ModelError(f"{where} must have keys {', '.join(ModelInfo.__dataclass_fields__)}")
-    entry = _LATER | entry
-    palette = _typed(entry, "palette", list, where)
+    entry = _with_keys(entry, ModelInfo.__dataclass_fields__, where, _LATER)
+    palette = enumerate(_typed(entry, "palette", list, where))
     return ModelInfo(
         name=_typed(entry, "name", str, where),
         recipe=_typed(entry, "recipe", str, where),
         classes=_list_of(entry, "classes", str, where),
-        palette=tuple(_list_of({"palette": colour}, "palette", int, where, 3) for colour in palette),
+        palette=tuple(_list_of({f"palette[{i}]": c}, f"palette[{i}]", int, where, 3) for i, c in palette),
         window=_list_of(entry, "window", int, where, 2),
         stride=_list_of(entry, "stride", int, where, 2),
         patch=_typed(entry, "patch", int, where),

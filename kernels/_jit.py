@@ -29,6 +29,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import compiler, serialize
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import _isa
@@ -105,6 +106,21 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
         return made
 
     return decorate
+
+
+def _free_locks() -> None:
+    """A forked child has none of the threads that may hold one."""
+    global_compiler_lock.release()  # type: ignore[no-untyped-call]
+    for made in REGISTRY.values():
+        made._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # waits for a compilation: what LLVM is doing then cannot be taken over
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_free_locks,
+    )
 
 
 class Cache:

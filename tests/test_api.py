@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ from intseg.errors import InputError, MismatchError, ModelError, UsageError
 from intseg.executor import execute
 from intseg.ops import RUN
 
+ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = backends.names()
 SIZES = [(1, 1), (7, 50), (24, 32), (23, 33), (40, 32), (24, 57), (61, 83)]
 
@@ -355,6 +358,73 @@ def test_bytes_of_a_file_are_an_image(weights: Path, tmp_path: Path) -> None:
     Image.fromarray(random_image(30, 40)).save(tmp_path / "image.png")
     result = intseg.run((tmp_path / "image.png").read_bytes(), weights, "numpy")
     assert np.array_equal(result.image, random_image(30, 40))
+
+
+def test_an_open_file_is_one_image(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(random_image(24, 32)).save(path)
+    whole = intseg.run(path, weights).labels
+    with path.open("rb") as file:
+        assert np.array_equal(intseg.run(file, weights).labels, whole)
+    assert np.array_equal(intseg.run(io.BytesIO(path.read_bytes()), weights).labels, whole)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with (tmp_path / "b.png").open("rb") as file, pytest.raises(InputError, match=r"b\.png: not an image"):
+        intseg.run(file, weights)
+    with path.open(encoding="latin-1") as text, pytest.raises(InputError, match=r"a\.png: opened as text.*mode 'rb'"):
+        intseg.run(text, weights)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**20])
+def test_threads_have_a_range(weights: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match="expected 1 to 1024"):
+        intseg.run(random_image(24, 32), weights, "numpy", threads)
+
+
+_FORK = """
+import os, signal, sys, threading, time
+import numpy as np
+from PIL import Image
+import intseg
+from intseg import api
+from intseg.images import decode
+from intseg.kernels import _jit
+where, weights, picture = sys.argv[1:]
+inside = threading.Event()
+
+def hold():
+    if where == "decoding":
+        decode.guarded("x", lambda: (inside.set(), time.sleep(0.3)))
+    elif where == "loading":
+        with api._lock:
+            inside.set(), time.sleep(0.3)
+    else:
+        kernel = _jit.kernel("int64(int64)")(lambda x: x)
+        with kernel._lock, _jit.numba.core.compiler_lock.global_compiler_lock:
+            inside.set(), time.sleep(0.3)
+
+threading.Thread(target=hold).start()
+inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    if where == "compiling":
+        [kernel._lock.acquire() for kernel in _jit.REGISTRY.values()]
+        _jit.numba.core.compiler_lock.global_compiler_lock.acquire()
+    else:
+        intseg.run(picture, weights, "numpy")
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("where", ["decoding", "loading", "compiling"])
+def test_a_fork_while_a_thread_is_inside_does_not_hang(weights: Path, tmp_path: Path, where: str) -> None:
+    if where == "compiling" and not backends.has_numba():
+        pytest.skip("no numba")
+    Image.fromarray(random_image(24, 32)).save(tmp_path / "a.png")
+    done = subprocess.run([sys.executable, "-c", _FORK, where, weights, tmp_path / "a.png"], cwd=ROOT, timeout=60)
+    assert done.returncode == 0
 
 
 def test_pillow_and_hugging_face_views(weights: Path) -> None:

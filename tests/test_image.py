@@ -310,6 +310,16 @@ def test_the_legend_keeps_the_picture_and_shows_every_colour(size: tuple[int, in
     assert {entry.colour for entry in entries} <= below
 
 
+def test_a_legend_has_a_size_whatever_names_and_numbers_a_model_has() -> None:
+    picture = Image.new("RGB", (30, 20))
+    long = [overlays.LegendEntry((1, 2, 3), "W" * 1000 + "\n\u202e"), overlays.LegendEntry((1, 2, 3), "\0" * 1000)]
+    many = [overlays.LegendEntry((1, 2, 3), f"class {i}") for i in range(65_535)]
+    for entries, widest, tallest in ((long, 1000, 100), (many, 300, 256 * 22)):
+        canvas = overlays.add_legend(picture, entries)
+        assert canvas.width < widest
+        assert canvas.height < tallest
+
+
 @pytest.mark.parametrize(("n_cls", "mode"), [(1, "P"), (3, "P"), (256, "P"), (257, "I;16")])
 def test_label_png(n_cls: int, mode: str) -> None:
     dtype = np.uint8 if n_cls <= 256 else np.uint16

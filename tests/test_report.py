@@ -20,12 +20,13 @@ from tiny_model import tiny_graph
 import intseg
 from intseg import api, store
 from intseg.cli import main as cli
+from intseg.reports import markup
 from intseg.reports import page as report
 
 HOSTILE = (
     '<script>document.title="x"</script>',
     '"><img src=x onerror=alert(1)>',
-    "a & b\x00\x1f\u202e",
+    "a & b\u202e\u2066\u200b",
     "'--><b>",
     "ok",
 )
@@ -124,9 +125,16 @@ def test_names_are_text_wherever_they_appear(page: str) -> None:
     assert "&lt;b onmouseover=&quot;x&quot;&gt;&amp;.png" in page
 
 
+def test_nothing_in_a_name_moves_what_is_near_it() -> None:
+    """Directions, C1 controls, joiners, private and unassigned characters are written out; letters are not."""
+    for character in "\x00\x1b\x85\x9b\u202e\u2066\u200b\u2028\ue000\ufeff\U000e0001\ud800":
+        assert character not in markup.escape(f"a{character}b")
+    assert markup.escape("Fußgänger 歩行者 <é>") == "Fußgänger 歩行者 &lt;é&gt;"
+
+
 def test_a_file_name_that_is_no_text_is_written(looks: list[report.Look], model: api.Model) -> None:
     odd = dataclasses.replace(looks[0], name="caf\udce9.png")
-    assert "caf\ufffd.png" in report.page(model, [odd]).decode("utf-8")
+    assert r"caf\udce9.png" in report.page(model, [odd]).decode("utf-8")
 
 
 def test_nothing_is_loaded_from_anywhere(page: str) -> None:
@@ -225,7 +233,7 @@ def test_it_opens_without_complaint_or_request(shown: browser.Browser) -> None:
     assert shown.evaluate("document.title").startswith("</title><script>alert(2)</script>: 2 images")
     assert shown.evaluate("document.querySelector('.number + td, tbody th').textContent") in (
         *HOSTILE,
-        "a & b\ufffd\ufffd\u202e",
+        r"a & b\u202e\u2066\u200b",
     )
 
 

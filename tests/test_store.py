@@ -434,7 +434,11 @@ def test_no_format_version():
 
 @pytest.mark.parametrize("key", ["info", "nodes", "output", "tensors_sha256"])
 def test_missing_keys(key: str):
-    refuse(with_document(lambda document: document.pop(key)))
+    refuse(with_document(lambda document: document.pop(key)), "sha256" if key[0] == "t" else f"metadata lacks {key}")
+    refuse(with_document(lambda document: document["info"].pop("patch")), "info lacks patch")
+    refuse(with_document(lambda document: document["nodes"][0].pop("op")), "lacks op")
+    refuse(with_document(lambda document: document["info"].update(window=[8])), "window is [8], expected a list of 2")
+    refuse(with_document(lambda document: document["info"]["palette"].__setitem__(1, [1])), "palette[1] is [1]")
 
 
 def test_extra_keys():

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from intseg import strict_json
+from intseg import files
 from intseg.batch.evaluate import Evaluation
-from intseg.batch.metrics import Counts, metrics, number
+from intseg.batch.metrics import MAX_COUNT, Counts, metrics, number
 from intseg.errors import InputError, UsageError, one_line
 
 
@@ -65,20 +65,20 @@ def read_earlier(path: str | os.PathLike[str], classes: Sequence[str]) -> Earlie
     Raises InputError for a file that is not that, UsageError when it has other classes.
     """
     path = Path(path)
+    text = files.read_text(path, "", "give a file of intseg eval --json", pipes=True)
     try:
-        found = strict_json.parse(path.read_text(encoding="utf-8"))
+        found = files.parse_json(text)
         names = tuple(str(name) for name in found["classes"])
         rows = [[int(count) for count in row] for row in found["confusion"]]
         matrix = np.array(rows, np.int64).reshape(len(names), len(names))
         name = one_line(str(found["model"]["name"]))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}; give a file of intseg eval --json") from None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path}: is not what intseg eval --json prints ({type(error).__name__}); redirect its output to a file"
         ) from None
-    if (matrix < 0).any():
-        raise InputError(f"{path}: counts {matrix.min()} pixels, expected none below zero; write the file again")
+    if (matrix < 0).any() or sum(map(sum, rows)) > MAX_COUNT:
+        found = matrix.min() if (matrix < 0).any() else sum(map(sum, rows))
+        raise InputError(f"{path}: counts {found} pixels, expected 0 to 2^62; write the file again")
     if names != tuple(classes):
         raise UsageError(
             f"{path}: has {len(names)} classes {_few(names)}, this model {len(classes)} {_few(classes)}, "

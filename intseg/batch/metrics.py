@@ -19,6 +19,10 @@ Array = NDArray[Any]
 Counts = NDArray[np.int64]
 
 
+MAX_COUNT = 2**62
+"""Pixels of all images together at most: sums of counts stay in INT64."""
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Percentages from a confusion matrix.

@@ -43,7 +43,14 @@ _WEBP_SIDE = 16383
 """Of a frame. The canvas of an animation may be 2^24 wide, and Pillow's time for it grows with the square of that."""
 
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
-_WARNINGS_LOCK = threading.Lock()
+_WARNINGS_LOCK = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # a child does not inherit it from a thread that it does not have
+    os.register_at_fork(
+        before=_WARNINGS_LOCK.acquire,
+        after_in_parent=_WARNINGS_LOCK.release,
+        after_in_child=_WARNINGS_LOCK.release,
+    )
 
 # ------------------------------------------------------------------------------------------------------- decoding
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg import files, palettes
-from intseg.errors import InputError, UsageError, suggest
+from intseg.errors import InputError, UsageError, clip, suggest
 from intseg.images.decode import Colour, Pixels
 
 if TYPE_CHECKING:
@@ -50,10 +50,21 @@ class LegendEntry:
     text: str
 
 
+_LONGEST, _MOST = 40, 256
+"""Characters of a line of a legend, and its lines: names of classes are anybody's, and so is how many are found."""
+
+
 def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """The picture above its legend: as many columns as fit, at a size that grows with the picture."""
+    """The picture above its legend: as many columns as fit, at a size that grows with the picture.
+
+    Of more than 256 entries the first 255 are shown, and how many there are.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
+    if len(entries) > _MOST:
+        more = LegendEntry((255, 255, 255), f"and {len(entries) - _MOST + 1:,} more")
+        entries = [*entries[: _MOST - 1], more]
+    entries = [LegendEntry(entry.colour, clip(entry.text, _LONGEST)) for entry in entries]
     size = min(max(14, picture.width // 32), 64)
     font = ImageFont.load_default(size)
     gap, box = size // 2, size

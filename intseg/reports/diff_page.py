@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 
+from intseg.reports.markup import escape
 from intseg.workbench.diff import Difference, Report, hexadecimal
 from intseg.workbench.search import Explanation
 
@@ -28,44 +28,40 @@ def page(report: Report, golden: str, other: str) -> str:
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>{_text(title)}</title><style>\n{_STYLE}</style></head><body>",
-        f'<h1 class="{"ok" if report.equal else "bad"}">{_text(title.capitalize())}</h1>',
-        f"<p><code>{_text(golden)}</code> (golden) against <code>{_text(other)}</code>: "
+        f"<title>{escape(title)}</title><style>\n{_STYLE}</style></head><body>",
+        f'<h1 class="{"ok" if report.equal else "bad"}">{escape(title.capitalize())}</h1>',
+        f"<p><code>{escape(golden)}</code> (golden) against <code>{escape(other)}</code>: "
         f"{report.compared} tensors compared.</p>",
-        *(f"<p>Note: {_text(note)}.</p>" for note in report.notes),
+        *(f"<p>Note: {escape(note)}.</p>" for note in report.notes),
     ]
     if report.first is not None:
         parts += [*_first(report.first), *_cause(report.explanation), *_others(report)]
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
 def _row(*cells: object, numbers: bool = True) -> str:
     kind = ' class="n"' if numbers else ""
-    return f"<tr><td>{_text(cells[0])}</td>" + "".join(f"<td{kind}>{_text(c)}</td>" for c in cells[1:]) + "</tr>"
+    return f"<tr><td>{escape(cells[0])}</td>" + "".join(f"<td{kind}>{escape(c)}</td>" for c in cells[1:]) + "</tr>"
 
 
 def _first(first: Difference) -> Iterator[str]:
     where = f"Window {first.window}, node " if first.window >= 0 else ""
-    yield f"<h2>{where}<code>{_text(first.node)}</code>{f' ({_text(first.op)})' if first.op else ''}</h2>"
-    yield f"<p>{_text(first.dtype)} {list(first.shape)}. {first.count} of {first.size} elements differ, "
-    yield f"by at most {first.largest}: {_text(first.pattern)}. First index {list(first.index)}:</p>"
+    yield f"<h2>{where}<code>{escape(first.node)}</code>{f' ({escape(first.op)})' if first.op else ''}</h2>"
+    yield f"<p>{escape(first.dtype)} {list(first.shape)}. {first.count} of {first.size} elements differ, "
+    yield f"by at most {first.largest}: {escape(first.pattern)}. First index {list(first.index)}:</p>"
     yield "<table><tr><th></th><th>decimal</th><th>hex</th><th>real</th></tr>"
     for word, value, real in (("expected", first.expected, first.reals[0]), ("found", first.found, first.reals[1])):
         yield _row(word, value, hexadecimal(value, first.dtype), "" if real is None else f"{real:.9g}")
     yield "</table>"
     if first.register:
         name, at, expected, found = first.register
-        yield f"<p>First register that differs: <code>{_text(name)}</code> at {list(at)}, expected {expected}, "
+        yield f"<p>First register that differs: <code>{escape(name)}</code> at {list(at)}, expected {expected}, "
         yield f"found {found}.</p>"
     yield "<h2>Differences, found minus expected</h2><table>"
     widest = max(count for _, count in first.histogram)
     for label, count in first.histogram:
         bar = f'<span class="bar" style="width:{max(1, 100 * count // widest) / 5:.1f}rem"></span>'
-        yield f'<tr><td class="n">{_text(label)}</td><td class="n">{count}</td><td>{bar}</td></tr>'
+        yield f'<tr><td class="n">{escape(label)}</td><td class="n">{count}</td><td>{bar}</td></tr>'
     yield "</table>"
 
 
@@ -74,9 +70,9 @@ def _cause(found: Explanation | None) -> Iterator[str]:
         return
     yield "<h2>Cause</h2>"
     if found.matches:
-        where = f"the unseen node <code>{_text(found.node)}</code>" if found.node else "the node"
+        where = f"the unseen node <code>{escape(found.node)}</code>" if found.node else "the node"
         yield f"<p>Recomputing {where} from the golden inputs reproduces the other side exactly with</p><ol>"
-        yield from (f"<li>{_text(name)}</li>" for name in found.names())
+        yield from (f"<li>{escape(name)}</li>" for name in found.names())
         yield "</ol>"
         return
     searched = "" if found.complete else "; the time was up before all pairs were tried"

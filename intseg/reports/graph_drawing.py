@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from intseg import api
+from intseg.errors import printable
 from intseg.exam import EXAMS
 from intseg.graph import IMAGE, Graph, Node
 from intseg.reports.inspect import BLOCK, block_of, describe, input_of, row_of
-from intseg.reports.markup import clean, escape, number
+from intseg.reports.markup import escape, number
 
 Point = tuple[float, float]
 Edge = tuple[str, str]
@@ -48,8 +49,8 @@ def _label(node: Node) -> str:
 
 
 def _quote(text: str) -> str:
-    escaped = clean(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    lines = [printable(line).replace("\\", "\\\\").replace('"', '\\"') for line in text.split("\n")]
+    return '"' + "\\n".join(lines) + '"'
 
 
 def _constants(graph: Graph) -> list[str]:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
 
-_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What no XML document may hold, not even escaped: control characters and lone surrogates."""
+from intseg.errors import printable
 
 
-def escape(text: str) -> str:
-    """Text for element content and quoted attributes of HTML and SVG, whatever it holds."""
-    return html.escape(clean(text), quote=True)
-
-
-def clean(text: str) -> str:
-    """Text without what no XML document may hold."""
-    return _NOT_XML.sub("\ufffd", text)
+def escape(text: object) -> str:
+    """Text for element content and quoted attributes of HTML and SVG, whatever it holds: nothing moves what is near."""
+    return html.escape(printable(str(text)), quote=True)
 
 
 def number(value: float) -> str:
