@@ -271,9 +271,9 @@ def test_what_is_asked_of_the_bundled_models() -> None:
 
 
 def test_the_dropped_l2norm_is_seen() -> None:
-    assert swaps.dropped_l2norm(api.load("camvid-tiny-paper").graph) == "decoder.masks"
-    assert swaps.dropped_l2norm(api.load("camvid-tiny").graph) is None
-    assert swaps.dropped_l2norm(tiny_graph()) is None
+    assert swaps.dropped_norm(api.load("camvid-tiny-paper").graph) == "decoder.masks"
+    assert swaps.dropped_norm(api.load("camvid-tiny").graph) is None
+    assert swaps.dropped_norm(tiny_graph()) is None
 
 
 def test_a_restored_l2norm_is_the_formula() -> None:
@@ -285,7 +285,7 @@ def test_a_restored_l2norm_is_the_formula() -> None:
     a, b = (x / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in values.values())
     found = runner._unit_product(node, values)
     assert np.allclose(found / np.abs(found).max(), (a @ b.T) / np.abs(a @ b.T).max(), atol=1e-6)
-    assert np.abs(runner._in_integer(node, "l2norm", values)).max() == 32767
+    assert np.abs(runner._in_integer(node, "unit rows", values)).max() == 32767
 
 
 def test_nearest_is_a_row_of_its_own(shot: Path) -> None:

@@ -124,6 +124,7 @@ class Exam:
     mistakes   mistakes of its own
     own        further mistakes that depend on a call: (words, variant)
     worst      operands that come near the bounds of its registers
+    factors    from the attributes: (what, real factor, number of the input) that the scale tensors have to say too
     facts      for a step that no machine runs: what its branches look at
     units      complete tables of what has few inputs
     """
@@ -142,6 +143,7 @@ class Exam:
     mistakes: tuple[Mistake, ...] = ()
     own: Callable[[Call], Iterable[tuple[str, Variant]]] | None = None
     worst: Callable[[Extremes], Iterable[Operands]] | None = None
+    factors: Callable[[Mapping[str, Any]], Iterable[tuple[str, float, int]]] | None = None
     facts: Callable[[Call], Facts] | None = None
     units: tuple[Unit, ...] = ()
 

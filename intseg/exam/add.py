@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ def _real(a: Float, b: Float, *, mult_a: int, shift_a: int, mult_b: int, shift_b
     return a * dyadic(mult_a, shift_a, a) + b * dyadic(mult_b, shift_b, a)
 
 
+def _factors(attrs: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
+    for i, branch in enumerate("ab"):
+        yield f"branch {branch}", math.ldexp(attrs[f"mult_{branch}"], -attrs[f"shift_{branch}"]), i
+
+
 EXAMS = (
     Exam(
         "add",
@@ -101,5 +107,6 @@ EXAMS = (
         ),
         own=_swapped,
         worst=_worst,
+        factors=_factors,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,10 @@ def _real_table(x: Float, *, table: Array) -> Float:
     return result
 
 
+def _factors(attrs: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
+    yield "the result", math.ldexp(attrs["mult"], attrs["k_out"] - 1 - attrs["shift"]), 0
+
+
 _ATTRS: dict[str, Attr] = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8}
 _ATTRS |= {"mult": 1, "shift": 7}
 
@@ -172,6 +177,7 @@ EXAMS = (
             _P_1_625,
         ),
         worst=_pairs,
+        factors=_factors,
         units=(Unit("shift_gelu", _ATTRS, _every_pair, (_SHIFT_TABLE,)),),
     ),
     Exam(
@@ -188,6 +194,7 @@ EXAMS = (
         branches=_BRANCHES,
         mistakes=(_P_1_625,),
         worst=_alone,
+        factors=_factors,
         units=(Unit("sigmoid_gelu", _ATTRS, every_int8("sigmoid_gelu"), (_SIGMOID_TABLE,)),),
     ),
     Exam(

@@ -27,7 +27,7 @@ from intseg.arith import INT_RANGE
 from intseg.batch import metrics
 from intseg.batch.sources import find_sources
 from intseg.errors import UsageError
-from intseg.exam import real
+from intseg.exam import EXAMS, real
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling
@@ -228,7 +228,7 @@ class _Runner:
 
     def _in_real(self, node: Node, mode: str, values: Mapping[str, Array]) -> Array:
         """A node of the real graph with an error of the integers."""
-        if mode == "l2norm":
+        if mode == "unit rows":
             return self._unit_product(node, values)
         exact = self._real(node, values)
         low, high = INT_RANGE[node.dtype]
@@ -251,7 +251,7 @@ class _Runner:
 
     def _in_integer(self, node: Node, mode: str, values: Mapping[str, Array]) -> Array:
         """A node of the integer graph without its approximation."""
-        if mode == "l2norm":
+        if mode == "unit rows":
             product = self._unit_product(node, values)
             largest = np.abs(product).max()
             return real.on_grid(product * (INT_RANGE[node.dtype][1] / (largest or 1)), node.dtype)
@@ -471,14 +471,9 @@ def contradictions(graph: Graph, scales: Mapping[str, Array]) -> Iterator[str]:
     """
     for node in graph.nodes:
         steps = [_uniform(scales.get(name)) for name in (*node.inputs, node.name)]
-        if node.op == "add":
-            for branch, step in zip("ab", steps[:2], strict=True):
-                found = math.ldexp(int(node.attrs[f"mult_{branch}"]), -int(node.attrs[f"shift_{branch}"]))
-                yield from _contradiction(node, f"branch {branch}", found, step, steps[2])
-        elif node.op in ("shift_gelu", "sigmoid_gelu"):
-            attrs = {name: int(value) for name, value in node.attrs.items() if isinstance(value, int)}
-            found = math.ldexp(attrs["mult"], attrs["k_out"] - 1 - attrs["shift"])
-            yield from _contradiction(node, "the result", found, steps[0], steps[1])
+        factors = EXAMS[node.op].factors
+        for what, factor, source in factors(node.attrs) if factors is not None else ():
+            yield from _contradiction(node, what, factor, steps[source], steps[-1])
 
 
 def _uniform(scale: Array | None) -> float | None:

@@ -21,7 +21,7 @@ In the real graph:    "integer"        the exact result plus the whole error of 
                       "saturation"     saturated, not rounded
                       "channels"       rounded to 256 levels between the extremes of each channel in this window
 In the integer graph: "real"           exact, then rounded and saturated
-In both:              "l2norm"         a product of rows of length one
+In both:              "unit rows"      a product of rows of length one
 """
 
 
@@ -73,9 +73,9 @@ def questions(graph: Graph, per_node: bool = False) -> list[Question]:
         in_real = Variant("real", (), "nearest"), REFERENCE
         in_integer = INTEGER, Variant("integer", (), "nearest"), REFERENCE
         found += [Question(g, "nearest for bilinear", 0, in_real, in_integer) for g in ("kinds", "approximations")]
-    masks = dropped_l2norm(graph)
+    masks = dropped_norm(graph)
     if masks is not None:
-        kept, restored = (Variant(base, ((masks, "l2norm"),), "bilinear") for base in ("real", "integer"))
+        kept, restored = (Variant(base, ((masks, "unit rows"),), "bilinear") for base in ("real", "integer"))
         found.append(Question("approximations", "dropped L2 norm", 1, (REFERENCE, kept), (restored, INTEGER, kept)))
     return found
 
@@ -115,7 +115,7 @@ def _made_exact(nodes: Sequence[Node]) -> tuple[Variant, Variant, Variant] | Non
     return (_variant("integer", approximate, "real"), INTEGER, REFERENCE) if approximate else None
 
 
-def dropped_l2norm(graph: Graph) -> str | None:
+def dropped_norm(graph: Graph) -> str | None:
     """The product of patches and classes that Segmenter has an L2 norm before, where the graph has none; else None.
 
     It is what the graph shows: scores that are the LayerNorm of a product of two linear layers' rows. Because of that
