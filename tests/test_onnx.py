@@ -44,6 +44,10 @@ def run_op(runtime: str, call: Call) -> Array:
         from onnx.reference import ReferenceEvaluator
 
         return ReferenceEvaluator(made).run(None, feed)[0]
+    return run_model(made, feed)
+
+
+def run_model(made: Any, feed: Mapping[str, Array]) -> Array:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -142,6 +146,22 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", weights)
     assert (code, "not an ONNX model" in err) == (4, True)
     assert run(capsys, "export", weights, "-o", str(tmp_path / "m.txt"))[0] == 2
+
+
+def test_op_cases_are_onnx_node_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ONNX's own runner reads them: the folder's model, its operands by number, its result."""
+    target = tmp_path / "cases"
+    assert run(capsys, "export", "--cases", "-o", str(target))[0] == 0
+    folders = sorted(target.iterdir())
+    assert {folder.name.removeprefix("test_").rpartition("_")[0] for folder in folders} == set(OPS)
+    for folder in folders[:: len(folders) // 12]:
+        made, data = onnx.load(folder / "model.onnx"), folder / "test_data_set_0"
+        count = len(list(data.glob("input_*.pb")))
+        feed = [onnx.load_tensor(data / f"input_{i}.pb") for i in range(count)]
+        assert [tensor.name for tensor in feed] == [x.name for x in made.graph.input]
+        given = run_model(made, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in feed})
+        assert_equal(given, onnx.numpy_helper.to_array(onnx.load_tensor(data / "output_0.pb")))
+    assert run(capsys, "export", "--cases", "-o", str(target))[0] != 0  # it is there
 
 
 def test_a_missing_package_is_one_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from intseg.cli.parser import Command, add_model, written
+from intseg.cli.parser import Command, WrittenFolder, add_model, require_ending
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
 
@@ -18,6 +18,7 @@ examples:
   intseg export camvid-tiny -o camvid-tiny.onnx
   intseg export model.safetensors -o model.onnx --labels
   intseg verify --onnx model.onnx -w model.safetensors               node by node in two runtimes
+  intseg export --cases -o cases                                     op cases as ONNX node tests
 """
 
 
@@ -30,17 +31,22 @@ def _need_onnx() -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    made = written(".onnx")
-    parser.add_argument("-o", "--output", required=True, type=made, metavar="FILE", help="ONNX file (.onnx)")
+    text = "ONNX file (.onnx); with --cases a new folder"
+    parser.add_argument("-o", "--output", required=True, type=WrittenFolder, metavar="FILE", help=text)
     parser.add_argument("--labels", action="store_true", help="also give the class of every pixel of the window")
+    parser.add_argument("--cases", action="store_true", help="op cases in the layout of ONNX node tests, no model")
 
 
 def _export(args: argparse.Namespace) -> Answer:
     from intseg import api, files
 
     _need_onnx()
-    from intseg.export import onnx_model
+    from intseg.export import onnx_cases, onnx_model
 
+    if args.cases:
+        number = onnx_cases.write(Path(args.output))
+        return wrote(args.output, count(number, "op case"), cases=number)
+    require_ending(args.output, ".onnx")
     made = onnx_model.model(api.load(args.weights).graph, args.labels)
     data = made.SerializeToString(deterministic=True)
     files.write_atomically(Path(args.output), data)
