@@ -232,7 +232,7 @@ def _train(args: argparse.Namespace) -> None:
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
         score = val_miou(predict, info, val, args.device)
         if not val.pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
-            segmenter.save_checkpoint(averaged, args.output, dataset)
+            segmenter.save_checkpoint(averaged, args.output, dataset, trainer.short_side)
         return score
 
     trainer.run(args.every, measure)

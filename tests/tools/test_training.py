@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from configs import CAMVID as CONFIG
 from patterns import pattern
 from PIL import Image
@@ -102,6 +103,8 @@ def test_training_resumes_as_if_unbroken(data: Path, tmp_path: Path, monkeypatch
     with Image.open(whole / "curves.png") as picture:
         assert picture.size == (900, 360)
     saved = segmenter.load_checkpoint(whole)
+    variant = yaml.safe_load((whole / "variant.yml").read_text())
+    assert variant["inference_kwargs"] == {"im_size": 48, "window_size": 64, "window_stride": 32}
     average = state(whole)["average"]
     assert isinstance(average, dict)
     assert torch.equal(dict(saved.named_parameters())["encoder.norm.bias"].detach(), average["encoder.norm.bias"])

@@ -95,13 +95,15 @@ class Examples:
         """RGB image and labels (mode L, IGNORE where not counted). Raises InputError naming a bad file."""
         return _load(self, index)
 
-    def frequencies(self) -> NDArray[np.float64]:
-        """Share of the counted pixels per class, at least one pixel each."""
-        counts = np.ones(self.n_cls)
+    def survey(self) -> tuple[NDArray[np.float64], int]:
+        """Share of the counted pixels per class, at least one pixel each; and the median short side in pixels."""
+        counts, sides = np.ones(self.n_cls), []
         for index in range(len(self.pairs)):
-            labels = np.asarray(self.load(index)[1])
-            counts += np.bincount(labels[labels != IGNORE], minlength=self.n_cls)
-        return counts / counts.sum()
+            image, labels = self.load(index)
+            stored = np.asarray(labels)
+            counts += np.bincount(stored[stored != IGNORE], minlength=self.n_cls)
+            sides.append(min(image.size))
+        return counts / counts.sum(), int(np.median(sides))
 
 
 @lru_cache(maxsize=512)
@@ -203,8 +205,9 @@ class Trainer:
         self.folder, self.device, self.upsample, self.on_step = folder, device, upsample, on_step
         self.average = {name: value.detach().clone() for name, value in model.named_parameters()}
         self.optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.lr)
-        weights = data.frequencies() ** -settings.class_power
-        weights /= (weights * data.frequencies()).sum()
+        frequencies, self.short_side = data.survey()
+        weights = frequencies**-settings.class_power
+        weights /= (weights * frequencies).sum()
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.step, self.log = 0, list[dict[str, float]]()
 
