@@ -217,8 +217,8 @@ def _evaluate(args: argparse.Namespace) -> list[Row]:
         info = model_info(model.config, recipe, name, named)
         twin = FakeQuantSegmenter(model, info.window, recipe)
         calibrate(twin, model, [windows(file, info) for file in files])
-        data = store.dumps(export(twin, info))
-        engine = api.Model(store.loads(data), hashlib.sha256(data).hexdigest(), Path(f"{name}.safetensors"))
+        stored = store.dumps(export(twin, info))
+        engine = api.Model(store.loads(stored), hashlib.sha256(stored).hexdigest(), Path(f"{name}.safetensors"))
         subjects.append(Subject(name, twin, engine))
     return list(measure(model, info, subjects, data))
 
