@@ -272,21 +272,18 @@ def _finite(text: str) -> float:
 # ----------------------------------------------------------------------------------------------------- before work
 
 _HELD = (".safetensors", ".json", ".npy", ".npz", ".hex", ".mem", ".bin", ".coe", ".h", ".pth", ".pt", ".yml")
-"""Endings of what intseg reads of a folder that is named, pictures apart: of those it lists each."""
+"""Endings of what intseg reads of the folder of a model, a checkpoint, or a dump."""
 
 
 def require_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse, before any work, outputs that would replace what the command reads, or each other.
 
-    inputs  files; of a folder, what intseg may read in it
+    inputs  files and folders; of what is read in a folder, each file: see `held`
     Equal are names of one file: links are followed, device and inode compared. Raises UsageError that names both.
     """
     read: dict[object, Path] = {}
     for path in map(Path, inputs):
         read.setdefault(_identity(path), path)
-        if path.is_dir():
-            with contextlib.suppress(OSError):
-                read |= {_identity(file): file for file in path.iterdir() if file.suffix.lower() in _HELD}
     written: dict[object, Path] = {}
     for path in map(Path, outputs):
         known = _identity(path)
@@ -295,6 +292,15 @@ def require_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
         if known in written:
             raise UsageError(f"{path}: is {written[known]}, which is written too; choose different names")
         written[known] = path
+
+
+def held(path: str | os.PathLike[str]) -> list[Path]:
+    """What is read where the folder of a model, a checkpoint or a dump is named: its files; else the path itself."""
+    folder = Path(path)
+    try:
+        return [folder, *(file for file in folder.iterdir() if file.suffix.lower() in _HELD)]
+    except OSError:
+        return [folder]
 
 
 def _identity(path: Path) -> object:

@@ -544,9 +544,9 @@ def test_every_argument_says_whether_it_is_read_or_written_and_every_number_has_
         for action in sub._actions:
             kind, where = action.type, f"{name} {action.option_strings or action.dest}"
             if action.metavar in FILES and action.dest != "overlay":
-                plain = (parser.Read, parser.Written, parser.WrittenFolder, _lines_file)
+                plain = (parser.Read, parser.ReadHeld, parser.Written, parser.WrittenFolder, _lines_file)
                 assert kind in plain or made(kind, "written"), where
-            elif action.metavar in ("N", "I", "S", "BITS") or action.dest == "ignore":
+            elif action.metavar in ("N", "I", "S", "BITS"):
                 assert made(kind, "whole"), where
             else:
                 assert kind is not int, where

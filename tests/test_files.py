@@ -27,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(files, "SILENCE", 0.2)
     start = time.monotonic()
     yield
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -261,7 +261,8 @@ def test_no_output_is_an_input(tmp_path: Path, how: str) -> None:
     names = {"link": "link", "hard link": "hard", "through a folder": "there/in.npy"}
     read = tmp_path / ("in.npy" if how != "in a folder" else "")
     with pytest.raises(UsageError, match="which is read"):
-        files.require_apart([tmp_path / "other", tmp_path / names.get(how, "in.npy")], [tmp_path / "none", read])
+        files.require_apart([tmp_path / "other", tmp_path / names.get(how, "in.npy")], [tmp_path, *files.held(read)])
+    files.require_apart([tmp_path / "there" / "in.npy"], [tmp_path])  # a folder of pictures may hold results
 
 
 def test_no_two_outputs_are_one(tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_command(model: api.Model, tmp_path: Path, capsys: pytest.CaptureFixture
     ("argv", "code"),
     [
         (["trace", "no.png", "-o", "OUT"], 4),
-        (["trace", "IMAGE", "-o", "no/where/t"], 4),
+        (["trace", "IMAGE", "-o", "no/where/t.safetensors"], 4),
         (["trace", "IMAGE"], 2),
         (["trace", "IMAGE", "-o", "OUT", "-w", "no.safetensors"], 4),
         (["trace", "IMAGE", "-o", "OUT", "--nodes", "zzz"], 2),
@@ -335,7 +335,7 @@ def test_command(model: api.Model, tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_bad_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], code: int):
-    names = {"OUT": str(tmp_path / "out"), "IMAGE": str(GOLDEN / "images" / "small.png")}
+    names = {"OUT": str(tmp_path / "out.safetensors"), "IMAGE": str(GOLDEN / "images" / "small.png")}
     assert cli.main([names.get(word, word) for word in argv]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from intseg import palettes, store
 from intseg.batch.sources import Search
+from intseg.cli.parser import require_ending, require_writable, whole
 from intseg.errors import InputError, IntsegError, UsageError
+from intseg.files import held, read_text, require_apart
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.tools.twin import classes
@@ -63,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--calibrate", type=Path, required=True, nargs="+", help="images or folders of images; one is enough"
     )
-    p.add_argument("--samples", type=int, help="use this many images, evenly spaced (default: all)")
+    p.add_argument("--samples", type=whole(1, 10**9), help="use this many images, evenly spaced (default: all)")
     p.add_argument("--recipe", choices=sorted(RECIPES), default="intseg", help="arithmetic (default: intseg)")
     p.add_argument("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
     p.add_argument(
@@ -73,8 +75,9 @@ def parser() -> argparse.ArgumentParser:
         help="windows at any pixel, summed in pixels, as published (default), or on the patch grid",
     )
     p.add_argument("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks (default: the recipe's)")
-    p.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="pixels of a window (default: checkpoint's)")
-    p.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels between windows")
+    size, two = whole(1, 65535), ("H", "W")
+    p.add_argument("--window", type=size, nargs=2, metavar=two, help="pixels of a window (default: checkpoint's)")
+    p.add_argument("--stride", type=size, nargs=2, metavar=two, help="pixels between windows")
     p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
     p.add_argument("--name", help="of the model (default: the output's file name)")
     p.add_argument("--save-twin", type=Path, help="also save the fake-quant model's state (.pth), for QAT")
@@ -179,8 +182,12 @@ def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterat
 
 def _convert(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    if not args.output.parent.is_dir():
-        raise InputError(f"{args.output}: the folder does not exist; create it or choose another")
+    written = [require_ending(str(args.output), ".safetensors")]
+    written += [require_ending(str(args.save_twin), ".pth", ".pt")] if args.save_twin else []
+    checkpoint = [path for path in held(args.checkpoint) if path.suffix != ".safetensors"]
+    require_apart(written, filter(None, [*checkpoint, *args.calibrate, args.classes]))
+    for path in written:
+        require_writable(Path(path))
     model = load_checkpoint(args.checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.l2norm)
     dataset, stated = dataset_of(args.checkpoint), dict(model.info.classes)
@@ -220,9 +227,9 @@ def dataset_of(checkpoint: Path) -> str:
     """The data set that variant.yml beside a checkpoint names; "" if none does."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     try:
-        variant = yaml.load((folder / "variant.yml").read_text(encoding="utf-8"), Loader=VariantLoader)
+        variant = yaml.load(read_text(folder / "variant.yml", limit=2**20), Loader=VariantLoader)
         return str(variant["dataset_kwargs"]["dataset"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (InputError, KeyError, TypeError, yaml.YAMLError):
         return ""
 
 

@@ -139,7 +139,12 @@ def is_pattern(argument: str) -> bool:
 def is_one_image(arguments: Sequence[str]) -> bool:
     """Whether the arguments name a single file directly: no folder, pattern, list, or standard input."""
     one = arguments[0]
-    return len(arguments) == 1 and not (one == "-" or one.startswith("@") or os.path.isdir(one) or is_pattern(one))
+    return len(arguments) == 1 and not (one == "-" or is_list(one) or os.path.isdir(one) or is_pattern(one))
+
+
+def is_list(argument: str) -> bool:
+    """Whether an argument is a file of names, not the name of one that exists."""
+    return argument.startswith("@") and not os.path.lexists(argument)
 
 
 @dataclass
@@ -172,7 +177,7 @@ class Search:
     def _of(self, argument: str) -> Iterator[Source]:
         if argument == "-":
             raise UsageError("'-' is one image on standard input, expected no other source with it")
-        if argument.startswith("@") and not os.path.lexists(argument):
+        if is_list(argument):
             for line in lines(Path(argument[1:])):
                 yield from self._named(line)
         elif is_pattern(argument):

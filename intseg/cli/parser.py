@@ -41,7 +41,7 @@ class Command:
     def __call__(self, args: argparse.Namespace) -> Answer:
         """Check what is written, then run."""
         given = list(_values(args))
-        read = [value for value in given if isinstance(value, Read)]
+        read = [path for value in given if isinstance(value, Read) for path in value.paths()]
         written = [value for value in given if type(value) is Written]
         files.require_apart(written, read)
         folders = [Path(value) for value in given if isinstance(value, WrittenFolder)]
@@ -54,7 +54,19 @@ class Command:
 
 
 class Read(str):
-    """An argument that is read: a file, a folder, or the name of a bundled model."""
+    """An argument that is read: a file, or a folder of pictures."""
+
+    def paths(self) -> list[Path]:
+        """What must not be written."""
+        return [Path(self)]
+
+
+class ReadHeld(Read):
+    """An argument that is read: a file, the folder of a model or a dump, or the name of a bundled model."""
+
+    def paths(self) -> list[Path]:
+        """The files of a folder too."""
+        return files.held(self)
 
 
 class Written(str):
@@ -162,7 +174,7 @@ def usage(parser: argparse.ArgumentParser) -> str:
 def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: bool = False) -> None:
     """-w, and how to run the model."""
     text = f"weights file or bundled model ({models.DEFAULT})"
-    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
+    parser.add_argument("-w", "--weights", type=ReadHeld, metavar="W", help=text)
     if backend:
         parser.add_argument("--backend", choices=BACKENDS, default="auto", help="same bits (auto)")
     if threads:
@@ -172,7 +184,7 @@ def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model that a command is about."""
     text = f"weights file or bundled model ({models.DEFAULT})"
-    parser.add_argument("weights", nargs="?", type=Read, metavar="W", help=text)
+    parser.add_argument("weights", nargs="?", type=ReadHeld, metavar="W", help=text)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

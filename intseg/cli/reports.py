@@ -14,6 +14,7 @@ from intseg.cli.parser import (
     LAYOUTS,
     Command,
     Read,
+    ReadHeld,
     WrittenFolder,
     add_model,
     add_threads,
@@ -291,7 +292,7 @@ examples:
 
 
 def _quant_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Read, metavar="W", help="weights file or bundled model")
+    parser.add_argument("weights", type=ReadHeld, metavar="W", help="weights file or bundled model")
     parser.add_argument("sources", nargs="*", type=Read, metavar="IMAGE", help="images, folders, patterns, @list.txt")
     text = "label image of every IMAGE, in the same order"
     parser.add_argument("--labels", nargs="+", type=Read, metavar="FILE", help=text)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from intseg import models
 from intseg.cli import exchange
-from intseg.cli.parser import BACKENDS, Command, Read, WrittenFolder, add_weights, require_ending, whole, written
+from intseg.cli.parser import (
+    BACKENDS,
+    Command,
+    Read,
+    ReadHeld,
+    WrittenFolder,
+    add_weights,
+    require_ending,
+    whole,
+    written,
+)
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
 
@@ -73,7 +83,7 @@ def _dump_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endian", default="little", metavar="E", help="little or big, of elements and bytes (little)")
     parser.add_argument("--order", default="C", metavar="O", help="C, F, or axes such as 2,0,1, the last the fastest")
     parser.add_argument("--tile", type=_tile, metavar="RxC", help="cut the last two axes into tiles, filled with zeros")
-    parser.add_argument("--read", type=Read, metavar="DIR", help="read a dumped folder instead, into the file -o")
+    parser.add_argument("--read", type=ReadHeld, metavar="DIR", help="read a dumped folder instead, into the file -o")
 
 
 def _tile(text: str) -> tuple[int, int]:
@@ -110,7 +120,7 @@ examples:
 
 
 def _flatten_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Read, metavar="W", help="weights file or bundled model")
+    parser.add_argument("weights", type=ReadHeld, metavar="W", help="weights file or bundled model")
     text = "the flat file (.flat or .bin); replaced if it is there"
     parser.add_argument("-o", "--output", required=True, type=written(".flat", ".bin"), metavar="FILE", help=text)
 
@@ -137,10 +147,10 @@ examples:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("golden", type=Read, metavar="GOLDEN", help="trace, or image to trace now")
-    parser.add_argument("other", type=Read, metavar="OTHER", help="what another implementation gave")
+    parser.add_argument("golden", type=ReadHeld, metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", type=ReadHeld, metavar="OTHER", help="what another implementation gave")
     text = "weights file or bundled model; default: that of GOLDEN"
-    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
+    parser.add_argument("-w", "--weights", type=ReadHeld, metavar="W", help=text)
     parser.add_argument("--lsb", type=whole(0, 2**32), default=0, metavar="N", help="tolerate differences up to N (0)")
     parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
     parser.add_argument("--node", metavar="NAME", help="OTHER is one tensor: the output of this node")
@@ -178,12 +188,12 @@ examples:
 
 
 def _minimize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("golden", type=Read, metavar="GOLDEN", help="trace, or image to trace now")
-    parser.add_argument("other", type=Read, metavar="OTHER", help="what another implementation gave")
+    parser.add_argument("golden", type=ReadHeld, metavar="GOLDEN", help="trace, or image to trace now")
+    parser.add_argument("other", type=ReadHeld, metavar="OTHER", help="what another implementation gave")
     case = written(".safetensors")
     parser.add_argument("-o", "--output", required=True, type=case, metavar="FILE", help="the case (.safetensors)")
     text = "weights file or bundled model; default: that of GOLDEN"
-    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
+    parser.add_argument("-w", "--weights", type=ReadHeld, metavar="W", help=text)
     parser.add_argument("--partial", action="store_true", help="OTHER may lack nodes: compare what is there")
     parser.add_argument(
         "--seconds", type=whole(1, 10**6), default=20, metavar="S", help="time to search the cause (20)"
@@ -236,7 +246,7 @@ def _truth_table_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(flag, dest=name, type=whole(-(2**63), 2**63 - 1), metavar="N")
     text = f"gelu_table: weights file or model ({models.DEFAULT})"
-    parser.add_argument("-w", "--weights", type=Read, metavar="W", help=text)
+    parser.add_argument("-w", "--weights", type=ReadHeld, metavar="W", help=text)
     parser.add_argument("--node", metavar="NAME", help="gelu_table: a node of the model")
     text, table = "NAME.npz, .csv or .hex (for $readmemh, a file a column)", written(".npz", ".csv", ".hex")
     parser.add_argument("-o", "--output", type=table, metavar="OUT", help=text)
@@ -306,7 +316,7 @@ evaluator, every node of it against the engine.
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Read, metavar="DIR", nargs="?", help="conformance pack or golden folder")
+    parser.add_argument("folder", type=ReadHeld, metavar="DIR", nargs="?", help="conformance pack or golden folder")
     parser.add_argument("--backend", choices=BACKENDS[1:], help="only this one; default: all that are installed")
     parser.add_argument("--onnx", type=Read, metavar="FILE", help="a model that intseg export wrote, instead of DIR")
     add_weights(parser, backend=False)

@@ -28,7 +28,7 @@ import numpy as np
 
 from intseg import api, backends, files, models
 from intseg.arith import INT_RANGE
-from intseg.errors import InputError, IntsegError, MismatchError, UsageError
+from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
@@ -181,13 +181,14 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] 
         entries = {name: _entry(name, value) for name, value in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a safetensors file of intseg ({error}); write it again") from None
+    bad = ModelError if isinstance(metadata, dict) and "info" in metadata else InputError  # whose file it is
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: entry.offset):
         if entry.offset != end:
-            raise InputError(f"{path}: tensors overlap or leave gaps at byte {entry.offset}; write it again")
+            raise bad(f"{path}: tensors overlap or leave gaps at byte {entry.offset}; write it again")
         end += math.prod(entry.shape) * np.dtype(entry.dtype).itemsize
     if end != size:
-        raise InputError(f"{path}: tensors take {end} bytes, the file holds {size}: truncated; write it again")
+        raise bad(f"{path}: tensors take {end} bytes, the file holds {size}: truncated; write it again")
     if metadata is not None and not isinstance(metadata, dict):
         raise InputError(f"{path}: metadata is not a JSON object; write it again")
     return metadata, entries

@@ -31,6 +31,8 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from intseg import files
+from intseg.errors import InputError
 from intseg.files import write_atomically
 
 State = dict[str, Tensor]
@@ -570,10 +572,10 @@ def _from_mmseg(name: str, value: Tensor, linear: bool) -> tuple[str, Tensor]:
 
 def _read(file: Path) -> object:
     try:
-        with file.open("rb") as stream:
+        with files.opened(file, "", "give a checkpoint.pth") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); give a checkpoint.pth") from None
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
     except Exception as error:  # bad bytes raise RuntimeError, UnpicklingError, EOFError, OSError, KeyError, ...
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
@@ -673,8 +675,8 @@ class Variant:
         if path is None:
             return cls("no variant.yml", {}, {}, {})
         try:
-            raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=VariantLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raw = yaml.load(files.read_text(path, limit=2**20), Loader=VariantLoader)
+        except (InputError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{path}: cannot be read as YAML ({reason}); use the published file") from None
         net = _section(raw, "net_kwargs", path)
