@@ -77,10 +77,11 @@ class Tensor:
 
 @dataclass
 class Body:
-    """The nodes of one function, names that are taken, constants by their bytes."""
+    """The nodes of one function, names that are taken, names of registers by those before, constants by their bytes."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    registers: dict[str, str] = field(default_factory=dict)
     constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
 
@@ -104,6 +105,15 @@ class OnnxMachine(Machine):
         inputs = [x.name if isinstance(x, Tensor) else self._constant(x) for x in operands]
         self.body.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return Tensor(self, name, dtype, tuple(shape))
+
+    def finish(self, result: Tensor) -> list[onnx.NodeProto]:
+        """The nodes, by the names of registers, of a function that gives `result`."""
+        self.node("Identity", [result], result.dtype, result.shape)
+        self.body.nodes[-1].output[0] = "result"
+        for node in self.body.nodes:
+            node.input[:] = [self.body.registers.get(name, name) for name in node.input]
+            node.output[:] = [self.body.registers.get(name, name) for name in node.output]
+        return self.body.nodes
 
     def _free(self, name: str) -> str:
         taken, found, count = self.body.names, name, 1
@@ -151,10 +161,8 @@ class OnnxMachine(Machine):
 
     def keep(self, name: str, x: Any, bits: int) -> Any:
         if self.named and isinstance(x, Tensor) and x.name.startswith("_t"):
-            old, x.name = x.name, self._free(name)
-            for node in self.body.nodes:
-                node.input[:] = [x.name if i == old else i for i in node.input]
-                node.output[:] = [x.name if o == old else o for o in node.output]
+            self.body.registers[x.name] = self._free(name)
+            x.name = self.body.registers[x.name]
         return x
 
     @property

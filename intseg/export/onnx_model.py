@@ -44,7 +44,7 @@ class Functions:
         given = [machine.input(name, *operand) for name, operand in zip(names, inputs, strict=True)]
         roles = {role: machine.input(role, *operand) for role, operand in params.items()}
         found: Tensor = define(machine, *given, **roles, **attrs)
-        body = [*machine.body.nodes, helper.make_node("Identity", [found.name], ["result"])]
+        body = machine.finish(found)
         opset = helper.make_opsetid("", OPSET)
         made = helper.make_function(DOMAIN, op, [*names, *roles], ["result"], body, [opset], [])
         made.doc_string = f"{inspect.getdoc(define)}\n\nattributes: {json.dumps(dict(attrs))}"
