@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from intseg.build import GraphBuilder
+from intseg.exam import EXAMS
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
+from intseg.ops import OPS, Value
 
 INFO = ModelInfo(
     name="tiny",
@@ -23,6 +25,8 @@ INFO = ModelInfo(
     source="by hand",
 )
 
+SOFTMAX = "softmax2"
+COEFFICIENTS: dict[str, Any] = {"frac_bits": 8, "a1": 21955, "a2": 5571}
 IDENTITY: dict[str, Any] = {"mult_a": 2**30, "shift_a": 30, "mult_b": 2**30, "shift_b": 30}
 
 
@@ -59,7 +63,7 @@ def tiny() -> Graph:
     for part, name in enumerate("qkv"):
         b.node(name, "split_heads", "qkv", heads=2, part=part, parts=3)
     b.node("qk", "matmul", "q", "k", mult=mult, shift=np.full((2, 1), 31, np.int8), transpose_b=1, out="int16")
-    b.node("attn", "softmax2", "qk", frac_bits=8, a1=21955, a2=5571)
+    b.node("attn", SOFTMAX, "qk", **COEFFICIENTS)
     b.node("av", "matmul", "attn", "v", mult=mult, shift=np.full((2, 1), 44, np.int8), transpose_b=0, out="int8")
     b.node("merged", "merge_heads", "av")
     b.node("spatial", "slice", "merged", start=1, stop=5)
@@ -80,6 +84,16 @@ def _layer(source: np.random.Generator, width: int, depth: int, shift: int) -> d
 def image(seed: int = 0) -> np.ndarray:
     """A random image of the size of the window."""
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def with_call(graph: Graph, op: str) -> Graph:
+    """The graph with one more node "x": the smallest of the calls that the exam of an op makes, on constants."""
+    call = min(EXAMS[op].calls(), key=lambda call: sum(x.size for x in call.inputs))
+    value = OPS[op].check([Value(x.dtype.name, x.shape) for x in call.inputs], call.params, call.attrs)
+    tensors = {f"x.in{i}": x for i, x in enumerate(call.inputs)} | {f"x.{role}": p for role, p in call.params.items()}
+    inputs, params = tuple(f"x.in{i}" for i in range(len(call.inputs))), {role: f"x.{role}" for role in call.params}
+    node = Node("x", op, inputs, params, call.attrs, value.dtype, value.shape)
+    return dataclasses.replace(graph, nodes=(*graph.nodes, node), tensors={**graph.tensors, **tensors})
 
 
 def with_node(graph: Graph, name: str, /, **changes: Any) -> Graph:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from compare import assert_equal
+from graphs import SOFTMAX
 
 from intseg import api, backends, store
 from intseg.cli import main as cli
@@ -66,7 +67,7 @@ def test_every_branch_is_missed_by_some_call():
 
 ALWAYS = {
     "shiftmax.exp-top",  # every row has a largest element
-    "softmax2.q-zero",
+    f"{SOFTMAX}.q-zero",
     *("sigmoid_gelu.exp-half-floor", "sigmoid_gelu.exp-sixteenth-floor"),
     "concat.unequal",
     *("merge_scores.row-1", "merge_scores.column-1"),
@@ -158,19 +159,12 @@ def test_a_graph_could_have_every_case(op: str):
             assert (value.dtype, value.shape) == (found.dtype.name, found.shape)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_the_oracle_agrees(op: str):
-    for name, i, call in CALLS:
-        if name == op:
-            expected = naive.evaluate(op, call.inputs, dict(call.params), dict(call.attrs))
-            assert_equal(vectors.run_call(call, RUN), expected, f"{op} case {i}")
-
-
 @pytest.mark.parametrize("backend", [name for name in ("numba",) if backends.has_numba()])
-def test_backends_agree(backend: str):
+def test_backends_agree_on_the_steps_around_the_graph(backend: str):
     fast, slow = vectors.table(backend), vectors.table("numpy")
     for op, i, call in CALLS:
-        assert_equal(vectors.run_call(call, fast), vectors.run_call(call, slow), f"{op} case {i}")
+        if op not in OPS:
+            assert_equal(vectors.run_call(call, fast), vectors.run_call(call, slow), f"{op} case {i}")
 
 
 # Packs

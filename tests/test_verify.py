@@ -168,7 +168,7 @@ def test_missing_and_unknown_results(pack: Path, edit: Callable[[dict[str, np.nd
 
 
 @pytest.mark.usefixtures("no_models")
-@pytest.mark.parametrize("op", ["softmax2", "layernorm", "argmax"])
+@pytest.mark.parametrize("op", ["shiftmax", "layernorm", "argmax"])
 def test_a_wrong_backend_is_named(written: Path, op: str, monkeypatch: pytest.MonkeyPatch):
     table = backends.table("numpy")
 

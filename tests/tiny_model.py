@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from graphs import COEFFICIENTS, SOFTMAX
 from numpy.typing import NDArray
 
 from intseg.build import GraphBuilder
@@ -69,7 +70,7 @@ class _Builder(GraphBuilder):
         x = self.linear("qkv", x, WIDTH, 3 * WIDTH, 7, "int8")
         q, k, v = (self.node(name, "split_heads", x, heads=2, part=i, parts=3) for i, name in enumerate("qkv"))
         s = self.matmul("scores", q, k, 1, 3, "int16")
-        s = self.node("softmax2", "softmax2", s, frac_bits=8, a1=21955, a2=5571)
+        s = self.node("softmax", SOFTMAX, s, **COEFFICIENTS)
         x = self.matmul("mix", s, v, 0, 14, "int8")
         return self.linear("proj", self.node("merge_heads", "merge_heads", x), WIDTH, WIDTH, 1, "int16")
 

@@ -134,7 +134,7 @@ CASES = {
     ),
     "distilled": Case(
         DISTILLED,
-        dataclasses.replace(INTSEG, name="shift", softmax="shiftmax", gelu="shift_gelu", lam=6, k_inter=23),
+        dataclasses.replace(INTSEG, name="shift", softmax="shiftmax", gelu=RECIPES["i-vit"].gelu, lam=6, k_inter=23),
         ("odd", "small"),
     ),
 }

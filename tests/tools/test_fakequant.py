@@ -24,7 +24,9 @@ LINEAR = dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER)
 RECIPES = {
     **fq.RECIPES,
     "sigmoid": dataclasses.replace(fq.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
-    "shift": dataclasses.replace(fq.RECIPES["intseg"], gelu="shift_gelu", softmax="shiftmax", lam=6, k_inter=23),
+    "shift": dataclasses.replace(
+        fq.RECIPES["intseg"], gelu=fq.RECIPES["i-vit"].gelu, softmax="shiftmax", lam=6, k_inter=23
+    ),
 }
 
 

@@ -343,7 +343,7 @@ def softmaxes(paper: QBlock, fitted: QBlock) -> dict[str, QSoftmax]:
     other = copy.deepcopy(paper.attn.softmax)
     other.kind = "normalized"
     found = {"Shiftmax": paper.attn.softmax, "Shiftmax, normalized division": other}
-    return found | {"softmax2": fitted.attn.softmax}
+    return found | {RECIPES["intseg"].softmax: fitted.attn.softmax}
 
 
 class Errors:
@@ -491,7 +491,7 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "nearest upsampling": {"upsample": "nearest"},
     "no L2 norm": {"l2norm": False},
     "Shiftmax": {"softmax": "shiftmax", "int_div": "paper"},
-    "lambda-ShiftGELU": {"gelu": "shift_gelu", "int_div": "paper", "lam": 6, "k_inter": 23},
+    "lambda-ShiftGELU": {"gelu": RECIPES["paper"].gelu, "int_div": "paper", "lam": 6, "k_inter": 23},
     "EMA min/max ranges": {"ranges": "ema"},
 }
 """What makes the recipe `paper` of the recipe `intseg`, in this order."""
@@ -515,7 +515,7 @@ def _replacing(block: str, function: Callable[[str, Tensor], Tensor]) -> Callabl
     return lambda module, inputs, output: function(block, inputs[0]).to(output.dtype)
 
 
-IN_FLOAT = ("lambda-ShiftGELU", "ShiftGELU", "table, fitted ranges", "Shiftmax", "softmax2")
+IN_FLOAT = ("lambda-ShiftGELU", "ShiftGELU", "table, fitted ranges", "Shiftmax", RECIPES["intseg"].softmax)
 """Operators that are put into the float model, one at a time."""
 
 
