@@ -7,12 +7,13 @@ made of a model with the model.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
@@ -37,7 +38,7 @@ from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
 from intseg.images import labels as label_images
 from intseg.images import overlay as overlays
-from intseg.windows import cut_windows, merge_scores, tile
+from intseg.windows import at_scale, cut_windows, merge_scores, require_narrow, size_note, tile
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,12 +73,15 @@ class Model:
     sha256  of the bytes of its file
     path    of its file
 
-    Pickled as path, sha256 and class names: unpickling reads the file, and raises MismatchError if that changed.
+    scale   what `at_scale` was given; None: the file says at which size images are segmented
+
+    Pickled as path, sha256, class names and scale: unpickling reads the file, and raises MismatchError if that changed.
     """
 
     graph: Graph = field(repr=False)
     sha256: str
     path: Path
+    scale: int | str | None = None
     _compiled: dict[tuple[str, int | None], backends.Forward] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -96,7 +100,24 @@ class Model:
             return self._compiled[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (str(self.path.absolute()), self.sha256, self.info.classes)
+        return _restore, (str(self.path.absolute()), self.sha256, self.info.classes, self.scale)
+
+    def at_scale(self, scale: int | str | None) -> Model:
+        """The model with another size at which images are segmented (SPEC.md, section 7).
+
+        scale  pixels of the short side, at least the window; "native": images as they are; None: this model
+        Raises UsageError.
+        """
+        if scale is None:
+            return self
+        other = replace(self, graph=replace(self.graph, info=at_scale(self.info, scale)), scale=scale)
+        other._compiled.update(self._compiled)
+        return other
+
+    @property
+    def identity(self) -> str:
+        """sha256, and the scale if it is not the file's own: what results depend on."""
+        return self.sha256 if self.scale is None else f"{self.sha256} at scale {self.scale}"
 
     def __repr__(self) -> str:
         info = self.info
@@ -116,7 +137,7 @@ class Result:
     image    uint8 [H, W, 3]: the decoded image
     model    what was run
     backend  "numpy" or "numba": the labels do not depend on it
-    notes    what was done to decode the image, one sentence each
+    notes    what was done to decode the image, and to its size, one sentence each
     """
 
     labels: Array
@@ -333,12 +354,12 @@ def _configured_names(path: Path) -> tuple[str, ...] | None:
     return tuple(found[number] for number in numbers)
 
 
-def _restore(path: str, sha256: str, names: tuple[str, ...]) -> Model:
+def _restore(path: str, sha256: str, names: tuple[str, ...], scale: int | str | None) -> Model:
     """Unpickle a model. Raises InputError when its file is gone, MismatchError when it changed."""
     model = _load(Path(path), None)
     if model.sha256 != sha256:
         raise MismatchError(f"{path}: sha256 is {model.sha256[:12]}, expected {sha256[:12]}: the file changed; load it")
-    return model if model.info.classes == names else _load(Path(path), names)
+    return (model if model.info.classes == names else _load(Path(path), names)).at_scale(scale)
 
 
 @overload
@@ -416,16 +437,14 @@ def _decode(source: Any, model: Model) -> pictures.Picture:
 def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", threads: int | None = None) -> Result:
     """`run` for an image that is decoded already."""
     backend = backends.resolve(backend)
-    scores = _scores(picture.rgb, model.info, model.compiled(backend, threads))
-    height, width, _ = picture.rgb.shape
-    labels = backends.labels(scores, model.info, height, width, backend, threads)
-    return Result(labels, scores, picture.rgb, model, backend, picture.notes)
-
-
-def _scores(rgb: NDArray[np.uint8], info: ModelInfo, forward: Callable[[Array], Array]) -> Array:
-    """Merged scores of an image uint8 [H, W, 3]."""
-    windows = [forward(window) for _, window in cut_windows(rgb, info)]
-    return merge_scores(windows, tile(info, *rgb.shape[:2]), info)
+    rgb, info, forward = picture.rgb, model.info, model.compiled(backend, threads)
+    height, width, _ = rgb.shape
+    require_narrow(info, height, width)
+    resized = functools.partial(backends.resize, backend=backend, threads=threads)
+    windows = [forward(window) for _, window in cut_windows(rgb, info, resized)]
+    scores = merge_scores(windows, tile(info, height, width), info)
+    labels = backends.labels(scores, info, height, width, backend, threads)
+    return Result(labels, scores, rgb, model, backend, (*picture.notes, *size_note(info, height, width)))
 
 
 def _trace(picture: pictures.Picture, model: Model, backend: str) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:

@@ -10,6 +10,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 
+from intseg import resize as definition
 from intseg import windows
 from intseg.errors import UsageError, printable
 from intseg.executor import execute
@@ -111,13 +112,23 @@ def class_map(
 
 def labels(scores: Array, info: ModelInfo, height: int, width: int, backend: str, threads: int | None = None) -> Array:
     """`windows.labels` by a backend: labels uint8 or uint16 [height, width] from what `windows.merge_scores` gives."""
-    if info.merge == "grid":
+    own = windows.working_size(info, height, width) == (height, width)
+    if info.merge == "grid" and own:
         return class_map(scores, info.upsample, info.patch, height, width, backend, threads)
     if resolve(backend) == "numpy":
         return windows.labels(scores, info, height, width)
     from intseg.plan.labels import pixel_labels
 
     return pixel_labels(scores, info, height, width, threads)
+
+
+def resize(rgb: Array, height: int, width: int, backend: str, threads: int | None = None) -> Array:
+    """`intseg.resize.resize` by a backend: uint8 [H, W, 3] to uint8 [height, width, 3]."""
+    if (height, width) == rgb.shape[:2] or resolve(backend) == "numpy":
+        return definition.resize(rgb, height, width)
+    from intseg.plan.labels import resized
+
+    return resized(rgb, height, width, threads)
 
 
 def warmup() -> None:

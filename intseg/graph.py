@@ -23,6 +23,9 @@ IMAGE = "image"
 
 UPSAMPLES = ("nearest", "bilinear")
 MERGES = ("grid", "pixel")
+MAX_WORKING = 16_384
+"""Pixels of the long side that an image may be brought to: with it the memory of a run is bounded for every image."""
+
 MAX_CLASSES = MAX_DIM
 MAX_NODES = 4096
 MAX_ELEMENTS = 2**30
@@ -78,6 +81,8 @@ class ModelInfo:
     source    free text: where the weights came from
     merge     "grid": windows lie on the patch grid and are summed there; "pixel": they lie at any pixel and are summed
               in pixels, each upsampled by itself
+    working_size   (short, long): images are brought to a short side of `short` pixels, or to a long one of `long` where
+              it would be above; None: windows are cut from the image as it is
     """
 
     name: str
@@ -91,6 +96,7 @@ class ModelInfo:
     upsample: str
     source: str = ""
     merge: str = "grid"
+    working_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +292,10 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
     if info.merge not in MERGES:
         yield f"merge is {info.merge!r}, expected {' or '.join(MERGES)}"
+    if info.working_size is not None:
+        short, long = info.working_size
+        if not min(info.window) <= short <= long <= MAX_WORKING:
+            yield f"working size {info.working_size}, expected {min(info.window)} <= short <= long <= {MAX_WORKING}"
 
 
 def validate_info(info: ModelInfo) -> None:

@@ -28,7 +28,7 @@ from intseg.prove import prove
 
 FORMAT = 1
 KEY = "intseg"
-_LATER: dict[str, Any] = {"merge": "grid"}
+_LATER: dict[str, Any] = {"merge": "grid", "working_size": None}
 """Fields of info that came after the first files: not written where they have this value, which absence means."""
 
 MAX_HEADER = 16 * 2**20
@@ -330,4 +330,5 @@ def _info_from_json(entry: object) -> ModelInfo:
         upsample=_typed(entry, "upsample", str, where),
         source=_typed(entry, "source", str, where),
         merge=_typed(entry, "merge", str, where),
+        working_size=None if entry["working_size"] is None else _list_of(entry, "working_size", int, where, 2),
     )

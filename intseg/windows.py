@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intseg.arith import interpolation
-from intseg.graph import UPSAMPLES, ModelInfo, validate_info
+from intseg.errors import InputError, UsageError
+from intseg.graph import MAX_WORKING, UPSAMPLES, ModelInfo, validate_info
 from intseg.ops import MAX_DIM, RUN, Array, Attr
+from intseg.resize import resize
 
 Pixels = NDArray[np.uint8]
+Resize = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 Bound = tuple[str, int, int, str]
 """Name of a register, its lowest and highest value, its dtype."""
+
+_LONG = 4
+"""Times the short side of the working size is its long one where only one number is given: upstream's `max_ratio`."""
 
 _ROWS_PER_CHUNK = 16
 """Pixel rows of the score tensor that are interpolated at once: bounds the memory."""
@@ -59,8 +65,37 @@ def step(info: ModelInfo) -> int:
 
 
 def working_size(info: ModelInfo, height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which an image is segmented."""
-    return height, width
+    """(height, width) at which an image is segmented: both sides by one factor, rounded half up."""
+    if info.working_size is None:
+        return height, width
+    short, long = info.working_size
+    least, most = min(height, width), max(height, width)
+    new, old = (short, least) if short * most <= long * least else (long, most)
+    tall, wide = (max(1, (2 * size * new + old) // (2 * old)) for size in (height, width))
+    return tall, wide
+
+
+def at_scale(info: ModelInfo, scale: int | str | None) -> ModelInfo:
+    """The information with another working size: "native" for none, a number for the short side, None for its own.
+
+    The long side is at most four times the short one, as published. Raises UsageError.
+    """
+    if scale is None:
+        return info
+    if scale == "native":
+        return replace(info, working_size=None)
+    if not isinstance(scale, int) or not 1 <= scale <= MAX_WORKING // _LONG:
+        raise UsageError(f"scale is {scale!r}, expected native or 1 to {MAX_WORKING // _LONG} pixels of the short side")
+    short = max(scale, *info.window)
+    return replace(info, working_size=(short, _LONG * short))
+
+
+def size_note(info: ModelInfo, height: int, width: int) -> tuple[str, ...]:
+    """What was done to the size of an image, for people; nothing where nothing was."""
+    tall, wide = working_size(info, height, width)
+    if (tall, wide) == (height, width):
+        return ()
+    return (f"segmented at {wide} x {tall} pixels, labels brought back to {width} x {height}",)
 
 
 def weight_sum(info: ModelInfo) -> int:
@@ -89,9 +124,13 @@ def pad(rgb: Pixels, height: int, width: int, colour: tuple[int, int, int]) -> P
     return padded
 
 
-def cut_windows(rgb: Pixels, info: ModelInfo) -> Iterator[tuple[tuple[int, int], Pixels]]:
-    """(top, left) and pixels uint8 [window height, window width, 3] of every window of an image uint8 [H, W, 3]."""
+def cut_windows(rgb: Pixels, info: ModelInfo, resized: Resize = resize) -> Iterator[tuple[tuple[int, int], Pixels]]:
+    """(top, left) and pixels uint8 [window height, window width, 3] of every window of an image uint8 [H, W, 3].
+
+    resized  `intseg.resize.resize`, or another with the same bits
+    """
     tiling = tile(info, *rgb.shape[:2])
+    rgb = resized(rgb, *working_size(info, *rgb.shape[:2]))
     padded = pad(rgb, tiling.height, tiling.width, info.pad)
     height, width = info.window
     for top, left in tiling.corners():
@@ -150,8 +189,10 @@ def labels(scores: Array, info: ModelInfo, height: int, width: int) -> Array:
     """Labels of the pixels of an image of height x width pixels from what `merge_scores` gives.
 
     return  uint8 [height, width] for C <= 256, uint16 above; ties go to the lowest class
+    Raises InputError for an image that is brought back from its working size with weights of more than 62 bits.
     """
-    if info.merge == "grid":
+    require_narrow(info, height, width)
+    if info.merge == "grid" and working_size(info, height, width) == (height, width):
         return class_map(scores, info.upsample, info.patch, height, width)
     found = []
     for start in range(0, height, _ROWS_PER_CHUNK):
@@ -177,6 +218,20 @@ def image_scores(scores: Array, info: ModelInfo, height: int, width: int, start:
     return between
 
 
+def require_narrow(info: ModelInfo, height: int, width: int) -> None:
+    """Refuse an image whose interpolated scores might not fit INT64: above 2^29 pixels for patches of 16.
+
+    Raises InputError.
+    """
+    size = working_size(info, height, width)
+    parts = [2 * old // math.gcd(old, new) for old, new in zip((height, width), size, strict=True)]
+    if size != (height, width) and 36 * 2**15 * weight_sum(info) ** 2 * math.prod(parts) >= 2**62:
+        raise InputError(
+            f"image is {width} x {height} pixels, too many to bring labels back to from {size[1]} x {size[0]}; "
+            "use a smaller image or scale native"
+        )
+
+
 def resize_taps(size: int, working: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
     """Where the pixels of an axis of `size` lie between those of an axis of `working`, centres on centres.
 
@@ -197,6 +252,9 @@ def pixel_scores(scores: Array, info: ModelInfo, height: int, width: int, start:
     return  int64 [stop - start, width, C]: the same multiple of the mean in every pixel, Ly Lx as on the grid, times
             (2 patch)^2 for bilinear: |S| <= 36 * 2^15 * 2^14 < 2^35
     """
+    if info.merge == "grid":
+        rows = upsampled(scores, info.upsample, info.patch, start, stop)[:, :width].astype(np.int64)
+        return rows
     tiling, (high, wide), patch = _tile(info, height, width), info.window, info.patch
     total = np.zeros((stop - start, tiling.width, scores.shape[-1]), np.int64)
     for (top, left), window in zip(tiling.corners(), scores, strict=True):
@@ -210,8 +268,8 @@ def pixel_scores(scores: Array, info: ModelInfo, height: int, width: int, start:
 
 
 def upsampled(scores: Array, upsample: str, patch: int, start: int, stop: int) -> Array:
-    """Pixel rows start to stop - 1 of one window's scores int8 or int16 [h, w, C]; int64, or int16 for nearest."""
-    scores = scores.astype(np.int16, copy=False)
+    """Pixel rows start to stop - 1 of scores int8, int16 or int32 [h, w, C]; int64, or their own dtype for nearest."""
+    scores = scores.astype(np.int16) if scores.dtype == np.int8 else scores
     if upsample == "nearest":
         return RUN["upsample_nearest"](scores, factor=patch)[start:stop]
     return RUN["upsample_bilinear"](scores, factor=patch, row_start=start, row_stop=stop)

@@ -21,7 +21,7 @@ Int = Any  # an INT64 scalar where compiled
 def _add_row(scores: Array, y: int, tops: Array, taps: Array, factor: Int, row: Array) -> None:
     """row[left] += factor * (the cells of all windows of a left, interpolated at pixel row y, summed over the tops).
 
-    scores  int16 [tops lefts, h, w, C];  taps int64 [window height, 3]: lower and upper cell, weight of the upper, of
+    scores  int32 [tops lefts, h, w, C];  taps int64 [window height, 3]: lower and upper cell, weight of the upper, of
             `total`, which is the last row's last element;  row int64 [lefts, w, C]
     """
     lefts, cells, classes = row.shape
@@ -40,7 +40,7 @@ def _add_row(scores: Array, y: int, tops: Array, taps: Array, factor: Int, row: 
 
 
 @kernel(
-    "void(int16[:, :, :, ::1], int64[::1], int64[:, ::1], int64[::1], int64[:, :, ::1], uint16[:, ::1], "
+    "void(int32[:, :, :, ::1], int64[::1], int64[:, ::1], int64[::1], int64[:, :, ::1], uint16[:, ::1], "
     "int64[:, :, ::1], int64[:, ::1], int64, int64)"
 )
 def pixel_argmax(
@@ -104,7 +104,7 @@ def _label_segment(first: Array, gain: Array, found: Array, classes: int, labels
 
 
 @kernel(
-    "void(int16[:, :, :, ::1], int64[::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[:, :, ::1], int64[:, ::1], "
+    "void(int32[:, :, :, ::1], int64[::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[:, :, ::1], int64[:, ::1], "
     "int64[:, ::1], uint16[:, ::1], int64[:, :, ::1], int64[:, ::1], int64[::1], int64, int64)"
 )
 def resized_argmax(

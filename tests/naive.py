@@ -7,6 +7,8 @@ Written from SPEC.md and not from the NumPy code. A function takes its arrays as
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -373,6 +375,58 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     while found[-1] + window < size:
         found.append(min(found[-1] + stride, size - window))
     return found
+
+
+def resize_axis(lines: Nested, size: int) -> Nested:
+    """Rows of pixels, each a list of channel values, at another number of rows; weights as exact fractions (SPEC 7)."""
+    old, result = len(lines), []
+    scale = Fraction(old, size)
+    reach = max(scale, Fraction(1))
+    for x in range(size):
+        tents = [1 - abs(i + Fraction(1, 2) - (x + Fraction(1, 2)) * scale) / reach for i in range(old)]
+        total = sum(t for t in tents if t > 0)
+        weights = [floor(2**22 * t / total + Fraction(1, 2)) if t > 0 else 0 for t in tents]
+        columns = zip(*lines, strict=True)
+        sums = [sum(w * v for w, v in zip(weights, column, strict=True)) for column in columns]
+        assert all(0 <= s + 2**21 < 2**31 for s in sums)
+        result.append([min((s + 2**21) >> 22, 255) for s in sums])
+    return result
+
+
+def resize(image: Nested, height: int, width: int) -> Nested:
+    if width != len(image[0]):
+        flat = [[v for row in image for v in row[x]] for x in range(len(image[0]))]
+        flat = resize_axis(flat, width)
+        image = [[line[3 * y : 3 * y + 3] for line in flat] for y in range(len(image))]
+    if height != len(image):
+        flat = resize_axis([[v for pixel in row for v in pixel] for row in image], height)
+        image = [[row[3 * x : 3 * x + 3] for x in range(width)] for row in flat]
+    return image
+
+
+def working_size(height: int, width: int, short: int, long: int) -> list[int]:
+    factor = min(Fraction(short, min(height, width)), Fraction(long, max(height, width)))
+    return [max(1, floor(size * factor + Fraction(1, 2))) for size in (height, width)]
+
+
+def between(values: Nested, size: int) -> Nested:
+    """Scores of pixels [h, w, C] at another size [2], bilinear between centres, as fractions."""
+
+    def axis(lines: Nested, count: int) -> Nested:
+        result = []
+        for i in range(count):
+            at = min(max(Fraction(2 * i + 1, 2) * len(lines) / count - Fraction(1, 2), 0), len(lines) - 1)
+            low = floor(at)
+            high = min(low + 1, len(lines) - 1)
+            result.append([a + (b - a) * (at - low) for a, b in zip(lines[low], lines[high], strict=True)])
+        return result
+
+    height, width = size
+    rows = axis([[v for pixel in row for v in pixel] for row in values], height)
+    classes = len(values[0][0])
+    rows = [[row[i : i + classes] for i in range(0, len(row), classes)] for row in rows]
+    columns = axis([[v for row in rows for v in row[x]] for x in range(len(rows[0]))], width)
+    return [[column[y * classes : (y + 1) * classes] for column in columns] for y in range(height)]
 
 
 def pixel_scores(

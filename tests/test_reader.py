@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import graphs
 import numpy as np
@@ -63,10 +64,10 @@ def nearly(graph: Graph) -> Job:
     return Job("tiny", graph, np.random.default_rng(3).integers(0, 256, (21, 19, 3), dtype=np.uint8))
 
 
-def by_pixel(upsample: str) -> Job:
+def by_pixel(upsample: str, **changes: Any) -> Job:
     """A tiny model whose windows lie between patches."""
     graph = graphs.tiny()
-    info = dataclasses.replace(graph.info, merge="pixel", upsample=upsample, stride=(5, 7))
+    info = dataclasses.replace(graph.info, **{"merge": "pixel", "upsample": upsample, "stride": (5, 7)} | changes)
     return nearly(dataclasses.replace(graph, info=info))
 
 
@@ -104,6 +105,8 @@ def test_bundled_models_on_the_example(program: Path):
 def test_random_graphs_and_every_op(sanitized: Path):
     ops = set()
     ours = [nearly(graphs.tiny()), by_pixel("bilinear"), by_pixel("nearest")]
+    ours += [by_pixel(how, working_size=size) for how in ("nearest", "bilinear") for size in ((8, 40), (33, 36))]
+    ours += [by_pixel(how, merge="grid", stride=(4, 8), working_size=(11, 14)) for how in ("nearest", "bilinear")]
     for job in [*ours, *compare_reader.random_jobs(24)]:
         assert not compare_reader.difference(sanitized, job)[1]
         ops |= {node.op for node in job.graph.nodes}

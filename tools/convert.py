@@ -34,7 +34,7 @@ from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
-from intseg.windows import cut_windows
+from intseg.windows import at_scale, cut_windows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
         default="pixel",
         help="windows at any pixel, summed in pixels, as published (default), or on the patch grid",
     )
+    p.add_argument(
+        "--scale",
+        type=lambda text: text if text == "native" else int(text),
+        metavar="N",
+        help="short side that images are brought to, or native (default: the checkpoint's image_size, else native)",
+    )
     p.add_argument("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks (default: the recipe's)")
     size, two = whole(1, 65535), ("H", "W")
     p.add_argument("--window", type=size, nargs=2, metavar=two, help="pixels of a window (default: checkpoint's)")
@@ -104,12 +110,14 @@ def model_info(
     stride: tuple[int, int] | None = None,
     source: str = "",
     merge: str = "pixel",
+    scale: int | str | None = None,
 ) -> ModelInfo:
     """Windows and classes of the integer model.
 
     The window is rounded up to whole patches, the stride up to half the window, the least the engine takes; where
     windows are merged on the patch grid, it is rounded down to whole patches before. Added pixels are mean grey, as the
-    published inference pads with zeros after normalisation.
+    published inference pads with zeros after normalisation. Images are brought to the short side of the training images
+    where the checkpoint states it; `scale` is another one, or "native".
     """
     patch = config.patch
     asked = window or config.window
@@ -121,7 +129,7 @@ def model_info(
         for step, size in zip(steps, (height, width), strict=True)
     )
     grey = [round(mean * 255 - 0.25) for mean in config.mean]
-    return ModelInfo(
+    info = ModelInfo(
         name=name,
         recipe=recipe.name,
         classes=tuple(named),
@@ -134,6 +142,7 @@ def model_info(
         source=source,
         merge=merge,
     )
+    return at_scale(info, config.im_size if scale is None else scale)
 
 
 def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]:
@@ -195,7 +204,8 @@ def _convert(args: argparse.Namespace) -> None:
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
     info = model_info(
-        model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg", args.merge
+        *(model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg"),
+        *(args.merge, args.scale),
     )
     files = find_images(args.calibrate, args.samples)
     batches = [windows(file, info) for file in files]
@@ -209,9 +219,11 @@ def _convert(args: argparse.Namespace) -> None:
         _print_report(twin, model, batches[0], chosen)
     floats = 4 * sum(p.numel() for p in model.parameters())
     l2norm = "kept" if recipe.l2norm else "dropped"
+    at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
     print(
         f"{args.output}: {len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters "
         f"({floats:,} bytes); recipe {recipe.name}, {recipe.upsample}, L2 norm {l2norm}; "
+        f"windows merged by {info.merge}, images {at}; "
         f"{len(files)} calibration image{'s' * (len(files) > 1)}; {time.perf_counter() - start:.1f} s"
     )
 

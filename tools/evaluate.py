@@ -37,7 +37,7 @@ from intseg.tools.twin.calibrate import calibrate, normalise
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
-from intseg.windows import cut_windows, merge_scores, step, tile
+from intseg.windows import cut_windows, merge_scores, step, tile, working_size
 
 Labels = NDArray[np.integer[Any]]
 
@@ -88,8 +88,8 @@ def float_labels(model: Segmenter, batch: Tensor, size: tuple[int, int], info: M
     with torch.no_grad():
         scores = model.forward_scores(normalise(batch, model.config)).double().cpu().permute(0, 3, 1, 2)
     if info.merge == "grid":
-        return _class_of(_upsampled(_mean(scores, info, size)[None], info.patch, upsample)[0], size)
-    return _class_of(_mean(_upsampled(scores, info.patch, upsample), info, size), size)
+        return _class_of(_upsampled(_mean(scores, info, size)[None], info.patch, upsample)[0], info, size)
+    return _class_of(_mean(_upsampled(scores, info.patch, upsample), info, size), info, size)
 
 
 def _upsampled(scores: Tensor, patch: int, upsample: str) -> Tensor:
@@ -111,8 +111,13 @@ def _mean(scores: Tensor, info: ModelInfo, size: tuple[int, int]) -> Tensor:
     return total / count
 
 
-def _class_of(planes: Tensor, size: tuple[int, int]) -> Labels:
-    labels: Labels = planes.argmax(0)[: size[0], : size[1]].numpy()
+def _class_of(planes: Tensor, info: ModelInfo, size: tuple[int, int]) -> Labels:
+    """Labels of an image from scores [C, ...] of the padded one at its working size."""
+    height, width = working_size(info, *size)
+    planes = planes[:, :height, :width]
+    if (height, width) != size:
+        planes = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False)[0]
+    labels: Labels = planes.argmax(0).numpy()
     return labels
 
 

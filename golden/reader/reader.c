@@ -47,7 +47,7 @@ struct node {
 struct model {
     uint8_t *bytes;
     uint64_t size;
-    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample, merge;
+    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample, merge, working[2];
     uint8_t pad[3];
     const char *name;
     struct node *nodes;
@@ -1036,6 +1036,9 @@ static void check_info(const struct model *m)
     if (cells[0] * cells[1] > MAX_AXIS || m->upsample > BILINEAR || m->merge > PIXEL || m->classes < 1
         || m->classes > MAX_AXIS)
         die("too many patches or classes, or an unknown upsample or merge");
+    if (m->working[1] > 16384 || m->working[0] > m->working[1] || (m->working[0] == 0) != (m->working[1] == 0)
+        || (m->working[0] != 0 && m->working[0] < m->window[0] && m->working[0] < m->window[1]))
+        die("a working size of %" PRIu32 ", %" PRIu32, m->working[0], m->working[1]);
     if ((out->dtype != I8 && out->dtype != I16) || !has_shape(out, 3, cells[0], cells[1]) || last(out) != m->classes)
         die("the output is not int8 or int16 [window height / patch, window width / patch, classes]");
 }
@@ -1079,6 +1082,8 @@ static void read_model(struct model *m, const char *path)
     m->classes = read32(b + 108);
     m->upsample = read32(b + 112);
     m->merge = read32(b + 160);
+    m->working[0] = read32(b + 164);
+    m->working[1] = read32(b + 168);
     memcpy(m->pad, b + 116, 3);
     m->name = text(m, read32(b + 120));
     place(m, read32(b + 80), m->classes, 4, 64, "class names");
@@ -1130,6 +1135,87 @@ struct axis {
     uint64_t *starts;                    /* of the windows, in pixels */
     int64_t *weights;                    /* L / n of every cell: a patch, or a pixel */
 };
+
+/* Section 7, step 0: a side at the working size, of an image with these sides. */
+static uint64_t working_side(const struct model *m, uint64_t side, uint64_t height, uint64_t width)
+{
+    uint64_t least = height < width ? height : width, most = height < width ? width : height, size;
+    uint64_t from = least, to = m->working[0];
+    if (to == 0)
+        return side;
+    if (m->working[0] * most > m->working[1] * least) {
+        from = most;
+        to = m->working[1];
+    }
+    size = (2 * side * to + from) / (2 * from);
+    return size > 0 ? size : 1;
+}
+
+/* 7.1: `count` lines of old pixels, `step` bytes apart, to `size` pixels; lines begin `line` and `line_out` bytes apart. */
+static void resize_axis(const uint8_t *x, uint64_t old, uint8_t *out, uint64_t size, uint64_t step, uint64_t lines,
+                        uint64_t line, uint64_t line_out)
+{
+    int64_t n = (int64_t)old, m = (int64_t)size, t = 2 * (n > m ? n : m), i, p;
+    int64_t *k = allocate(old, sizeof *k);
+    uint64_t l, c;
+    for (p = 0; p < m; p++) {
+        int64_t first = -1, last = -1, total = 0;
+        for (i = ((2 * p + 1) * n - t) / (2 * m) - 1; i < n; i++) {
+            int64_t d = (2 * i + 1) * m - (2 * p + 1) * n, tent;
+            if (i < 0)
+                continue;
+            tent = t - (d < 0 ? -d : d);
+            if (tent <= 0 && d > 0)
+                break;
+            if (tent <= 0)
+                continue;
+            first = first < 0 ? i : first;
+            last = i;
+            k[i] = tent;
+            total += tent;
+        }
+        for (i = first; i <= last; i++)
+            k[i] = (((int64_t)1 << 23) * k[i] + total) / (2 * total);
+        for (l = 0; l < lines; l++)
+            for (c = 0; c < step; c++) {
+                int64_t sum = (int64_t)1 << 21;
+                for (i = first; i <= last; i++)
+                    sum += k[i] * x[l * line + (uint64_t)i * step + c];
+                sum >>= 22;
+                out[l * line_out + (uint64_t)p * step + c] = (uint8_t)(sum > 255 ? 255 : sum);
+            }
+    }
+    free(k);
+}
+
+/* The image at another size. */
+static uint8_t *resize(uint8_t *rgb, uint64_t height, uint64_t width, uint64_t tall, uint64_t wide)
+{
+    uint8_t *out;
+    if (wide != width) {
+        out = allocate(height * wide * 3, 1);
+        resize_axis(rgb, width, out, wide, 3, height, width * 3, wide * 3);
+        free(rgb);
+        rgb = out;
+    }
+    if (tall != height) {
+        out = allocate(tall * wide * 3, 1);
+        resize_axis(rgb, height, out, tall, wide * 3, 1, 0, 0);
+        free(rgb);
+        rgb = out;
+    }
+    return rgb;
+}
+
+static uint64_t gcd(uint64_t a, uint64_t b)
+{
+    while (b != 0) {
+        uint64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
 
 /* Section 7, steps 1 to 3, along one axis. */
 static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint64_t cell)
@@ -1228,20 +1314,71 @@ static void pixel_row(const struct model *m, const int64_t *scores, const struct
     free(part);
 }
 
+/* The scores of pixel row y at the working size, [padded width, classes]. */
+static void score_row(const struct model *m, const int64_t *sum, const struct axis *v, const struct axis *h, uint64_t y,
+                      int64_t *row)
+{
+    uint64_t depth = m->classes, x, c;
+    if (m->merge == PIXEL)
+        pixel_row(m, sum, v, h, y, row);
+    else if (m->upsample == BILINEAR)
+        bilinear_row(sum, v->cells, h->cells, depth, m->patch, y, row);
+    else
+        for (x = 0; x < h->padded; x++)
+            for (c = 0; c < depth; c++)
+                row[x * depth + c] = sum[(y / m->patch * h->cells + x / m->patch) * depth + c];
+}
+
+/* 7.2: where pixel i of `size` lies between those of `working`; upper has the weight w_upper, of w_lower + w_upper. */
+static struct taps back(uint64_t i, uint64_t size, uint64_t working)
+{
+    uint64_t g = gcd(size, working), parts = 2 * (size / g);
+    int64_t at = (int64_t)((2 * i + 1) * (working / g)) - (int64_t)(size / g), most = (int64_t)(parts * (working - 1));
+    struct taps t;
+    at = at < 0 ? 0 : at > most ? most : at;
+    t.lower = (uint64_t)at / parts;
+    t.upper = t.lower + 1 < working ? t.lower + 1 : t.lower;
+    t.w_upper = at % (int64_t)parts;
+    t.w_lower = (int64_t)parts - t.w_upper;
+    return t;
+}
+
+/* The labels of an image that was segmented at another size. */
+static int64_t *label_back(const struct model *m, const int64_t *sum, const struct axis *v, const struct axis *h,
+                           uint64_t height, uint64_t width)
+{
+    uint64_t depth = m->classes, y, x, c;
+    int64_t *labels = allocate(height * width, sizeof *labels), *pixel = allocate(depth, sizeof *pixel);
+    int64_t *upper = allocate(h->padded * depth, sizeof *upper), *lower = allocate(h->padded * depth, sizeof *lower);
+    for (y = 0; y < height; y++) {
+        struct taps r = back(y, height, v->size);
+        score_row(m, sum, v, h, r.lower, upper);
+        score_row(m, sum, v, h, r.upper, lower);
+        for (x = 0; x < width; x++) {
+            struct taps t = back(x, width, h->size);
+            for (c = 0; c < depth; c++) {
+                uint64_t a = t.lower * depth + c, b = t.upper * depth + c;
+                pixel[c] = (upper[a] * r.w_lower + lower[a] * r.w_upper) * t.w_lower
+                         + (upper[b] * r.w_lower + lower[b] * r.w_upper) * t.w_upper;
+            }
+            labels[y * width + x] = argmax(pixel, depth);
+        }
+    }
+    free(upper);
+    free(lower);
+    free(pixel);
+    return labels;
+}
+
 /* Section 7, steps 4 and 5. */
 static int64_t *label(const struct model *m, const int64_t *sum, const struct axis *v, const struct axis *h)
 {
     uint64_t depth = m->classes, y, x;
     int64_t *labels = allocate(v->size * h->size, sizeof *labels), *row = allocate(h->padded * depth, sizeof *row);
     for (y = 0; y < v->size; y++) {
-        if (m->merge == PIXEL)
-            pixel_row(m, sum, v, h, y, row);
-        else if (m->upsample == BILINEAR)
-            bilinear_row(sum, v->cells, h->cells, depth, m->patch, y, row);
+        score_row(m, sum, v, h, y, row);
         for (x = 0; x < h->size; x++)
-            labels[y * h->size + x] = m->merge == PIXEL || m->upsample == BILINEAR
-                ? argmax(row + x * depth, depth)
-                : argmax(sum + (y / m->patch * h->cells + x / m->patch) * depth, depth);
+            labels[y * h->size + x] = argmax(row + x * depth, depth);
     }
     free(row);
     return labels;
@@ -1304,7 +1441,7 @@ int main(int argc, char **argv)
 {
     struct model m;
     struct axis v, h;
-    uint64_t height, width;
+    uint64_t height, width, tall, wide;
     uint32_t i;
     int dtype;
     uint8_t *rgb;
@@ -1313,14 +1450,17 @@ int main(int argc, char **argv)
         die("usage: reader MODEL.flat IMAGE.ppm [LABELS.pgm]");
     read_model(&m, argv[1]);
     rgb = read_ppm(argv[2], &height, &width);
-    v = lay_out(height, m.window[0], m.stride[0], m.merge == GRID ? m.patch : 1);
-    h = lay_out(width, m.window[1], m.stride[1], m.merge == GRID ? m.patch : 1);
+    tall = working_side(&m, height, height, width);
+    wide = working_side(&m, width, height, width);
+    rgb = resize(rgb, height, width, tall, wide);
+    v = lay_out(tall, m.window[0], m.stride[0], m.merge == GRID ? m.patch : 1);
+    h = lay_out(wide, m.window[1], m.stride[1], m.merge == GRID ? m.patch : 1);
     sum = merge(&m, rgb, &v, &h);
     if (m.merge == GRID)
         print_digest("merged", sum, v.cells * h.cells * m.classes, I32);
     else
         print_digest("merged", sum, v.count * h.count * m.nodes[m.output].out.count, I16);
-    labels = label(&m, sum, &v, &h);
+    labels = tall == height && wide == width ? label(&m, sum, &v, &h) : label_back(&m, sum, &v, &h, height, width);
     dtype = m.classes <= 256 ? U8 : U16;
     print_digest("labels", labels, height * width, dtype);
     if (argc == 4)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class _Job:
     backend: str
     threads: int | None
     labelling: Labelling
+    scale: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def evaluate(
     jobs = min(jobs, len(pairs)) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     job = _Job(str(model.path.absolute()), model.sha256, backends.resolve(backend), threads, labelling or Labelling())
+    job = replace(job, scale=model.scale)
     n_cls = len(model.info.classes)
     total, notes = np.zeros((n_cls, n_cls), np.int64), Notes()
     if journal is None:
@@ -158,7 +160,7 @@ _worker: tuple[api.Model, _Job] | IntsegError | None = None
 def _start_worker(job: _Job) -> None:
     global _worker
     try:
-        _worker = (api.load(Path(job.weights)), job)
+        _worker = (api.load(Path(job.weights)).at_scale(job.scale), job)
     except IntsegError as error:  # raised here, it would be a traceback of the pool
         _worker = error
 
@@ -182,7 +184,7 @@ def _count(pair: Pair, model: api.Model, job: _Job) -> _Counted:
     result = api.run_picture(picture, model, job.backend, job.threads)
     counts = confusion(found, result.labels, n_cls, ignore=-1)
     key = hashlib.sha256(image).hexdigest(), hashlib.sha256(labels).hexdigest()
-    return _Counted(counts, key, (*picture.notes, *notes))
+    return _Counted(counts, key, (*result.notes, *notes))
 
 
 def _progress(found: Iterator[_Counted], total: int, done: int, wanted: bool) -> Iterator[_Counted]:
@@ -208,7 +210,7 @@ class _Journal:
         self.path, self.n_cls = path, n_cls
         self.header = {
             "intseg eval": 1,
-            "model": job.sha256,
+            "model": job.sha256 if job.scale is None else f"{job.sha256} at scale {job.scale}",
             "data set": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
             "meaning of labels": str(job.labelling),
         }

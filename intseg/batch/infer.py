@@ -238,7 +238,7 @@ class Journal:
     def __init__(self, path: Path, model: api.Model, options: Options) -> None:
         self.path = path
         self.options = options
-        self.header = {"intseg batch": 1, "model": model.sha256, **options.settings()}
+        self.header = {"intseg batch": 1, "model": model.identity, **options.settings()}
         self._file: io.FileIO | None = None
 
     def read(self, sources: Sequence[Source]) -> dict[str, Outcome]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from intseg.cli.labelled import add_labelling, opened, relabelled
-from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_jobs, add_weights, whole
+from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_jobs, add_scale, add_weights, whole
 from intseg.cli.printing import Answer, count, say
 from intseg.errors import UsageError
 from intseg.reports.table import table
@@ -40,6 +40,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Read, metavar="DIR", help="layout pairs: folder of the images")
     parser.add_argument("--labels", type=Read, metavar="DIR", help="layout pairs: folder of the label images")
     add_weights(parser)
+    add_scale(parser)
     add_labelling(parser)
     add_jobs(parser)
     parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
@@ -56,7 +57,7 @@ def _eval(args: argparse.Namespace) -> Answer:
     name = args.layout or ("pairs" if args.images or args.labels else "camvid")
     _require_place(args, name)
     found = opened(args, name)
-    model = api.load(args.weights)
+    model = api.load(args.weights).at_scale(args.scale)
     data = relabelled(args, found, model)
     earlier = compare.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
     measured = evaluate.evaluate(

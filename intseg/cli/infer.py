@@ -14,6 +14,7 @@ from intseg.cli.parser import (
     Read,
     WrittenFolder,
     add_jobs,
+    add_scale,
     add_weights,
     fraction,
     require_writable,
@@ -47,6 +48,7 @@ def _infer_arguments(parser: argparse.ArgumentParser) -> None:
     text = "image, folder, 'pattern*', @list.txt; - is stdin"
     parser.add_argument("sources", nargs="+", type=Read, metavar="SRC", help=text)
     add_weights(parser, threads=True)
+    add_scale(parser)
     add = parser.add_argument
     add("-o", "--output", type=WrittenFolder, metavar="OUT", help="label image (.png), or a folder")
     overlay = parser.add_mutually_exclusive_group()
@@ -106,7 +108,7 @@ def _infer_one(args: argparse.Namespace, file: str) -> Answer:
 
     labels_path, overlay_path = _outputs(args, Path(file))
     clock = Clock()
-    model = api.load(args.weights)
+    model = api.load(args.weights).at_scale(args.scale)
     clock.lap("load weights")
     palette, values = _colours(args, model)
     if os.path.lexists(file):  # otherwise the image is the thing to complain about
@@ -158,7 +160,7 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
         raise UsageError(
             "- takes -o FILE.png and --overlay FILE, and neither --jsonl nor --resume; give a file instead"
         )
-    model = api.load(args.weights)
+    model = api.load(args.weights).at_scale(args.scale)
     palette, values = _colours(args, model)
     picture = image.decode(read_stream(sys.stdin.buffer, "standard input"), model.info.pad, "standard input")
     result = api.run_picture(picture, model, args.backend, args.threads)
@@ -188,7 +190,7 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     clock = Clock()
     search = Search(args.recursive, output, tuple(map(Path, filter(None, (args.overlay, args.jsonl)))))
     sources = search.find(args.sources)
-    model = api.load(args.weights)
+    model = api.load(args.weights).at_scale(args.scale)
     clock.lap("load weights")
     palette, values = _colours(args, model)
     threads = args.threads or batch.threads_for(min(args.jobs, len(sources)))

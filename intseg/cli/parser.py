@@ -14,6 +14,7 @@ from typing import NoReturn
 from intseg import files, models
 from intseg.cli.printing import Answer
 from intseg.errors import MAX_JOBS, MAX_THREADS, InputError, UsageError, number, suggest
+from intseg.graph import MAX_WORKING
 
 BACKENDS = ("auto", "numpy", "numba")
 LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
@@ -179,6 +180,16 @@ def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: 
         parser.add_argument("--backend", choices=BACKENDS, default="auto", help="same bits (auto)")
     if threads:
         add_threads(parser)
+
+
+def add_scale(parser: argparse.ArgumentParser) -> None:
+    """--scale."""
+    text = "short side at which images are segmented, labels come at their own size (the model's; native: as they are)"
+    parser.add_argument("--scale", type=_scale, metavar="N", help=text)
+
+
+def _scale(text: str) -> int | str:
+    return text if text == "native" else whole(1, MAX_WORKING // 4)(text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -80,11 +80,11 @@ def flatten(graph: Graph, source_sha256: bytes = bytes(32)) -> bytes:
     output = next(i for i, node in enumerate(graph.nodes) if node.name == graph.output)
     body.pad()
     fields = struct.pack(
-        "<17I3Bx2I32sI28x",
+        "<17I3Bx2I32s3I20x",
         *(len(graph.nodes), len(names), output, 0),
         *(nodes, tensors, text, len(strings.data), classes, palette),
         *(*info.window, *info.stride, info.patch, len(info.classes), WORDS[info.upsample], *info.pad),
-        *(title, recipe, source_sha256, WORDS[info.merge]),
+        *(title, recipe, source_sha256, WORDS[info.merge], *(info.working_size or (0, 0))),
     )
     sealed = fields + body.data
     start = MAGIC + struct.pack("<2I", VERSION, SEALED + len(sealed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from intseg import windows
 from intseg.arith import interpolation
 from intseg.graph import ModelInfo
 from intseg.kernels import class_map, pixel_map
+from intseg.kernels import resize as kernels
 from intseg.ops import Array
+from intseg.resize import weights_of
 
 from .threads import ranges, run_parallel, thread_count
 
@@ -35,14 +38,36 @@ def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads:
     return labels.astype(np.uint8) if classes <= 256 else labels
 
 
+def resized(rgb: Array, height: int, width: int, threads: int | None) -> Array:
+    """`intseg.resize.resize`, with the same bits."""
+    rgb, count = np.ascontiguousarray(rgb), thread_count(threads)
+    if width != rgb.shape[1]:
+        narrow = np.empty((len(rgb), width, 3), np.uint8)
+        across = functools.partial(kernels.resize_columns, rgb, *weights_of(rgb.shape[1], width), narrow)
+        run_parallel([functools.partial(across, *r) for r in ranges(len(rgb), count, 1)], count)
+        rgb = narrow
+    if height == len(rgb):
+        return rgb
+    result = np.empty((height, width, 3), np.uint8)
+    flat = [x.reshape(len(x), 3 * width) for x in (rgb, result)]
+    weights = weights_of(len(rgb), height)
+
+    def down(start: int, stop: int) -> None:
+        kernels.resize_rows(flat[0], *weights, flat[1], np.empty(3 * width, np.int32), start, stop)
+
+    run_parallel([functools.partial(down, *r) for r in ranges(height, count, 1)], count)
+    return result
+
+
 def pixel_labels(scores: Array, info: ModelInfo, height: int, width: int, threads: int | None) -> Array:
-    """`windows.labels` for `merge` "pixel", with the same bits."""
-    scores = np.ascontiguousarray(scores, np.int16)
+    """`windows.labels` for `merge` "pixel", and for images that are not segmented at their own size; the same bits."""
+    windows.require_narrow(info, height, width)
+    scores = np.ascontiguousarray(scores, np.int32)
     labels = np.empty((height, width), np.uint16)
     if windows.working_size(info, height, width) == (height, width):
         work = _direct(scores, info, labels)
     else:
-        work = _resized(scores, info, labels)
+        work = _resized(scores if info.merge == "pixel" else scores[None], info, labels)
     count = thread_count(threads)
     run_parallel([functools.partial(work, *r) for r in ranges(height, count, 1)], count)
     return labels.astype(np.uint8) if scores.shape[-1] <= 256 else labels
@@ -72,6 +97,9 @@ def _resized(scores: Array, info: ModelInfo, labels: Array) -> Rows:
     _, _, cells, classes = scores.shape
     size = windows.working_size(info, *labels.shape)
     tiling = windows.tile(info, *labels.shape)
+    if info.merge == "grid":  # they are merged: one window over all cells
+        tiling = windows.Tiling(tiling.height, tiling.width, (0,), (0,))
+        info = replace(info, window=(tiling.height, tiling.width))
     tops, taps = np.array(tiling.tops), _table(_taps(info, 0), windows.weight_sum(info))
     heights, common = (
         windows.weights(*of_axis, 1).astype(np.int64)

@@ -81,6 +81,7 @@ class SegmenterConfig:
     norm_eps: float = 1e-5  # encoder LayerNorms
     dec_norm_eps: float = 1e-5  # decoder LayerNorms, mask_norm included
     pos_mode: PosMode = "bilinear"
+    im_size: int | None = None  # short side of the images it was trained on; None: not stated
 
     def __post_init__(self) -> None:
         if self.image_size[0] % self.patch or self.image_size[1] % self.patch:
@@ -668,12 +669,13 @@ class Variant:
     net: dict[str, Any]
     decoder: dict[str, Any]
     inference: dict[str, Any]
+    dataset: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None) -> "Variant":
         """Read the file; None stands for a checkpoint that has none."""
         if path is None:
-            return cls("no variant.yml", {}, {}, {})
+            return cls("no variant.yml", {}, {}, {}, {})
         try:
             raw = yaml.load(files.read_text(path, limit=2**20), Loader=VariantLoader)
         except (InputError, yaml.YAMLError) as error:
@@ -683,7 +685,8 @@ class Variant:
         if not net:
             raise CheckpointError(f"{path}: no net_kwargs, expected them in a variant.yml; use the published file")
         net = backbone_defaults(str(net.get("backbone"))) | net
-        return cls(str(path), net, _section(net, "decoder", path), _section(raw, "inference_kwargs", path))
+        sections = (_section(raw, key, path) for key in ("inference_kwargs", "dataset_kwargs"))
+        return cls(str(path), net, _section(net, "decoder", path), *sections)
 
     def agree(self, key: str, found: object, tensor: str, values: dict[str, Any] | None = None) -> None:
         """A value that is stated has to be the one that the tensors show."""
@@ -703,6 +706,15 @@ class Variant:
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int and v > 0 for v in pair):
             return pair[0], pair[1]
         raise CheckpointError(f"{self.name}: {key} is {value!r}, expected a positive integer or two; correct it")
+
+    def im_size(self, image: Pair) -> int | None:
+        """Short side of the training images; None where it is not stated.
+
+        Earlier versions of `save_checkpoint` wrote the least of image_size without knowing, and no data set beside it.
+        """
+        stated = self.pair(self.dataset, "image_size")
+        found = stated or self.pair(self.inference, "im_size")
+        return None if found is None or (not stated and min(found) == min(image)) else min(found)
 
     def heads(self, values: dict[str, Any], what: str, width: int, notes: list[str]) -> int:
         """Stated heads, otherwise one for every 64 channels: no tensor shows them."""
@@ -741,6 +753,7 @@ def _config_from(
             window=window,
             stride=variant.pair(variant.inference, "window_stride") or window,
             normalization=variant.net.get("normalization", "deit" if encoder["distilled"] else "vit"),
+            im_size=variant.im_size(image),
             **encoder,
             **_decoder_fields(state, variant, file, notes),
             **(mmseg | stated),
@@ -889,8 +902,11 @@ def _variant_of(c: SegmenterConfig) -> dict[str, Any]:
         net["norm_eps"] = c.norm_eps
     if c.pos_mode != "bilinear":
         net["pos_mode"] = c.pos_mode
-    inference = {"im_size": min(c.image_size), "window_size": _plain(c.window), "window_stride": _plain(c.stride)}
-    return {"net_kwargs": net, "dataset_kwargs": {"normalization": c.normalization}, "inference_kwargs": inference}
+    inference: dict[str, Any] = {"window_size": _plain(c.window), "window_stride": _plain(c.stride)}
+    dataset: dict[str, Any] = {"normalization": c.normalization}
+    if c.im_size is not None:
+        dataset["image_size"] = inference["im_size"] = c.im_size
+    return {"net_kwargs": net, "dataset_kwargs": dataset, "inference_kwargs": inference}
 
 
 def _plain(pair: Pair) -> int | list[int]:
