@@ -78,12 +78,15 @@ class Bounds(Machine):
 
     def prove(self, name: str, x: Interval, dtype: str, extra: bool = False) -> None:
         """One register. Raises ModelError."""
-        if isinstance(x.high, np.ndarray) and not extra:
-            self.worst[name] = {int(x.low.argmin()), int(x.high.argmax())}
-        self.registers.append(self._proved(name, x, dtype, extra))
+        low, high = x.low, x.high
+        if isinstance(high, np.ndarray):
+            ends = int(low.argmin()), int(high.argmax())
+            low, high = int(low.flat[ends[0]]), int(high.flat[ends[1]])
+            if not extra:
+                self.worst[name] = {*ends}
+        self.registers.append(self._proved(name, int(low), int(high), dtype, extra))
 
-    def _proved(self, name: str, x: Interval, dtype: str, extra: bool) -> Register:
-        low, high = x.lowest, x.highest
+    def _proved(self, name: str, low: int, high: int, dtype: str, extra: bool) -> Register:
         lowest, highest = _RANGE[dtype]
         for value in (low, high):
             if not lowest <= value <= highest:
@@ -99,7 +102,7 @@ class Bounds(Machine):
         while place < len(self.registers) and self.registers[place].name in self._lanes:
             place += 1
         self._lanes.add(name)
-        self.registers.insert(place, self._proved(name, x, dtype, True))
+        self.registers.insert(place, self._proved(name, x.lowest, x.highest, dtype, True))
 
     def result(self, x: Interval, dtype: str) -> Interval:
         """The output of the call: a register too, unless its elements are only moved."""

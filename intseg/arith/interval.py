@@ -134,7 +134,7 @@ def _most(*values: Any) -> Any:
 
 
 def _size(x: Any) -> int:
-    return max(abs(int(np.min(x))), abs(int(np.max(x))))
+    return max(-int(x.min()), int(x.max())) if isinstance(x, np.ndarray) else abs(int(x))
 
 
 def _exact(a: Any, b: Any, limit: int) -> tuple[Any, Any]:
