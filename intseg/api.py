@@ -290,7 +290,7 @@ def load(weights: str | os.PathLike[str] | Model | None = None) -> Model:
         return _load(_weights_in(path), _configured_names(path / _CONFIG))
     hint = suggest(str(weights), models.names())
     if hint and not path.exists():
-        raise InputError(f"{path}: no such weights file or bundled model{hint}; intseg models lists these")
+        raise InputError(f"{path}: no such weights file or bundled model{hint}; intseg inspect --list has these")
     return _load(path, None)
 
 
@@ -331,7 +331,7 @@ def _weights_in(folder: Path) -> Path:
     if len(found) != 1:
         raise InputError(
             f"{folder}: cannot read weights: {len(found)} .safetensors files in this folder, expected {_WEIGHTS}; "
-            "give the folder or the file that tools/convert.py wrote"
+            "give the folder or the file that intseg convert wrote"
         )
     return found[0]
 

@@ -59,7 +59,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 def read(path: Path) -> bytes:
     """The bytes of a weights file. Raises InputError when it cannot be read or is too large."""
-    hint = "give a file written by tools/convert.py, or a bundled model's name (intseg models)"
+    hint = "give a file written by intseg convert, or a bundled model's name (intseg inspect --list)"
     return files.read(path, "weights", hint, limit=MAX_FILE, pipes=True)
 
 
@@ -93,7 +93,7 @@ def loads(data: bytes) -> Graph:
     """A validated graph from the bytes of a file. Raises ModelError."""
     document = _parse_json(_check_header(data), "metadata")
     if not isinstance(document, dict):
-        raise ModelError("metadata is not a JSON object; export the model again with tools/convert.py")
+        raise ModelError("metadata is not a JSON object; export the model again with intseg convert")
     found = document.get("format")
     if type(found) is not int or found != FORMAT:
         newer = type(found) is int and found > FORMAT
@@ -157,7 +157,7 @@ def _check_header(data: bytes) -> str:
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
         raise ModelError(
-            f"no {KEY!r} metadata: float weights or another program's file; convert it with tools/convert.py"
+            f"no {KEY!r} metadata: float weights or another program's file; convert it with intseg convert"
         )
     if len(header) > MAX_TENSORS:
         raise ModelError(f"{len(header)} tensors, expected at most {MAX_TENSORS}; export the model again")

@@ -242,7 +242,7 @@ def test_bundled_names(weights: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert models.names() == ("camvid-tiny", "a-model", "camvid-tiny-paper")
     assert intseg.load().path == tmp_path / "camvid-tiny.safetensors"
     assert intseg.load("a-model").path == tmp_path / "a-model.safetensors"
-    with pytest.raises(InputError, match="intseg models"):
+    with pytest.raises(InputError, match="intseg inspect --list"):
         intseg.load("b-model")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from intseg.batch import datasets
 from intseg.cli import main as cli
 from intseg.cli import parser
 from intseg.cli.infer import _lines_file
+from intseg.reports import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"INTSEG_DEBUG": ""}
@@ -163,7 +165,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize(
-    ("data", "word"), [(b"", "0 bytes"), (b"some text", "not an image"), (PNG, "not an image"), (None, "no such file")]
+    ("data", "word"), [(b"", "0 bytes"), (b"some text", "not an image"), (PNG, "not an image"), (None, "No such file")]
 )
 def test_bad_images(folder: Path, data: bytes | None, word: str, capsys: Capture) -> None:
     if data is not None:
@@ -209,7 +211,7 @@ def float_weights() -> bytes:
         (lambda data: data[:-10], 3, "truncated"),
         (lambda data: data[:100], 3, "truncated"),
         (lambda data: b"", 3, "0 bytes"),
-        (lambda data: float_weights(), 3, "tools/convert.py"),
+        (lambda data: float_weights(), 3, "intseg convert"),
         (lambda data: data.replace(b'\\"format\\":1', b'\\"format\\":9'), 3, "format version 9"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), 3, "sha256"),
         (None, 4, "cannot read weights"),
@@ -284,7 +286,7 @@ def test_disk_full_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert names(folder) == set()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--frob"], ["frob"], ["infer"], ["eval", "--layout", "none"]])
+@pytest.mark.parametrize("arguments", [["--frob"], ["frob"], ["infer"], ["eval", "--layout", "none"]])
 def test_usage_errors_are_one_line(arguments: list[str], capsys: Capture) -> None:
     assert cli.main(arguments) == 2
     assert_one_line_error(capsys, "--help")
@@ -332,25 +334,62 @@ def test_models(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) 
 
 def test_warmup(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(backends, "has_numba", lambda: True)
     monkeypatch.setattr(backends, "warmup", lambda: called.append(True))
-    assert cli.main(["warmup"]) == 0
-    assert called == [True]
-    capsys.readouterr()
+    monkeypatch.setattr(doctor, "examine", lambda threads: iter([doctor.Finding("versions", "intseg", "1")]))
+    monkeypatch.setattr(backends, "has_numba", lambda: True)
+    for arguments in (["doctor", "--warm"], ["warmup"]):
+        assert cli.main(arguments) == 0
+        assert "versions" in capsys.readouterr().out
+    assert called == [True, True]
     monkeypatch.setattr(backends, "has_numba", lambda: False)
     assert cli.main(["warmup"]) == 2
     assert_one_line_error(capsys, "pip install numba")
 
 
-@pytest.mark.parametrize("command", [(), *((command.name,) for command in cli.COMMANDS)])
+def test_other_names(folder: Path, capsys: Capture) -> None:
+    assert cli.main(["-q", "predict", str(folder / "street.png"), "-w", str(folder / "w.safetensors")]) == 0
+    assert {"street_labels.png", "street_overlay.png"} <= names(folder)
+    assert cli.main(["flatten", str(folder / "w.safetensors"), "-o", str(folder / "w.flat"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == (folder / "w.flat").stat().st_size
+    assert not set(cli.ALIASES) & {command.name for command in cli.COMMANDS}
+
+
+def test_no_command_shows_the_commands_by_task(capsys: Capture) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert list(cli.GROUPS) == [line for line in out.splitlines() if line in cli.GROUPS]
+    assert all(f"  {command.name:14}" in out for command in cli.COMMANDS)
+    assert cli.main(["-q"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_every_command_takes_json_and_quiet() -> None:
+    (commands,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for command in cli.COMMANDS:
+        known = commands.choices[command.name]._option_string_actions
+        assert not command.options or {"--json", "-q", "--quiet"} <= set(known), command.name
+
+
+def test_conversion_without_pytorch_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("intseg.tools.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("intseg.tools.convert", raising=False)
+    assert cli.main(["convert", "c.pth", "-o", "m.safetensors", "--calibrate", "a.png"]) == 2
+    assert_one_line_error(capsys, "torch", "intseg[tools]")
+    assert cli.main(["train", "--root", "x", "-o", "y"]) == 2
+    assert_one_line_error(capsys, "intseg[tools]")
+
+
+@pytest.mark.parametrize("command", [(), *((command.name,) for command in cli.COMMANDS if command.options)])
 def test_help_fits_a_screen(command: tuple[str, ...], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 80
 
 
 # ------------------------------------------------------------------------------------------------- real processes
@@ -529,7 +568,7 @@ def test_nothing_is_coloured(folder: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------- inputs and outputs
 
-FILES = {"FILE", "DIR", "FOLDER", "IMAGE", "SRC", "W", "OUT", "GOLDEN", "OTHER", "TRACE_OR_MODEL", "JSON", "M", "P"}
+FILES = {"FILE", "DIR", "FOLDER", "IMAGE", "SRC", "W", "OUT", "GOLDEN", "OTHER", "CHECKPOINT", "JSON", "M", "P"}
 """Names of arguments that are files or folders."""
 
 
@@ -539,8 +578,8 @@ def made(kind: object, by: str) -> bool:
 
 def test_every_argument_says_whether_it_is_read_or_written_and_every_number_has_a_range() -> None:
     """The guard of outputs and the ranges of numbers are in the types of arguments: none may lack one."""
-    subparsers = next(a for a in cli.parser()._actions if a.dest not in ("help", "version", "json", "quiet"))
-    for name, sub in subparsers.choices.items():  # type: ignore[union-attr]
+    (subparsers,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, sub in subparsers.choices.items():
         for action in sub._actions:
             kind, where = action.type, f"{name} {action.option_strings or action.dest}"
             if action.metavar in FILES and action.dest != "overlay":

@@ -72,6 +72,7 @@ ALLOWED = {
         "image.save(file, kind, **{'quality': 92} if kind == 'JPEG' else {'compress_level': level})",
     ): ("to memory"),
     ("intseg/workbench/diff.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
+    ("intseg/workbench/case.py", "write_case", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
     ("intseg/cli/infer.py", "_infer_one", "result.save(labels_path, palette, values)"): "Result.save of intseg/api.py",
     ("intseg/cli/printing.py", "open_streams", "os.open(os.devnull, os.O_RDWR)"): "not a file",
     ("intseg/cli/printing.py", "discard_stdout", "os.open(os.devnull, os.O_WRONLY)"): "not a file",

@@ -110,7 +110,7 @@ def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
     shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path / "street.png")
     shutil.copy(ROOT / "golden" / "models" / "intseg.safetensors", tmp_path / "model.safetensors")
     (found,) = blocks("docs/WORKBENCH.md", "sh")
-    trace, dump, diff, minimize = found.splitlines()
+    trace, dump, diff, minimize, case = found.splitlines()
     shell(f"{trace}\n{dump}", tmp_path)
     shutil.copytree(tmp_path / "golden_hex", tmp_path / "mine")
     shell(diff, tmp_path)
@@ -124,6 +124,8 @@ def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
     assert "encoder.blocks.0.norm1" in (tmp_path / "report.html").read_text()
     shell(f"{minimize} || [ $? = 1 ]", tmp_path)
     assert (tmp_path / "case.safetensors").stat().st_size > 0
+    shell(case, tmp_path)
+    assert {file.name for file in (tmp_path / "bench").iterdir()} >= {"in0.hex", "expected.hex", "param.gamma.hex"}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -146,7 +148,7 @@ def test_programs_take_the_options_that_pages_give_them(page: str, line: str, mo
     if Path(words[0]).name == "intseg":
         from intseg.cli import main as cli
 
-        cli.parser().parse_args(words[1:])
+        cli._parse(words[1:])
         return
     assert words[1].endswith(".py"), line
     if words[1].startswith("tools/"):

@@ -124,7 +124,7 @@ def test_the_command_writes_it_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["flatten", str(weights), "-o", str(target)]) == 0
     digest = hashlib.sha256(weights.read_bytes()).digest()
     assert target.read_bytes() == flat.flatten(graphs.tiny(), digest)
-    assert capsys.readouterr().out == f"wrote {target}: {target.stat().st_size} bytes\n"
+    assert capsys.readouterr().out == f"wrote {target}: {target.stat().st_size:,} bytes\n"
 
 
 def test_mistakes_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

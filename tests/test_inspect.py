@@ -183,9 +183,14 @@ def test_coordinates_are_short(value: float, text: str) -> None:
 def test_the_table_has_a_line_for_every_node(tiny: api.Model, capsys: Capture) -> None:
     assert cli.main(["inspect", str(tiny.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert not any("blocks" in line for line in lines)
     head = next(i for i, line in enumerate(lines) if line.split()[:2] == ["name", "op"])
     rows = lines[head + 1 : head + 1 + len(tiny.graph.nodes)]
     assert [tuple(row.split()[:2]) for row in rows] == [(node.name, node.op) for node in tiny.graph.nodes]
+    assert cli.main(["inspect"]) == 0
+    lines_of_bundled = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines_of_bundled)) <= 80
+    assert lines_of_bundled.count("  encoder.blocks.11") == 1
     assert any(line.split()[:1] == ["int64"] for line in lines)
     assert lines[-1].split() == ["file", f"{tiny.path.stat().st_size:,}", "100.0%"]
 

@@ -303,7 +303,7 @@ def test_headers_that_are_no_header(text: bytes):
 
 
 def test_another_programs_file():
-    refuse(write({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "tools/convert.py")
+    refuse(write({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "intseg convert")
     refuse(write({"__metadata__": {"format": "pt"}}, b""), "no 'intseg' metadata")
     refuse(write({"__metadata__": {"intseg": 1}}, b""), "no 'intseg' metadata")
 

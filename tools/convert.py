@@ -1,8 +1,8 @@
 """Convert a float Segmenter checkpoint into integer weights.
 
-    python tools/convert.py checkpoint.pth -o model.safetensors --calibrate photo.jpg
+    intseg convert checkpoint.pth -o model.safetensors --calibrate photo.jpg
 
-The checkpoint is a file of rstrudel/segmenter (with its variant.yml) or of mmsegmentation, or a folder holding one.
+The command's arguments are declared in intseg/cli/convert.py.
 """
 
 from __future__ import annotations
@@ -22,73 +22,27 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from intseg import palettes, store
+from intseg import store
 from intseg.batch.sources import Search
-from intseg.cli.parser import require_ending, require_writable, whole
-from intseg.errors import InputError, IntsegError, UsageError
-from intseg.files import held, read_text, require_apart
+from intseg.cli.printing import Answer, count
+from intseg.errors import InputError, UsageError
+from intseg.files import read_text
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
+from intseg.reports.table import table
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
-from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
+from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
 from intseg.windows import at_scale, cut_windows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parser().parse_args(argv)
-    try:
-        _convert(args)
-    except CheckpointError as error:
-        return _fail(str(error), 3)
-    except IntsegError as error:
-        return _fail(str(error), error.exit_code)
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}", 4)
-    except ValueError as error:
-        return _fail(str(error), 2)
-    return 0
+    """Run `intseg convert`; returns the exit code."""
+    from intseg.cli.main import main as cli
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="convert.py",
-        description="Convert a float Segmenter checkpoint into integer weights for intseg.",
-        epilog="example: python tools/convert.py checkpoint.pth -o model.safetensors --calibrate photos --samples 32",
-    )
-    p.add_argument("checkpoint", type=Path, help="checkpoint.pth, or the folder it is in")
-    p.add_argument("-o", "--output", type=Path, required=True, help="weights to write (.safetensors)")
-    p.add_argument(
-        "--calibrate", type=Path, required=True, nargs="+", help="images or folders of images; one is enough"
-    )
-    p.add_argument("--samples", type=whole(1, 10**9), help="use this many images, evenly spaced (default: all)")
-    p.add_argument("--recipe", choices=sorted(RECIPES), default="intseg", help="arithmetic (default: intseg)")
-    p.add_argument("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
-    p.add_argument(
-        "--merge",
-        choices=("pixel", "grid"),
-        default="pixel",
-        help="windows at any pixel, summed in pixels, as published (default), or on the patch grid",
-    )
-    p.add_argument(
-        "--scale",
-        type=lambda text: text if text == "native" else int(text),
-        metavar="N",
-        help="short side that images are brought to, or native (default: the checkpoint's image_size, else native)",
-    )
-    p.add_argument("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks (default: the recipe's)")
-    size, two = whole(1, 65535), ("H", "W")
-    p.add_argument("--window", type=size, nargs=2, metavar=two, help="pixels of a window (default: checkpoint's)")
-    p.add_argument("--stride", type=size, nargs=2, metavar=two, help="pixels between windows")
-    p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
-    p.add_argument("--name", help="of the model (default: the output's file name)")
-    p.add_argument("--save-twin", type=Path, help="also save the fake-quant model's state (.pth), for QAT")
-    p.add_argument("-q", "--quiet", action="store_true", help="no table of layers")
-    return p
+    return cli(["convert", *(sys.argv[1:] if argv is None else argv)])
 
 
 def recipe_for(name: str, upsample: str | None = None, l2norm: str | None = None) -> Recipe:
@@ -189,43 +143,38 @@ def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterat
         yield node, f"{low:.3g}" if low == high else f"{low:.2g}..{high:.2g}", saturated, sqnr
 
 
-def _convert(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
+    """Carry out `intseg convert`."""
     start = time.perf_counter()
-    written = [require_ending(str(args.output), ".safetensors")]
-    written += [require_ending(str(args.save_twin), ".pth", ".pt")] if args.save_twin else []
-    checkpoint = [path for path in held(args.checkpoint) if path.suffix != ".safetensors"]
-    require_apart(written, filter(None, [*checkpoint, *args.calibrate, args.classes]))
-    for path in written:
-        require_writable(Path(path))
-    model = load_checkpoint(args.checkpoint)
+    checkpoint, output = Path(args.checkpoint), Path(args.output)
+    model = load_checkpoint(checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.l2norm)
-    dataset, stated = dataset_of(args.checkpoint), dict(model.info.classes)
+    dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
     info = model_info(
-        *(model.config, recipe, args.name or args.output.stem, named, window, stride, "converted by intseg"),
+        *(model.config, recipe, args.name or output.stem, named, window, stride, "converted by intseg"),
         *(args.merge, args.scale),
     )
-    files = find_images(args.calibrate, args.samples)
+    files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in files]
     twin = FakeQuantSegmenter(model, info.window, recipe)
     with tqdm(desc="calibrating", unit="batch", disable=not sys.stderr.isatty()) as bar:
         chosen = calibrate(twin, model, batches, bar.update)
-    data = store.save(export(twin, info), args.output)
+    data = store.save(export(twin, info), output)
     if args.save_twin:
-        save_twin(twin, args.save_twin)
-    if not args.quiet:
-        _print_report(twin, model, batches[0], chosen)
+        save_twin(twin, Path(args.save_twin))
+    nodes = list(report(twin, model, batches[0])) if args.json or not args.quiet else []
     floats = 4 * sum(p.numel() for p in model.parameters())
     l2norm = "kept" if recipe.l2norm else "dropped"
+    size = f"{len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters ({floats:,} bytes)"
+    seconds = time.perf_counter() - start
+    about = f"{count(len(files), 'calibration image')}; {seconds:.1f} s"
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
-    print(
-        f"{args.output}: {len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters "
-        f"({floats:,} bytes); recipe {recipe.name}, {recipe.upsample}, L2 norm {l2norm}; "
-        f"windows merged by {info.merge}, images {at}; "
-        f"{len(files)} calibration image{'s' * (len(files) > 1)}; {time.perf_counter() - start:.1f} s"
-    )
+    way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {l2norm}; windows merged by {info.merge}, images {at}"
+    lines = [*_lines(nodes, chosen), f"wrote {output}: {size}; {way}; {about}"]
+    return Answer(lines, _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds})
 
 
 def save_twin(twin: FakeQuantSegmenter, path: Path) -> None:
@@ -245,15 +194,29 @@ def dataset_of(checkpoint: Path) -> str:
         return ""
 
 
-def _print_report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor, chosen: Mapping[str, str]) -> None:
-    print(f"{'node':36} {'scale':>18} {'saturated':>10} {'SQNR dB':>8}  chosen")
-    for node, scale, saturated, sqnr in report(twin, model, images):
-        print(f"{node:36} {scale:>18} {saturated:>9.2f}% {sqnr:>8.1f}  {chosen.get(node, '')}".rstrip())
+Node = tuple[str, str, float, float]
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"convert.py: {message}", file=sys.stderr)
-    return code
+def _lines(nodes: Sequence[Node], chosen: Mapping[str, str]) -> Iterator[str]:
+    cells = [("node", "scale", "saturated", "SQNR dB", "chosen")]
+    cells += [(node, scale, f"{ends:.2f}%", f"{sqnr:.1f}", chosen.get(node, "")) for node, scale, ends, sqnr in nodes]
+    return table(cells, gap=2)
+
+
+def _document(
+    args: argparse.Namespace, recipe: Recipe, nodes: Sequence[Node], chosen: Mapping[str, str]
+) -> dict[str, object]:
+    found = [
+        {
+            "node": node,
+            "scale": scale,
+            "saturated": ends,
+            "sqnr_db": sqnr if math.isfinite(sqnr) else None,
+            "chosen": chosen.get(node),
+        }
+        for node, scale, ends, sqnr in nodes
+    ]
+    return {"written": str(args.output), "recipe": recipe.name, "upsample": recipe.upsample, "nodes": found}
 
 
 if __name__ == "__main__":

@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 _EVAL = """\
 Measure a model on labelled images: confusion matrix, IoU per class, mIoU, mAcc, aAcc.
 
-layouts under --root, for --split val:
-  camvid       val/*.png, valannot/*.png                          11 classes, label 11 is void
-  ade20k       images/validation, annotations/validation          150 classes, label 0 is void
-  cityscapes   leftImg8bit/val/*, gtFine/val/*_labelTrainIds.png  19 classes, label 255 is void; or *_labelIds.png
-  idd_lite     leftImg8bit/val/*, gtFine/val/*_label.png          7 classes, label 255 is void
-  pairs        --images DIR --labels DIR, equal names             any classes, void by --ignore
+layouts under --root, for --split val, with their classes:
+  camvid      val, valannot                                    11, 11 is void
+  ade20k      images/validation, annotations/validation        150, 0 is void
+  cityscapes  leftImg8bit/val, gtFine/val *_labelTrainIds.png  19, 255 is void
+              or *_labelIds.png
+  idd_lite    leftImg8bit/val, gtFine/val *_label.png          7, 255 is void
+  pairs       --images DIR --labels DIR, equal names           any, --ignore
 
 examples:
   intseg eval --root CamVid --split val --jobs 4
   intseg eval --images photos --labels truth --ignore 255 --json > before.json
-  intseg eval --root CamVid --split val -w new.safetensors --compare-with before.json
-  intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume ade.jsonl
+  intseg eval --root CamVid -w new.safetensors --compare-with before.json
+  intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume a.jsonl
 """
 
 
@@ -108,4 +109,4 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-COMMANDS = (Command("eval", "measure a model on labelled images", _EVAL, _eval_arguments, _eval),)
+EVAL = Command("eval", "measure a model on labelled images", _EVAL, _eval_arguments, _eval)

@@ -10,15 +10,15 @@ from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
 
 _EXPORT = """\
-Write a model as ONNX: standard integer operators only, no float anywhere, the same bits (docs/ONNX.md).
-One window of pixels in, `image` uint8 [H, W, 3]; the scores of the graph's output node out. Every op is
-a local function with its registers by name, every node a call of it under the graph's own name.
+Write a model as ONNX: standard integer operators only, no float anywhere, the same bits (docs/ONNX.md). One window of
+pixels in, `image` uint8 [H, W, 3]; the scores of the graph's output node out. Every op is a local function with its
+registers by name, every node a call of it under the graph's own name.
 
 examples:
   intseg export camvid-tiny -o camvid-tiny.onnx
   intseg export model.safetensors -o model.onnx --labels
-  intseg verify --onnx model.onnx -w model.safetensors               node by node in two runtimes
-  intseg export --cases -o cases                                     op cases as ONNX node tests
+  intseg verify --onnx model.onnx -w model.safetensors
+  intseg export --cases -o cases               op cases as ONNX node tests
 """
 
 
@@ -91,4 +91,4 @@ def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
     return Answer(lines if wrong else [*lines, "ok: all equal"], {"runs": entries, "ok": not wrong}, failure=failure)
 
 
-COMMANDS = (Command("export", "write a model as ONNX", _EXPORT, _export_arguments, _export),)
+EXPORT = Command("export", "write a model as ONNX", _EXPORT, _export_arguments, _export)

@@ -284,4 +284,4 @@ def _infer_lines(image: str, result: api.Result, labels: Path, overlay: Path | N
     yield from (f"wrote {path}" for path in (labels, overlay) if path)
 
 
-COMMANDS = (Command("infer", "segment an image", _INFER, _infer_arguments, _infer),)
+INFER = Command("infer", "segment images", _INFER, _infer_arguments, _infer)

@@ -8,11 +8,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from intseg._version import __version__
-from intseg.cli import evaluate, exchange, infer, reports, workbench
-from intseg.cli.parser import Command, Help, Parser, add_command, add_common
+from intseg.cli import conformance, convert, evaluate, exchange, infer, reports, workbench
+from intseg.cli.parser import COMMAND, Command, Help, Parser, add_command, add_common
 from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, quietly, say_warning
 from intseg.errors import InputError, IntsegError, UsageError, suggest
 
@@ -26,9 +26,11 @@ _DESCRIPTION = "Integer-only semantic segmentation, the same bits on every machi
 _EPILOG = """\
 examples:
   intseg infer street.png
-  intseg eval --root CamVid --split val
+  intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
+  intseg diff street.png rtl_out/ -w model.safetensors
 
-exit codes: 0 ok, 1 mismatch, 2 usage, 3 bad model, 4 bad input or IO, 5 internal error
+exit codes:
+  0 ok, 1 mismatch, 2 usage, 3 bad model, 4 bad input or IO, 5 internal error
 """
 
 _ADVICE = {
@@ -41,8 +43,8 @@ _COMPLETION = """\
 Print a script that completes commands, options and file names in a shell; needs the package shtab.
 
 examples:
-  source <(intseg completion bash)                                   in ~/.bashrc
-  intseg completion zsh > ~/.zfunc/_intseg                           a folder of $fpath
+  source <(intseg completion bash)               in ~/.bashrc
+  intseg completion zsh > ~/.zfunc/_intseg       a folder of $fpath
 """
 
 
@@ -55,26 +57,54 @@ def _completion(args: argparse.Namespace) -> Answer:
         import shtab
     except ImportError:
         raise UsageError("completion needs the package shtab: pip install 'intseg[completion]'") from None
-    script = shtab.complete(parser(), args.shell)
+    script = shtab.complete(parser(listed=True), args.shell)
     return Answer(script.splitlines(), script)
 
 
-COMMANDS = (
-    *infer.COMMANDS,
-    *evaluate.COMMANDS,
-    *reports.COMMANDS,
-    *workbench.COMMANDS,
-    *exchange.COMMANDS,
-    Command("completion", "completion for your shell", _COMPLETION, _completion_arguments, _completion),
-)
+GROUPS: Mapping[str, tuple[Command, ...]] = {
+    "run": (infer.INFER, evaluate.EVAL, reports.REPORT),
+    "convert": (
+        *(convert.CONVERT, convert.TRAIN, convert.QAT, convert.COMPARE_FLOAT),
+        *(reports.QUANT_REPORT, reports.CARD, exchange.EXPORT),
+    ),
+    "verify": (
+        *(workbench.TRACE, workbench.DIFF, workbench.DUMP),
+        *(conformance.VERIFY, conformance.VECTORS, conformance.TRUTH_TABLE),
+    ),
+    "understand": (reports.INSPECT, reports.PROFILE, reports.PROVE),
+    "system": (
+        reports.DOCTOR,
+        Command("completion", "completion for your shell", _COMPLETION, _completion_arguments, _completion),
+    ),
+}
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "predict": ("infer",),
+    "evaluate": ("eval",),
+    "models": ("inspect", "--list"),
+    "warmup": ("doctor", "--warm"),
+    "flatten": ("dump", "--format", "flat"),
+    "minimize": ("diff",),
+}
+"""Other names, most of them earlier ones: what each stands for. The -o of `minimize` is that of `diff --minimize`."""
 
 
-def parser() -> Parser:
-    """The parser of everything."""
-    made = Parser("intseg", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=Help)
+def parser(listed: bool = False) -> Parser:
+    """The parser of everything.
+
+    listed  whether argparse sees the list of commands too, which the help shows by task
+    """
+    groups = "\n\n".join(
+        "\n".join([name, *(f"  {command.name:14}{command.summary}" for command in group)])
+        for name, group in GROUPS.items()
+    )
+    made = Parser("intseg", description=f"{_DESCRIPTION}\n\n{groups}", epilog=_EPILOG, formatter_class=Help)
+    made.usage = f"intseg {COMMAND} [options]"
     made.add_argument("--version", action="version", version=f"intseg {__version__}")
     add_common(made, False)
-    subparsers = made.add_subparsers(metavar="COMMAND", required=True)
+    made.set_defaults(run=lambda args: Answer(made.format_help().splitlines()), parser=made)
+    subparsers = made.add_subparsers(metavar=COMMAND, help=None if listed else argparse.SUPPRESS, prog="intseg")
     for command in COMMANDS:
         add_command(subparsers, command)
     return made
@@ -82,7 +112,11 @@ def parser() -> Parser:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; images may stand between options. Raises UsageError, with a suggestion for an unknown option."""
-    args, extra = parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    at = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
+    if at is not None:
+        words[at : at + 1] = ALIASES.get(words[at], (words[at],))
+    args, extra = parser().parse_known_args(words)
     options = [word for word in extra if word.startswith("-") and word != "-"]
     if options or (extra and not hasattr(args, "sources")):
         known = [option for action in args.parser._actions for option in action.option_strings]

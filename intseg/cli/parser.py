@@ -16,6 +16,7 @@ from intseg.cli.printing import Answer
 from intseg.errors import MAX_JOBS, MAX_THREADS, InputError, UsageError, number, suggest
 from intseg.graph import MAX_WORKING
 
+COMMAND = "COMMAND"
 BACKENDS = ("auto", "numpy", "numba")
 LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
 
@@ -28,6 +29,7 @@ class Command:
     description  the text of its own help
     arguments    declares its arguments; --json and --quiet are added to every command
     run          carries it out
+    options      False for a command with a parser of its own: it gets all words that follow, --help too
 
     Before the work, what is to be written is compared with what is read, and whether it can be written is checked: the
     arguments say which they are by their types, `Read`, `Written` and `WrittenFolder`.
@@ -38,6 +40,7 @@ class Command:
     description: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Answer]
+    options: bool = True
 
     def __call__(self, args: argparse.Namespace) -> Answer:
         """Check what is written, then run."""
@@ -121,7 +124,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Prose of a description is filled to the width of the terminal; paragraphs with indented lines stay."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+        super().__init__(prog, max_help_position=26)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip("\n").split("\n\n")
@@ -133,18 +136,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        found = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
-        hint = suggest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
-        raise UsageError(f"{message}{hint}; see {self.prog} --help")
+        found = re.search(r"^argument (.*): invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
+        if found:
+            known = re.findall(r"[\w-]+", found[3])
+            hint = suggest(found[2], known)
+            if found[1] == COMMAND:
+                message = f"no command {found[2]!r}{hint}"
+            else:
+                message = f"argument {found[1]}: {found[2]!r}{hint}, expected {', '.join(known)}"
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def add_command(subparsers: argparse._SubParsersAction[Parser], command: Command) -> None:
     """The parser of a command."""
     sub = subparsers.add_parser(
-        command.name, help=command.summary, description=command.description, formatter_class=Help
+        command.name,
+        help=command.summary,
+        description=command.description,
+        formatter_class=Help,
+        prefix_chars="-" if command.options else "\0",
+        add_help=command.options,
     )
     command.arguments(sub)
-    add_common(sub, argparse.SUPPRESS)
+    if command.options:
+        add_common(sub, argparse.SUPPRESS)
     sub.usage = usage(sub)
     sub.set_defaults(run=command, parser=sub)
 

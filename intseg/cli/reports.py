@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from intseg.reports import doctor
 
 
-def _models(args: argparse.Namespace) -> Answer:
+def _models() -> Answer:
     from intseg import api
 
     if not models.names():
@@ -60,32 +60,19 @@ def _model_json(name: str, model: api.Model) -> dict[str, Any]:
     }
 
 
-def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _warmup(args: argparse.Namespace) -> Answer:
-    from intseg import backends
-
-    if not backends.has_numba():
-        raise UsageError("the numba backend needs the package numba: pip install numba, or nothing to warm up")
-    say("compiling the kernels ...")
-    backends.warmup()
-    return Answer(["the numba backend is ready"], {"ready": True})
-
-
 _INSPECT = """\
-Show what is inside a model: every node with shapes, parameters, MACs and bytes, totals, size by precision.
+Show what is inside a model: every node with its shape, parameters and MACs, totals, size by precision; --json has more.
 
 examples:
-  intseg inspect
+  intseg inspect --list                  the bundled models
   intseg inspect model.safetensors --by block
-  intseg inspect --svg graph.svg                 a drawing, equal blocks drawn once
+  intseg inspect --svg graph.svg         a drawing, equal blocks drawn once
 """
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    parser.add_argument("--list", action="store_true", help="list the bundled models instead")
     parser.add_argument("--by", choices=("node", "block", "op"), default="node", help="one row for each (node)")
     parser.add_argument(
         "--dot", type=written(".dot", ".gv"), metavar="FILE", help="write every node as a Graphviz graph"
@@ -94,6 +81,8 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> Answer:
+    if args.list:
+        return _models()
     from intseg import api, store
     from intseg.reports import graph_drawing
     from intseg.reports import inspect as inspect_model
@@ -114,7 +103,7 @@ to spare, and how near a constructed input comes. Loading a model proves the sam
 
 examples:
   intseg prove
-  intseg prove model.safetensors --by op         the tightest register of every op
+  intseg prove model.safetensors --by op       the tightest register of every op
   intseg prove --nodes '*.blocks.0.*' --json
   intseg prove model.safetensors --fast          the bounds only
 """
@@ -123,7 +112,7 @@ examples:
 def _prove_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--by", choices=("register", "node", "op"), default="register", help="rows (register)")
-    parser.add_argument("--nodes", default="*", metavar="PATTERN", help="names with * and ?, joined by commas (all)")
+    parser.add_argument("--nodes", default="*", metavar="PATTERN", help="names with * and ?, and commas (all)")
     parser.add_argument("--fast", action="store_true", help="run no inputs: bounds only, as loading does")
 
 
@@ -141,7 +130,7 @@ Times are of the fastest of --repeat runs; a step that threads share has the sum
 
 examples:
   intseg profile street.png --by op
-  intseg profile street.png --threads 1 --trace trace.json       open it in ui.perfetto.dev
+  intseg profile street.png --trace trace.json     open it in ui.perfetto.dev
 """
 
 
@@ -154,7 +143,7 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace",
         type=written(".json"),
         metavar="FILE",
-        help="write the events of the fastest runs for Chrome's trace viewer",
+        help="write events for Chrome's trace viewer",
     )
 
 
@@ -177,17 +166,24 @@ bundled model on every backend and compare with the known digest. Exit code 1 if
 
 examples:
   intseg doctor
-  intseg doctor --json
+  intseg doctor --warm           compile the kernels now, not at the first image
 """
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--warm", action="store_true", help="compile the kernels first")
     add_threads(parser)
 
 
 def _doctor(args: argparse.Namespace) -> Answer:
+    from intseg import backends
     from intseg.reports import doctor
 
+    if args.warm:
+        if not backends.has_numba():
+            raise UsageError("the numba backend needs the package numba: pip install numba, or nothing to warm up")
+        say("compiling the kernels ...")
+        backends.warmup()
     findings = doctor.examine(args.threads)
     if not args.json:
         return Answer(_doctor_lines(findings))
@@ -256,7 +252,7 @@ and README.md with recipe, sizes, classes, the digest to check an installation w
 examples:
   intseg card camvid-tiny -o camvid-tiny/
   intseg eval --root CamVid --json > metrics.json
-  intseg card camvid-tiny -o camvid-tiny/ --metrics metrics.json --data CamVid --license apache-2.0
+  intseg card camvid-tiny -o camvid-tiny/ --metrics metrics.json --data CamVid
 """
 
 
@@ -286,7 +282,7 @@ arithmetic. docs/QUANTIZATION.md explains how to read it.
 
 examples:
   intseg quant-report camvid-tiny street.png
-  intseg quant-report camvid-tiny-paper street.png --per-node --json > report.json
+  intseg quant-report camvid-tiny street.png --per-node --json > report.json
   intseg quant-report model.safetensors --root CamVid --split val --limit 8
 """
 
@@ -335,14 +331,10 @@ def _quant_report(args: argparse.Namespace) -> Answer:
     return Answer(quantization_text.lines(found, args.per_node), quantization_text.as_json(found))
 
 
-COMMANDS = (
-    Command("models", "list the bundled models", "List the bundled models.", _no_arguments, _models),
-    Command("warmup", "compile the numba backend now", "Compile the numba backend now.", _no_arguments, _warmup),
-    Command("inspect", "show what is inside a model", _INSPECT, _inspect_arguments, _inspect),
-    Command("prove", "prove that nothing overflows", _PROVE, _prove_arguments, _prove),
-    Command("profile", "time every node and step", _PROFILE, _profile_arguments, _profile),
-    Command("doctor", "examine this installation", _DOCTOR, _doctor_arguments, _doctor),
-    Command("report", "write an HTML page about images", _REPORT, _report_arguments, _report),
-    Command("card", "write a model folder with a card", _CARD, _card_arguments, _card),
-    Command("quant-report", "what quantization costs", _QUANT_REPORT, _quant_report_arguments, _quant_report),
-)
+INSPECT = Command("inspect", "show what is inside a model", _INSPECT, _inspect_arguments, _inspect)
+PROVE = Command("prove", "prove that nothing overflows", _PROVE, _prove_arguments, _prove)
+PROFILE = Command("profile", "time every node and step", _PROFILE, _profile_arguments, _profile)
+DOCTOR = Command("doctor", "examine this installation", _DOCTOR, _doctor_arguments, _doctor)
+REPORT = Command("report", "write an HTML page about images", _REPORT, _report_arguments, _report)
+CARD = Command("card", "write a model folder with a card", _CARD, _card_arguments, _card)
+QUANT_REPORT = Command("quant-report", "what quantization costs", _QUANT_REPORT, _quant_report_arguments, _quant_report)

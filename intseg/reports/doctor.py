@@ -128,7 +128,7 @@ def _cache() -> Iterator[Finding]:
         return
     entries = list(folder.glob("*.bin"))
     ready = sum(_jit.Cache(folder, k.name)._path(k.signature).exists() for k in _jit.REGISTRY.values())
-    hint = "" if ready == len(_jit.REGISTRY) else "; intseg warmup compiles the rest"
+    hint = "" if ready == len(_jit.REGISTRY) else "; intseg doctor --warm compiles the rest"
     yield Finding("cache", "folder", str(folder))
     yield Finding("cache", "kernels", f"{ready} of {len(_jit.REGISTRY)} are compiled{hint}")
     size = sum(entry.stat().st_size for entry in entries)

@@ -17,7 +17,7 @@ from intseg import api
 from intseg.errors import printable
 from intseg.exam import EXAMS
 from intseg.graph import IMAGE, Graph, Node
-from intseg.reports.inspect import BLOCK, block_of, describe, input_of, row_of
+from intseg.reports.inspect import block_of, describe, inner_name, input_of, row_of
 from intseg.reports.markup import escape, number
 
 Point = tuple[float, float]
@@ -117,14 +117,9 @@ def _signature(nodes: Sequence[Node]) -> tuple[Any, ...]:
     """What two blocks have in common when they are drawn as one."""
     inside = {node.name for node in nodes}
     return tuple(
-        (_inner(n.name), n.op, n.dtype, n.shape, tuple(_inner(i) if i in inside else "" for i in n.inputs))
+        (inner_name(n.name), n.op, n.dtype, n.shape, tuple(inner_name(i) if i in inside else "" for i in n.inputs))
         for n in nodes
     )
-
-
-def _inner(name: str) -> str:
-    match = BLOCK.fullmatch(name)
-    return match[3] if match else name
 
 
 def _runs(graph: Graph) -> list[list[str]]:
@@ -174,7 +169,7 @@ def _inside(title: str, nodes: Sequence[Node]) -> _Panel:
     names = {node.name for node in nodes}
     outside = dict.fromkeys(name for node in nodes for name in node.inputs if name not in names)
     boxes = {name: _Box(("block input",), "data") for name in outside}
-    boxes |= {node.name: _node_box(node, _inner(node.name)) for node in nodes}
+    boxes |= {node.name: _node_box(node, inner_name(node.name)) for node in nodes}
     edges = dict.fromkeys((name, node.name) for node in nodes for name in node.inputs)
     return _Panel(f"inside {title}", boxes, list(edges))
 

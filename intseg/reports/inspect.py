@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -145,6 +146,12 @@ def _peak_bytes(graph: Graph) -> int:
 # --------------------------------------------------------------------------------------------------------- groups
 
 
+def inner_name(name: str) -> str:
+    """The name of a node inside of its block: "attn.softmax"."""
+    match = BLOCK.fullmatch(name)
+    return match[3] if match else name
+
+
 def block_of(name: str) -> str:
     """The transformer block of a node, or the node itself: "encoder.blocks.0"."""
     match = BLOCK.fullmatch(name)
@@ -197,18 +204,28 @@ def as_json(model: api.Model) -> dict[str, Any]:
 
 def lines(model: api.Model, by: str = "node") -> Iterator[str]:
     """What `intseg inspect` prints."""
-    yield printable(repr(model)[1:-1])
-    yield from table(
-        [("name", "op", "input", "output", "parameters", "bytes", "MMAC", "output bytes")]
-        + [_cells(row) for row in grouped(rows(model.graph), by)],
-        left=4,
-    )
+    yield from textwrap.wrap(printable(repr(model)[1:-1]), 80, subsequent_indent="  ")
+    shown = grouped(rows(model.graph), by)
+    blocks = [_block(row.name) if by == "node" else "" for row in shown]
+    names = [f"  {inner_name(row.name)}" if block else row.name for row, block in zip(shown, blocks, strict=True)]
+    cells = [_cells(row, name) for row, name in zip(shown, names, strict=True)]
+    head, *body = table([("name", "op", "output", "parameters", "MMAC"), *cells], left=3, gap=2)
+    yield head
+    for i, (line, block) in enumerate(zip(body, blocks, strict=True)):
+        if block and (not i or block != blocks[i - 1]):
+            yield f"  {printable(block)}"
+        yield line
     yield from _total_lines(totals(model.graph), model.path.stat().st_size)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    counts = (f"{row.parameters:,}", f"{row.parameter_bytes:,}", _mega(row.macs), f"{row.output_bytes:,}")
-    return (row.name, row.op, ", ".join(row.inputs), row.output, *counts)
+def _cells(row: Row, name: str) -> tuple[str, ...]:
+    return (name, row.op, row.output, f"{row.parameters:,}", _mega(row.macs))
+
+
+def _block(name: str) -> str:
+    """The transformer block that a node is in; "" for none."""
+    block = block_of(name)
+    return "" if block == name else block
 
 
 def _mega(count: int) -> str:

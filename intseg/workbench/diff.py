@@ -26,7 +26,7 @@ from intseg.graph import IMAGE, Node
 from intseg.images.decode import SUFFIXES
 from intseg.ops import RUN, Array, Call
 from intseg.workbench import trace as traces
-from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, open_folder, read_npy, read_npz
+from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, _exact, open_folder, read_npy, read_npz
 from intseg.workbench.registers import evaluate
 from intseg.workbench.search import SECONDS, Explanation, explain, explain_upstream
 from intseg.workbench.trace import SEPARATOR, TensorFile, Trace
@@ -73,10 +73,14 @@ class _Folder:
 
 @dataclass
 class _Arrays:
-    """Arrays in memory."""
+    """Arrays in memory: what a simulator happened to write, seldom every node.
+
+    notes  what was found beside them
+    """
 
     arrays: Mapping[str, Array]
     metadata: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def __contains__(self, name: object) -> bool:
         return name in self.arrays
@@ -85,26 +89,54 @@ class _Arrays:
         return self.arrays[name]
 
 
-def open_other(path: str | os.PathLike[str], golden: Trace, node: str | None = None, window: int = 0) -> Other:
-    """The other side: a trace, a folder of `intseg dump` or of npy files, an npz, or one tensor.
+@dataclass(frozen=True)
+class Words:
+    """How numbers lie in hex, mem and bin files without a manifest: one a word.
+
+    width     bits of a word; 0 for those of the golden dtype
+    unsigned  whether negative numbers were filled up with zeros, not with their sign
+    """
+
+    width: int = 0
+    unsigned: bool = False
+
+
+def open_other(
+    path: str | os.PathLike[str], golden: Trace, node: str | None = None, window: int = 0, words: Words | None = None
+) -> Other:
+    """The other side: a trace, a folder of `intseg dump`, of npy, hex, mem or bin files, an npz, or one tensor.
 
     node, window  which tensor a single file holds; by default the one of the file's name
+    words         of hex, mem and bin files without a manifest
     Raises InputError when it cannot be read, UsageError when it is not known what a file holds.
     """
     source = Path(path)
     if source.is_dir():
         if (source / MANIFEST).exists():
             return _Folder(open_folder(source))
-        arrays = sorted(source.glob("*.npy"))
-        if not arrays:
-            raise InputError(f"{source}: holds neither {MANIFEST} nor npy files; write it with intseg dump")
-        return _Arrays({_full(file.stem): _load_npy(file) for file in arrays})
+        return _bare_folder(source, golden, words or Words())
     if source.suffix == ".npz":
         return _Arrays(_load_npz(source, golden))
     if source.suffix in (".npy", *TEXTS):
         name = f"window{window}.{node}" if node else _full(source.stem)
-        return _Arrays({name: _load_single(source, name, golden)})
+        return _Arrays({name: _load_single(source, name, golden, words or Words())})
     return TensorFile(source)
+
+
+def _bare_folder(folder: Path, golden: Trace, words: Words) -> _Arrays:
+    """A folder without a manifest: files that are named like their nodes. Others are left aside, and counted."""
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in (".npy", *TEXTS)]
+    known = {file: _full(file.stem) for file in found if _full(file.stem) in golden.file}
+    if not known:
+        hint = f"found {len(found)}, such as {found[0].name}" if found else "found none"
+        wanted = f"{golden.nodes[0]}.hex"
+        raise InputError(
+            f"{folder}: holds neither {MANIFEST} nor npy, hex, mem or bin files named like nodes ({hint}, expected "
+            f"such as {wanted})"
+        )
+    aside = [file.name for file in found if file not in known]
+    notes = (f"left aside, not named like a node: {len(aside)}, the first is {aside[0]}",) if aside else ()
+    return _Arrays({name: _load_single(file, name, golden, words) for file, name in known.items()}, None, notes)
 
 
 def _full(name: str) -> str:
@@ -130,7 +162,7 @@ def _load_npz(path: Path, golden: Trace) -> dict[str, Array]:
         raise InputError(f"{path}: is not a npz file: {error}") from None
 
 
-def _load_single(path: Path, name: str, golden: Trace) -> Array:
+def _load_single(path: Path, name: str, golden: Trace, words: Words) -> Array:
     """One tensor; without a manifest its text is one element a word, in the dtype and shape of the golden tensor."""
     if name not in golden.file:
         raise UsageError(f"{path}: the golden trace holds no tensor {name!r}; say which node it is with --node")
@@ -139,9 +171,20 @@ def _load_single(path: Path, name: str, golden: Trace) -> Array:
     dtype, shape = golden.file.kind(name)
     data = files.read(path, "", "expected one tensor")
     try:
-        return _decode(data, TEXTS[path.suffix], dtype, shape, Options())
+        if not words.width:
+            return _decode(data, TEXTS[path.suffix], dtype, shape, Options())
+        values = _decode(data, TEXTS[path.suffix], "int64", shape, Options(words.width))
+        return _narrowed(values & ((1 << words.width) - 1), dtype) if words.unsigned else _exact(values, dtype)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _narrowed(values: Array, dtype: str) -> Array:
+    """Words filled up with zeros, int64 from 0 up, as their low bits say. Raises InputError if others are set."""
+    bits = 8 * np.dtype(dtype).itemsize
+    if values.size and int(values.max()) >> bits:
+        raise InputError(f"value {values.max()} does not fit {dtype}; another --width?")
+    return values.astype(f"uint{bits}").view(dtype)
 
 
 def open_golden(path: str | os.PathLike[str], weights: str | None) -> Trace:
@@ -294,13 +337,14 @@ def _present(golden: Trace, other: Other, partial: bool) -> tuple[list[tuple[int
     wanted = [(w, node, f"window{w}.{node}") for w in golden.windows for node in golden.nodes]
     wanted = [entry for entry in wanted if entry[2] in golden.file]
     missing = [name for _, _, name in wanted if name not in other]
+    loose = isinstance(other, _Arrays)
     single = isinstance(other, _Arrays) and len(other.arrays) == 1
     ends = [(-1, name, name) for name in ENDS if name in golden.file and name in other]
     present = [entry for entry in wanted if entry[2] in other] + ends
-    if not present or (missing and not (partial or single)):
+    if not present or (missing and not (partial or loose)):
         hint = "compare what is there with --partial" if present else "names are window0.<node>"
         raise InputError(f"the other side lacks {len(missing)} tensors, the first is {missing[0]!r}; {hint}")
-    notes = []
+    notes = list(other.notes) if isinstance(other, _Arrays) else []
     if missing and not single:
         notes.append(f"{len(missing)} of {len(wanted)} tensors are missing on the other side, first {missing[0]}")
     return present, notes

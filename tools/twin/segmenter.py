@@ -32,7 +32,7 @@ import yaml
 from torch import Tensor, nn
 
 from intseg import files
-from intseg.errors import InputError
+from intseg.errors import InputError, ModelError
 from intseg.files import write_atomically
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ STATS: Final[dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 }
 
 
-class CheckpointError(Exception):
+class CheckpointError(ModelError):
     """A checkpoint or its variant.yml cannot be used. One line: what was found, what was expected, what to do."""
 
 

@@ -1,0 +1,109 @@
+"""The commands that make models: `intseg.tools` does the work, and needs PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from intseg import files, palettes
+from intseg.cli.parser import Command, Read, add_scale, whole, written
+from intseg.cli.printing import Answer
+from intseg.errors import UsageError
+
+RECIPES = ("i-vit", "intseg", "paper")
+
+_CONVERT = """\
+Convert a float Segmenter checkpoint into integer weights. The checkpoint is a file of rstrudel/segmenter (with its
+variant.yml) or of mmsegmentation, or a folder holding one. Needs PyTorch.
+
+examples:
+  intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
+  intseg convert ck/ -o model.safetensors --calibrate photos --samples 32
+  intseg convert ck/ -o paper.safetensors --calibrate photos --recipe paper
+"""
+
+
+class _Checkpoint(Read):
+    """A checkpoint, or the folder it is in; weights may be written beside it."""
+
+    def paths(self) -> list[Path]:
+        """What must not be written."""
+        return [path for path in files.held(self) if path.suffix != ".safetensors"]
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", type=_Checkpoint, metavar="CHECKPOINT", help="checkpoint.pth, or the folder it is in")
+    weights = written(".safetensors")
+    add("-o", "--output", type=weights, required=True, metavar="FILE", help="weights to write (.safetensors)")
+    images = "images or folders of images; one is enough"
+    add("--calibrate", type=Read, required=True, nargs="+", metavar="IMAGE", help=images)
+    add("--samples", type=whole(1, 10**9), metavar="N", help="use N of these images, evenly spaced (all)")
+    add("--recipe", choices=RECIPES, default="intseg", help="arithmetic (intseg)")
+    add("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
+    text = "windows at any pixel, summed in pixels, as published (pixel), or on the patch grid"
+    add("--merge", choices=("pixel", "grid"), default="pixel", help=text)
+    add_scale(parser)
+    add("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks; default: the recipe's")
+    pixels = whole(1, 65535)
+    add("--window", type=pixels, nargs=2, metavar=("H", "W"), help="pixels of a window; default: checkpoint's")
+    add("--stride", type=pixels, nargs=2, metavar=("H", "W"), help="pixels between windows")
+    add("--classes", type=Read, metavar="C", help=f"file with a name a line, or {', '.join(palettes.files())}")
+    add("--name", metavar="NAME", help="of the model; default: the output's file name")
+    add(
+        "--save-twin", type=written(".pth", ".pt"), metavar="FILE", help="also save the fake-quant model's state (.pth)"
+    )
+
+
+@contextlib.contextmanager
+def _tools() -> Iterator[None]:
+    """Around the import of a tool. Raises UsageError where its packages are missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"this command needs the package {error.name}: pip install 'intseg[tools]'") from None
+
+
+def _convert(args: argparse.Namespace) -> Answer:
+    with _tools():
+        from intseg.tools import convert
+    try:
+        answer: Answer = convert.run(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return answer
+
+
+_FOREIGN = "Needs PyTorch: pip install 'intseg[tools]'."
+
+
+def _words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def _train(args: argparse.Namespace) -> Answer:
+    with _tools():
+        from intseg.tools import train
+    return Answer((), code=train.main(args.words))
+
+
+def _qat(args: argparse.Namespace) -> Answer:
+    with _tools():
+        from intseg.tools import qat
+    return Answer((), code=qat.main(args.words))
+
+
+def _compare_float(args: argparse.Namespace) -> Answer:
+    with _tools():
+        from intseg.tools import evaluate
+    return Answer((), code=evaluate.main(args.words))
+
+
+CONVERT = Command("convert", "a float checkpoint into integer weights", _CONVERT, _convert_arguments, _convert)
+TRAIN = Command("train", "train a float Segmenter", _FOREIGN, _words, _train, options=False)
+QAT = Command("qat", "quantization-aware training", _FOREIGN, _words, _qat, options=False)
+COMPARE_FLOAT = Command(
+    "compare-float", "float, twin and engine side by side", _FOREIGN, _words, _compare_float, options=False
+)
