@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from intseg import store
 from intseg.batch.sources import Search
-from intseg.cli.printing import Answer, count
+from intseg.cli.printing import Answer, count, say
 from intseg.errors import InputError, UsageError
 from intseg.files import read_text
 from intseg.graph import ModelInfo
@@ -145,6 +145,15 @@ def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterat
 
 def run(args: argparse.Namespace) -> Answer:
     """Carry out `intseg convert`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        return _run(args)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(args: argparse.Namespace) -> Answer:
     start = time.perf_counter()
     checkpoint, output = Path(args.checkpoint), Path(args.output)
     model = load_checkpoint(checkpoint)
@@ -160,6 +169,7 @@ def run(args: argparse.Namespace) -> Answer:
     files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in files]
     twin = FakeQuantSegmenter(model, info.window, recipe)
+    say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
     with tqdm(desc="calibrating", unit="batch", disable=not sys.stderr.isatty()) as bar:
         chosen = calibrate(twin, model, batches, bar.update)
     data = store.save(export(twin, info), output)

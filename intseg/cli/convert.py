@@ -10,7 +10,7 @@ from pathlib import Path
 from intseg import files, palettes
 from intseg.cli.parser import Command, Read, add_scale, whole, written
 from intseg.cli.printing import Answer
-from intseg.errors import UsageError
+from intseg.errors import MAX_THREADS, UsageError
 
 RECIPES = ("i-vit", "intseg", "paper")
 
@@ -52,9 +52,10 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=pixels, nargs=2, metavar=("H", "W"), help="pixels between windows")
     add("--classes", type=Read, metavar="C", help=f"file with a name a line, or {', '.join(palettes.files())}")
     add("--name", metavar="NAME", help="of the model; default: the output's file name")
-    add(
-        "--save-twin", type=written(".pth", ".pt"), metavar="FILE", help="also save the fake-quant model's state (.pth)"
-    )
+    text = "of PyTorch (1); more seldom help, and float sums may differ in their last bits"
+    add("--threads", type=whole(1, MAX_THREADS), default=1, metavar="N", help=text)
+    text = "also save the fake-quant model's state (.pth)"
+    add("--save-twin", type=written(".pth", ".pt"), metavar="FILE", help=text)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from intseg import api, backends, models
 from intseg._version import __version__
 from intseg.errors import IntsegError
 
-PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "safetensors", "tqdm")
+PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "safetensors", "tqdm", "threadpoolctl")
 
 VARIABLES = ("INTSEG_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT")
 """Environment variables that change what the numba backend does."""

@@ -356,7 +356,8 @@ def _marks(layers: Sequence[Layer], step: float) -> Iterator[str]:
 
 def _column(layer: Layer, x: float, width: float) -> str:
     limits = np.iinfo(layer.dtype)
-    top, bottom = (100 - 80 * value / -float(limits.min) for value in (layer.high, layer.low))
+    end = float(max(-int(limits.min), int(limits.max)))
+    top, bottom = (100 - 80 * value / end for value in (layer.high, layer.low))
     share = layer.share_low + layer.share_high
     height = _log_height(share)
     title = f"{layer.name} ({layer.op}): {layer.low:,} to {layer.high:,} of {layer.dtype}, {share:.4%} at its ends"

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from intseg import api, backends
 from intseg.arith import INT_RANGE
@@ -267,10 +268,11 @@ class _Runner:
 
 def _per_channel(x: Array) -> Array:
     """Rounded to 256 levels between the extremes of every channel (last axis; of every head where there are heads)."""
-    low, high = x.min(axis=-2, keepdims=True), x.max(axis=-2, keepdims=True)
+    rows = np.atleast_2d(x)
+    low, high = rows.min(axis=-2, keepdims=True), rows.max(axis=-2, keepdims=True)
     step = np.maximum((high - low) / 255, np.float32(1e-30))
-    rounded: Array = np.floor((x - low) / step + np.float32(0.5)) * step + low
-    return rounded
+    rounded: Array = np.floor((rows - low) / step + np.float32(0.5)) * step + low
+    return rounded.reshape(x.shape)
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
@@ -330,13 +332,22 @@ def measure(
     per_node  also swap every node by itself: the time grows with the square of the depth
     progress  a bar on standard error where that is a terminal
     Raises InputError for an image or a label image, UsageError for no image or labels for some only.
+
+    Matrix products run on one thread: these are small, more threads wait for each other, and the order of float sums,
+    so the numbers, would depend on how many there are.
     """
-    start = time.perf_counter()
     if not images:
         raise UsageError("no image; name at least one, or a data set with --root")
     if len({source.labels is None for source in images}) > 1:
         raise UsageError("label images for some images only, expected one for each; name them in the same order")
-    model = api.load(weights)
+    with threadpool_limits(1, "blas"):
+        return _measured(images, api.load(weights), labelling or Labelling(), backend, per_node, progress)
+
+
+def _measured(
+    images: Sequence[Source], model: api.Model, labelling: Labelling, backend: str, per_node: bool, progress: bool
+) -> QuantReport:
+    start = time.perf_counter()
     asked = questions(model.graph, per_node)
     pairs = _pairs(asked)
     runner = _Runner(model.graph, backends.resolve(backend), [variant for pair in pairs for variant in pair])
@@ -347,7 +358,7 @@ def measure(
         picture, truth = pictures.decode(source.image, model.info.pad), None
         notes.add(str(source.image), *picture.notes)
         if source.labels is not None:
-            truth, said = read_truth(source.labels, picture, n_cls, labelling or Labelling(), str(source.image))
+            truth, said = read_truth(source.labels, picture, n_cls, labelling, str(source.image))
             notes.add(str(source.image), *said)
         found = _run_windows(runner, picture.rgb, model, source.image.name if progress else None)
         windows, pixels = (
