@@ -503,6 +503,24 @@ class Growing:
         self._file.close()
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
+    """A folder to write to, which no other run claims: several may share it where all of them do.
+
+    The claim ends with the process, whatever ends it: none is ever stale. Where a file system has no locks on folders,
+    as some on a network, nothing is claimed.
+    """
+    with _one_error(folder):
+        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY | _OPEN)
+    try:
+        if descriptor is not None and _is_locked(descriptor, shared):
+            raise InputError(f"{folder}: another run is at work here; wait for its end, or choose another folder")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove the temporary files and folders that killed writers of these paths left; those in use stay."""
     by_folder: dict[Path, set[str]] = {}
@@ -558,11 +576,11 @@ def _lock(descriptor: int, wait: bool) -> bool:
     return True
 
 
-def _is_locked(descriptor: int) -> bool:
+def _is_locked(descriptor: int, shared: bool = False) -> bool:
     """Take the lock; True when another process has it, False where there are no locks."""
     if fcntl is not None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:

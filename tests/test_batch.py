@@ -20,8 +20,8 @@ from tiny_model import tiny_graph
 
 import intseg
 from intseg import store
+from intseg.batch import executors, sources
 from intseg.batch import infer as batch
-from intseg.batch import sources
 from intseg.cli import infer as cli_infer
 from intseg.cli import main as cli
 from intseg.errors import InputError, MismatchError, UsageError
@@ -275,7 +275,7 @@ def test_out_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(batch.api, "run_picture", huge)
-    outcome = batch.process(sources.Source("in/a.png", "a"), intseg.load("w.safetensors"), batch.Options())
+    outcome = batch.process(batch.Item(sources.Source("in/a.png", "a")), intseg.load("w.safetensors"), batch.Options())
     assert "memory" in str(outcome.error)
 
 
@@ -284,7 +284,7 @@ def test_weights_that_change_in_between(monkeypatch: pytest.MonkeyPatch) -> None
     store.save(tiny_graph(seed=5), "w.safetensors")
     images = sources.find_sources(["in"])
     with pytest.raises(MismatchError, match="changed"):
-        list(batch.outcomes(images, model, batch.Options(backend="numpy"), 2))
+        list(batch.outcomes(images, model, batch.Options(backend="numpy"), executors.Pool(2)))
 
 
 def test_a_dead_process_is_one_error() -> None:
@@ -294,7 +294,7 @@ def test_a_dead_process_is_one_error() -> None:
 
     images = [sources.Source("in/a.png", "a"), Dies("in/b.png", "b")]
     with pytest.raises(InputError, match="--resume"):
-        list(batch.outcomes(images, intseg.load("w.safetensors"), batch.Options(backend="numpy"), 2))
+        list(batch.outcomes(images, intseg.load("w.safetensors"), batch.Options(backend="numpy"), executors.Pool(2)))
 
 
 # --------------------------------------------------------------------------------------------------------- resume
@@ -363,7 +363,7 @@ def test_what_changed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("out/b_labels.png").unlink()
     worked: list[str] = []
     process = batch.process
-    monkeypatch.setattr(batch, "process", lambda source, *rest: worked.append(source.file) or process(source, *rest))
+    monkeypatch.setattr(batch, "process", lambda item, **rest: worked.append(item.source.file) or process(item, **rest))
     assert infer("in", "-o", "out", "--resume") == 0
     assert worked == ["in/a.png", "in/b.png"]
     assert contents("out") == before
@@ -414,18 +414,17 @@ def test_the_bar_is_for_terminals_only(capsys: Capture, monkeypatch: pytest.Monk
 
 
 def test_threads_share_the_cores() -> None:
-    assert batch.threads_for(1) is None
-    assert batch.threads_for(10**6) == 1
+    assert executors.threads_for(1) is None
+    assert executors.threads_for(10**6) == 1
 
 
 def test_at_most_a_few_images_are_in_work() -> None:
-    class Now:
-        def submit(self, work: Any, source: int) -> Any:
-            started.append(source)
-            return type("Done", (), {"result": lambda self: source})()
-
     started: list[int] = []
-    results: Any = batch._in_order(Now(), range(100), 6)  # type: ignore[arg-type]
-    for i, result in enumerate(results):
+
+    def submit(item: int) -> Any:
+        started.append(item)
+        return lambda: item
+
+    for i, result in enumerate(executors.in_order(submit, range(100), 6)):
         assert result == i
         assert len(started) - i <= 6

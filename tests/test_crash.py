@@ -41,20 +41,6 @@ def tool() -> ModuleType:
 # ------------------------------------------------------------------------------------------ nobody writes in place
 
 ALLOWED = {
-    ("intseg/batch/infer.py", "Journal.open", "self.path.open('ab' if keep else 'wb', buffering=0)"): (
-        "the journal grows by a line an image; a torn last line is cut off, a line not as it was written is not used"
-    ),
-    (
-        "intseg/batch/infer.py",
-        "Journal._cut_broken_line",
-        "os.truncate(self.path, data.rfind(b'\\n') + 1)",
-    ): "see above",
-    (
-        "intseg/batch/evaluate.py",
-        "_Journal.__enter__",
-        "self.path.open('ab', buffering=0)",
-    ): "as in intseg/batch/infer.py",
-    ("intseg/batch/evaluate.py", "_Journal.__enter__", "os.truncate(self.path, len(whole))"): "see above",
     ("intseg/workbench/dump.py", "_write_tensors", "np.savez(out, allow_pickle=False, **arrays)"): "to files.create",
     (
         "intseg/workbench/dump.py",

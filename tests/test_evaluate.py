@@ -21,7 +21,7 @@ from tiny_model import tiny_graph
 
 import intseg
 from intseg import store
-from intseg.batch import compare, datasets, evaluate, metrics, workers
+from intseg.batch import compare, datasets, evaluate, executors, metrics
 from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 from intseg.images.labels import Labelling
@@ -227,15 +227,15 @@ def set_up(tmp_path: Path) -> tuple[list[str], Path]:
 def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[str]:
     """Names of the images that are run from now on; the one with number `fail_at` dies."""
     names: list[str] = []
-    count = evaluate._count
+    count = evaluate.count
 
-    def watched(pair: datasets.Pair, *others: Any) -> Any:
+    def watched(item: evaluate.Item, **others: Any) -> Any:
         if len(names) == fail_at:
             raise KeyboardInterrupt
-        names.append(pair.image.name)
-        return count(pair, *others)
+        names.append(item.pair.image.name)
+        return count(item, **others)
 
-    monkeypatch.setattr(evaluate, "_count", watched)
+    monkeypatch.setattr(evaluate, "count", watched)
     return names
 
 
@@ -327,7 +327,7 @@ def test_a_journal_of_another_evaluation_is_refused(
     store.save(tiny_graph(seed=1, n_cls=11), journal.parent / "other.safetensors")
     code, printed, error = run_eval(capsys, *arguments, *(word.format(journal.parent) for word in change))
     assert (code, printed) == (2, None)
-    assert f"another {words};" in error
+    assert f"another {words}" in error
     assert len(error.splitlines()) == 1
     assert journal.read_bytes() == kept
 
@@ -354,10 +354,10 @@ def test_a_journal_that_cannot_be_written(set_up: tuple[list[str], Path], capsys
 
 SLOW = """\
 import sys, time
-from intseg.batch import evaluate
+from intseg.batch import journal
 from intseg.cli import main as cli
-add = evaluate._Journal.add
-evaluate._Journal.add = lambda *arguments: (add(*arguments), time.sleep(0.2))
+add = journal.Journal.add
+journal.Journal.add = lambda *arguments: (add(*arguments), time.sleep(0.2))
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
@@ -413,7 +413,7 @@ class BrokenPool:
 
     def __exit__(self, *error: object) -> None: ...
 
-    def map(self, *arguments: Any) -> Any:
+    def submit(self, *arguments: Any) -> Any:
         raise BrokenProcessPool
 
     def shutdown(self, cancel_futures: bool) -> None: ...
@@ -423,7 +423,7 @@ def test_a_process_that_ends_is_one_error(tmp_path: Path, monkeypatch: pytest.Mo
     camvid(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", 11)
     pairs = datasets.find_pairs(tmp_path / "val", tmp_path / "valannot")
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", BrokenPool)
+    monkeypatch.setattr(executors, "ProcessPoolExecutor", BrokenPool)
     with pytest.raises(InputError, match="fewer --jobs"):
         evaluate.evaluate(pairs, weights, backend="numpy", jobs=2, labelling=VOID)
 
@@ -462,7 +462,7 @@ def test_compare_with_an_earlier_evaluation(tmp_path: Path, capsys: Capture) -> 
 
 def test_a_class_that_occurs_in_one_evaluation_only_has_no_change() -> None:
     first, second = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]]), np.array([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
-    model = intseg.load()
+    model = evaluate.Measured("x", "", intseg.load().info.classes)
     earlier = compare.Earlier(Path("x"), "x", first)
     found = compare.compare(evaluate.Evaluation(second, 1, model), earlier)
     assert found.iou == (0.0, -25.0, None)

@@ -22,8 +22,7 @@ from graphs import tiny, with_info, with_node
 from PIL import Image
 
 from intseg import api, store, strict_json
-from intseg.batch import compare, sources
-from intseg.batch import infer as batch
+from intseg.batch import compare, journal, sources
 from intseg.cli import main as cli
 from intseg.conformance import verify
 from intseg.errors import MAX_MESSAGE, InputError, IntsegError, ModelError
@@ -213,17 +212,17 @@ def test_documents_nested_too_deeply(text: str, tmp_path: Path):
     for read in reads:
         with pytest.raises(IntsegError):
             read()
-    assert batch.Journal(tmp_path / "journal", model, batch.Options()).read([]) == {}
+    (tmp_path / "journal").write_text(f'{{"intseg batch": {journal.FORMAT}}}\n{text}\n')
+    assert journal.read(tmp_path / "journal", "batch")[1] == {}
 
 
 def test_a_journal_line_that_cannot_be_written_again(tmp_path: Path):
     """Numbers beyond a double were taken over, and failed when the record was written."""
-    store.save(tiny(), tmp_path / "m")
-    model = api.load(tmp_path / "m")
-    journal = batch.Journal(tmp_path / "j", model, batch.Options())
-    line = '{"file": "a.png", "stamp": null, "written": {}, "record": {"ms": 1e999}}'
-    (tmp_path / "j").write_text(f"{json.dumps(journal.header)}\n{line}\n")
-    assert journal.read([sources.Source("a.png", "a")]) == {}
+    with journal.Journal(tmp_path / "j", "batch", {}) as book:
+        book.add("a.png", {})
+    with (tmp_path / "j").open("a") as file:
+        file.write(f'{{"of": "{book.mark}", "item": "b.png", "record": {{"ms": 1e999}}}}\n')
+    assert set(journal.read(tmp_path / "j", "batch")[1]) == {"a.png"}
 
 
 def npy(header: bytes, body: bytes = b"") -> bytes:

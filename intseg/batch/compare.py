@@ -92,7 +92,7 @@ def compare(found: Evaluation, earlier: Earlier) -> Comparison:
     theirs, ours = earlier.confusion.sum(axis=1), found.confusion.sum(axis=1)
     for i in np.flatnonzero(theirs != ours):
         raise UsageError(
-            f"{earlier.path}: counted {theirs[i]} pixels of {found.model.info.classes[i]}, this evaluation {ours[i]}, "
+            f"{earlier.path}: counted {theirs[i]} pixels of {found.model.classes[i]}, this evaluation {ours[i]}, "
             "expected the same images and labels; run both with the same --root, --split, --ignore and --limit"
         )
     old, new = metrics(earlier.confusion), found.metrics

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
-import io
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, backends, strict_json
-from intseg.batch import workers
+from intseg import api, backends, files
+from intseg.batch import executors, journal
 from intseg.batch.datasets import Pair
+from intseg.batch.executors import Executor, Task
 from intseg.batch.metrics import Counts, Metrics, confusion, metrics, number, shifted
-from intseg.errors import InputError, IntsegError, MismatchError, UsageError
+from intseg.batch.shards import Shard
+from intseg.errors import InputError, UsageError
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling, truth
 from intseg.images.notes import Notes
 
 Array = NDArray[Any]
-_Key = tuple[str, str]
-"""sha256 of the image file and of the label file."""
+_CLASSES = 4096
+_MOST = 2**31
+"""Pixels of one image at most, in a journal: Pillow opens a tenth of that."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation says of its model."""
+
+    name: str
+    sha256: str
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,13 @@ class Evaluation:
 
     confusion  int64 [C, C], rows are labels
     images     number of images
+    model      what was measured
     notes      what was done to decode them
     """
 
     confusion: Counts
     images: int
-    model: api.Model
+    model: Measured
     notes: Notes = field(default_factory=Notes)
 
     @property
@@ -65,33 +76,30 @@ class Evaluation:
             "aAcc": number(found.aacc),
             "IoU": list(found.iou),
             "acc": list(found.acc),
-            "classes": list(self.model.info.classes),
+            "classes": list(self.model.classes),
             "confusion": self.confusion.tolist(),
             "images": self.images,
             "notes": self.notes.as_json(),
-            "model": {"name": self.model.info.name, "sha256": self.model.sha256},
+            "model": {"name": self.model.name, "sha256": self.model.sha256},
         }
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know besides the pair."""
+class Counted:
+    """What was found in a pair: its confusion matrix, sha256 of the image file and of the label file, notes."""
 
-    weights: str
-    sha256: str
-    backend: str
-    threads: int | None
-    labelling: Labelling
-    scale: int | str | None = None
+    counts: Counts
+    image: str
+    labels: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """What was found in a pair: its confusion matrix, sha256 of image and label file, notes."""
+class Item:
+    """A pair for a worker; the bytes of its files, where they travel."""
 
-    counts: Counts
-    key: _Key
-    notes: tuple[str, ...]
+    pair: Pair
+    data: tuple[bytes, bytes] | None = None
 
 
 def evaluate(
@@ -103,6 +111,8 @@ def evaluate(
     labelling: Labelling | None = None,
     progress: bool = False,
     journal: str | os.PathLike[str] | None = None,
+    shard: Shard | None = None,
+    executor: Executor | None = None,
 ) -> Evaluation:
     """Run a model on every image and count.
 
@@ -111,196 +121,167 @@ def evaluate(
     progress   a bar on standard error where that is a terminal
     journal    file that keeps the counts of every finished image: an evaluation that was killed continues from it and
                gives what an unbroken one gives. An image or label file that changed since is counted again
+    shard      count only this part of the pairs; `merge` joins the journals of all parts
+    executor   where, in place of `jobs`
     Raises InputError naming the file for anything wrong with one, UsageError for a journal of another evaluation.
     """
-    if jobs < 1:
-        raise UsageError(f"jobs is {jobs}, expected at least 1")
     model = api.load(weights)
-    jobs = min(jobs, len(pairs)) or 1
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    job = _Job(str(model.path.absolute()), model.sha256, backends.resolve(backend), threads, labelling or Labelling())
-    job = replace(job, scale=model.scale)
-    n_cls = len(model.info.classes)
-    total, notes = np.zeros((n_cls, n_cls), np.int64), Notes()
+    executor = executor or executors.local(jobs, len(pairs))
+    labelling, n_cls = labelling or Labelling(), len(model.info.classes)
+    task: Task[Item, Counted] = Task(
+        _start, model, backends.resolve(backend), executors.threads_for(executor.jobs), labelling
+    )
+    part = [pair for pair in pairs if shard is None or shard.has(pair.name)]
+    total = _Total(n_cls)
     if journal is None:
-        for pair, found in zip(
-            pairs, _progress(_counts(pairs, model, job, jobs), len(pairs), 0, progress), strict=True
-        ):
-            total += found.counts
-            notes.add(str(pair.image), *found.notes)
-        return Evaluation(total, len(pairs), model, notes)
-    keys = [(_file_sha256(pair.image), _file_sha256(pair.labels)) for pair in pairs]
-    with _Journal(Path(journal), job, pairs, n_cls) as book:
-        for pair, key in zip(pairs, keys, strict=True):
-            if key in book.done:
-                total += book.done[key].counts
-                notes.add(str(pair.image), *book.done[key].notes)
-        left = [pair for pair, key in zip(pairs, keys, strict=True) if key not in book.done]
-        counted = _progress(_counts(left, model, job, jobs), len(pairs), len(pairs) - len(left), progress)
-        for pair, found in zip(left, counted, strict=True):
-            total += found.counts
-            notes.add(str(pair.image), *found.notes)
-            book.add(found)
-    return Evaluation(total, len(pairs), model, notes)
+        for pair, found in _counted(part, task, executor, len(part), progress):
+            total.add(str(pair.image), found)
+        return total.evaluation(_measured(model))
+    with _book(Path(journal), model, pairs, labelling, shard) as book:
+        left = []
+        for pair in part:
+            known = _restored(book.lines.get(_name(pair), {}), n_cls)
+            if known is not None and _is_of(known, pair):
+                total.add(str(pair.image), known)
+            else:
+                left.append(pair)
+        for pair, found in _counted(left, task, executor, len(part), progress):
+            total.add(str(pair.image), found)
+            book.add(_name(pair), _entry(found))
+    return total.evaluation(_measured(model))
 
 
-def _counts(pairs: Sequence[Pair], model: api.Model, job: _Job, jobs: int) -> Iterator[_Counted]:
+class _Total:
+    """The sum over images."""
+
+    def __init__(self, n_cls: int) -> None:
+        self.counts, self.notes, self.images = np.zeros((n_cls, n_cls), np.int64), Notes(), 0
+
+    def add(self, file: str, found: Counted) -> None:
+        self.counts += found.counts
+        self.images += 1
+        self.notes.add(file, *found.notes)
+
+    def evaluation(self, model: Measured) -> Evaluation:
+        return Evaluation(self.counts, self.images, model, self.notes)
+
+
+def _measured(model: api.Model) -> Measured:
+    return Measured(model.info.name, model.sha256, model.info.classes)
+
+
+def _counted(
+    pairs: Sequence[Pair], task: Task[Item, Counted], executor: Executor, total: int, progress: bool
+) -> Iterator[tuple[Pair, Counted]]:
     """What is found in every pair, in order."""
-    jobs = min(jobs, len(pairs))
-    if jobs <= 1:
-        yield from (_count(pair, model, job) for pair in pairs)
-        return
-    with workers.pool(jobs, _start_worker, job) as pool:
-        yield from pool.map(_work, pairs)
+    items = (Item(pair, (pictures.read(pair.image), pictures.read(pair.labels))) for pair in pairs)
+    found: Iterable[Counted] = executor.run(task, items if executor.ships else map(Item, pairs))
+    if progress:
+        from tqdm import tqdm
+
+        found = tqdm(found, total=total, initial=total - len(pairs), unit="image", disable=None, leave=False)
+    yield from zip(pairs, found, strict=True)
 
 
-_worker: tuple[api.Model, _Job] | IntsegError | None = None
+def _start(model: api.Model, backend: str, threads: int | None, labelling: Labelling) -> Callable[[Item], Counted]:
+    """A worker."""
+    return functools.partial(count, model=model, backend=backend, threads=threads, labelling=labelling)
 
 
-def _start_worker(job: _Job) -> None:
-    global _worker
-    try:
-        _worker = (api.load(Path(job.weights)).at_scale(job.scale), job)
-    except IntsegError as error:  # raised here, it would be a traceback of the pool
-        _worker = error
-
-
-def _work(pair: Pair) -> _Counted:
-    assert _worker is not None
-    if isinstance(_worker, IntsegError):
-        raise _worker
-    model, job = _worker
-    if model.sha256 != job.sha256:
-        raise MismatchError(f"{job.weights}: the file changed during the evaluation; run it again")
-    return _count(pair, model, job)
-
-
-def _count(pair: Pair, model: api.Model, job: _Job) -> _Counted:
+def count(item: Item, model: api.Model, backend: str, threads: int | None, labelling: Labelling) -> Counted:
     """What is found in one pair. The labels are read before the work: they are what is wrong most often."""
-    image, labels = pictures.read(pair.image), pictures.read(pair.labels)
-    n_cls = len(model.info.classes)
+    pair, n_cls = item.pair, len(model.info.classes)
+    image, labels = item.data or (pictures.read(pair.image), pictures.read(pair.labels))
     picture = pictures.decode(image, model.info.pad, str(pair.image))
-    found, notes = truth(pair.labels, picture, n_cls, job.labelling, str(pair.image), labels)
-    result = api.run_picture(picture, model, job.backend, job.threads)
+    found, notes = truth(pair.labels, picture, n_cls, labelling, str(pair.image), labels)
+    result = api.run_picture(picture, model, backend, threads)
     counts = confusion(found, result.labels, n_cls, ignore=-1)
-    key = hashlib.sha256(image).hexdigest(), hashlib.sha256(labels).hexdigest()
-    return _Counted(counts, key, (*result.notes, *notes))
-
-
-def _progress(found: Iterator[_Counted], total: int, done: int, wanted: bool) -> Iterator[_Counted]:
-    if not wanted:
-        return found
-    from tqdm import tqdm
-
-    return iter(tqdm(found, total=total, initial=done, unit="image", disable=None, leave=False))
+    digests = hashlib.sha256(image).hexdigest(), hashlib.sha256(labels).hexdigest()
+    return Counted(counts, *digests, (*result.notes, *notes))
 
 
 # --------------------------------------------------------------------------------------------------------- journal
 
 
-class _Journal:
-    """Counts of finished images: a JSON line each, appended once known. The first line says of what evaluation.
+def _book(
+    path: Path, model: api.Model, pairs: Sequence[Pair], labelling: Labelling, shard: Shard | None
+) -> journal.Journal:
+    names = "\n".join(f"{pair.name}\t{pair.labels.name}" for pair in pairs)
+    header = {
+        "model": model.identity,
+        "model name": model.info.name,
+        "classes": list(model.info.classes),
+        "data set": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "images": len(pairs),
+        "meaning of labels": str(labelling),
+    }
+    return journal.Journal(path, "eval", header | ({"shard": str(shard)} if shard else {}))
 
-    Used as a context; `done` holds what an earlier run left. A last line that was cut off is dropped, and so is one
-    that makes no sense: its image is counted again.
-    """
 
-    def __init__(self, path: Path, job: _Job, pairs: Sequence[Pair], n_cls: int) -> None:
-        names = "\n".join(f"{pair.name}\t{pair.labels.name}" for pair in pairs)
-        self.path, self.n_cls = path, n_cls
-        self.header = {
-            "intseg eval": 1,
-            "model": job.sha256 if job.scale is None else f"{job.sha256} at scale {job.scale}",
-            "data set": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
-            "meaning of labels": str(job.labelling),
-        }
-        self.done: dict[_Key, _Counted] = {}
-        self._file: io.FileIO | None = None
+def _name(pair: Pair) -> str:
+    return journal.item_of(pair.name)
 
-    def __enter__(self) -> _Journal:
-        try:
-            data = self.path.read_bytes() if self.path.exists() else b""
-            whole = data[: data.rfind(b"\n") + 1]
-            self._read(data, whole)
-            self._file = self.path.open("ab", buffering=0)
-            os.truncate(self.path, len(whole))
-            if not whole:
-                self._append(self.header)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot keep the journal: {error.strerror}; choose another file") from None
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+def _entry(found: Counted) -> dict[str, Any]:
+    """The line of an image in the journal: the cells of its matrix that are not zero."""
+    cells = [[int(cell), int(found.counts.flat[cell])] for cell in np.flatnonzero(found.counts)]
+    return {"image": found.image, "labels": found.labels, "counts": cells, "notes": list(found.notes)}
 
-    def add(self, found: _Counted) -> None:
-        """Note that an image is done."""
-        cells = np.flatnonzero(found.counts)
-        entries = [[int(cell), int(found.counts.flat[cell])] for cell in cells]
-        key = found.key
-        try:
-            self._append({"image": key[0], "labels": key[1], "counts": entries, "notes": found.notes})
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot write: {error.strerror}; free space and run it again") from None
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        data = _line(line)
-        if self._file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _read(self, data: bytes, whole: bytes) -> None:
-        """Fill `done`. Raises UsageError for a file that is no journal, or one of another evaluation."""
-        if not whole and _line(self.header).startswith(data):  # new, or killed before the first line was whole
-            return
-        lines = [_parsed(text) for text in whole.split(b"\n")[:-1]]
-        first = lines[0] if lines else {}
-        if first.get("intseg eval") != 1:
-            raise UsageError(f"{self.path}: is not a journal of intseg eval; choose another file")
-        other = [key for key, value in self.header.items() if first.get(key) != value]
-        if other:
-            raise UsageError(
-                f"{self.path}: was begun with another {' and '.join(other)}; "
-                "give the same model and images to resume, or another file"
-            )
-        for line in lines[1:]:
-            counts = self._restored(line.get("counts"))
-            notes = line.get("notes")
-            if counts is not None and isinstance(notes, list) and all(isinstance(note, str) for note in notes):
-                key = str(line.get("image")), str(line.get("labels"))
-                self.done[key] = _Counted(counts, key, tuple(notes))
-
-    def _restored(self, entries: object) -> Counts | None:
-        """The matrix of [cell, count] pairs; None if they are not that."""
-        counts = np.zeros(self.n_cls**2, np.int64)
-        if not isinstance(entries, list):
+def _restored(line: Mapping[str, Any], n_cls: int) -> Counted | None:
+    """What a line tells of; None if it makes no sense."""
+    cells, notes = line.get("counts"), line.get("notes")
+    if not isinstance(cells, list) or not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        return None
+    counts = np.zeros(n_cls**2, np.int64)
+    for entry in cells:
+        if not (isinstance(entry, list) and len(entry) == 2 and all(type(n) is int for n in entry)):
             return None
-        for entry in entries:
-            if not (isinstance(entry, list) and len(entry) == 2 and all(type(n) is int for n in entry)):
-                return None
-            if not (0 <= entry[0] < counts.size and 0 < entry[1] < 2**63):
-                return None
-            counts[entry[0]] = entry[1]
-        return counts.reshape(self.n_cls, self.n_cls)
+        if not (0 <= entry[0] < counts.size and 0 < entry[1] <= _MOST):
+            return None
+        counts[entry[0]] = entry[1]
+    if int(counts.sum()) > _MOST:
+        return None
+    return Counted(counts.reshape(n_cls, n_cls), str(line.get("image")), str(line.get("labels")), tuple(notes))
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+def _is_of(known: Counted, pair: Pair) -> bool:
+    """Whether a pair's files are those that were counted. Raises InputError for a file that cannot be read."""
+    return known.image == files.sha256(pair.image) and known.labels == files.sha256(pair.labels)
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    """The object on a line; an empty one for anything else."""
-    try:
-        value = strict_json.parse(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def merge(paths: Sequence[str | os.PathLike[str]]) -> Evaluation:
+    """What the journals of one evaluation's shards give together: the same as the evaluation in one piece.
 
-
-def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}; check the file") from None
+    Raises UsageError for journals of different evaluations, InputError when images are missing.
+    """
+    first: dict[str, Any] = {}
+    lines: dict[str, dict[str, Any]] = {}
+    for path in map(Path, paths):
+        header, found = journal.read(path, "eval")
+        header.pop("shard", None)
+        first = first or header
+        if header != first:
+            other = [key for key in header if header[key] != first.get(key)]
+            raise UsageError(
+                f"{path}: has another {' and '.join(other)} than {paths[0]}; merge parts of one evaluation"
+            )
+        lines |= found
+    classes = first.get("classes")
+    if not isinstance(classes, list) or not 1 <= len(classes) <= _CLASSES:
+        raise InputError(
+            f"{paths[0]}: names {classes!r:.40} as classes, expected 1 to {_CLASSES} names; evaluate again"
+        )
+    total = _Total(len(classes))
+    for name in sorted(lines):
+        known = _restored(lines[name], len(classes))
+        if known is not None:
+            total.add(name, known)
+    if total.images != first.get("images"):
+        raise InputError(
+            f"{', '.join(map(str, paths))}: hold {total.images} of {first.get('images')} images; finish every shard, "
+            "and name all journals"
+        )
+    return total.evaluation(
+        Measured(str(first.get("model name")), str(first.get("model"))[:64], tuple(map(str, classes)))
+    )

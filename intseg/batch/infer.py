@@ -1,4 +1,4 @@
-"""Many images: one process or several, a journal to continue from, one JSON line an image.
+"""Many images: on any executor, with a journal to continue from and one JSON line an image.
 
 What is written does not depend on the number of processes or on interruptions, but for the measured "ms" of a record.
 """
@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
-import io
 import json
 import os
-import pickle
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intseg import api, strict_json
-from intseg.batch import workers
+from intseg import api, files
+from intseg.batch import journal as journals
+from intseg.batch.executors import Executor, InProcess, Task
+from intseg.batch.shards import Shard
 from intseg.batch.sources import ENDINGS, Source
-from intseg.errors import InputError, IntsegError, UsageError
+from intseg.errors import InputError, UsageError
 from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
@@ -33,9 +34,6 @@ from intseg.images.notes import Notes
 
 ERRORS, JOURNAL = "errors.jsonl", ".intseg-journal.jsonl"
 STAGES = ("decode", "segment", "encode and write")
-
-_AHEAD = 3
-"""Images given to the processes in advance, per process: bounds the memory and keeps every process busy."""
 
 # -------------------------------------------------------------------------------------------------------- options
 
@@ -105,35 +103,71 @@ def check_targets(sources: Sequence[Source], options: Options, others: Iterable[
 class Outcome:
     """What became of one image: a record and the sha256 of the files written, or an error.
 
+    input    sha256 of the image file
+    made     the files by what they are, where another process is to write them
     seconds  per stage of STAGES
     """
 
     record: dict[str, Any] | None = None
     written: dict[str, str] = field(default_factory=dict)
+    input: str = ""
     error: str | None = None
+    made: Mapping[str, bytes] = field(default_factory=dict)
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-def process(source: Source, model: api.Model, options: Options) -> Outcome:
-    """Segment one image and write its files, each whole or not at all.
+@dataclass(frozen=True)
+class Item:
+    """An image for a worker; its bytes, where they travel."""
 
-    An image that cannot be decoded or does not fit into memory gives an Outcome with an error. Raises InputError when
-    an output cannot be written: that would happen to every image.
+    source: Source
+    data: bytes | None = None
+
+
+def process(item: Item, model: api.Model, options: Options) -> Outcome:
+    """Segment one image and write its files, each whole or not at all; of an image whose bytes travelled, give them.
+
+    What cannot be decoded, does not fit into memory, or whose files cannot be written, gives an Outcome with an error.
+    Raises InputError when no file at all can be written.
     """
-    start = time.perf_counter()
+    source, start = item.source, time.perf_counter()
     try:
-        picture = pictures.decode(source.file, model.info.pad)
+        data = pictures.read(source.file) if item.data is None else item.data
+        picture = pictures.decode(data, model.info.pad, source.file)
         decoded = time.perf_counter()
         result = api.run_picture(picture, model, options.backend, options.threads)
+        segmented = time.perf_counter()
+        made = {kind: _encoded(kind, result, options) for kind in options.targets(source)}
     except InputError as error:
         return Outcome(error=" ".join(str(error).split()))
     except MemoryError:
         return Outcome(error=f"{source.file}: out of memory; use a smaller image, or fewer --jobs")
-    segmented = time.perf_counter()
-    written = {kind: _write(path, _encoded(kind, result, options)) for kind, path in options.targets(source).items()}
     record = _record(source, result, round((segmented - decoded) * 1000, 3), options)
-    times = (decoded - start, segmented - decoded, time.perf_counter() - segmented)
-    return Outcome(record, written, None, times)
+    written = {kind: hashlib.sha256(file).hexdigest() for kind, file in made.items()}
+    outcome = Outcome(record, written, hashlib.sha256(data).hexdigest(), None, made)
+    outcome = store(source, outcome, options) if item.data is None else outcome
+    return replace(outcome, seconds=(decoded - start, segmented - decoded, time.perf_counter() - segmented))
+
+
+def store(source: Source, outcome: Outcome, options: Options) -> Outcome:
+    """Write the files that were made. An error of one file is that of its image; one of all files is raised."""
+    try:
+        for kind, path in options.targets(source).items():
+            if path.parent not in (options.output, options.overlay):
+                _make_folder(path.parent)
+            write_atomically(path, outcome.made[kind], tidy=False)  # `run` cleans and flushes the folder
+    except InputError as error:
+        cause = error.__context__.errno if isinstance(error.__context__, OSError) else None
+        nested = path.parent not in (options.output, options.overlay)
+        if cause in _EVERYONES or (cause in (errno.EACCES, errno.EPERM) and not nested):
+            raise
+        return Outcome(error=" ".join(str(error).split()))
+    return replace(outcome, made={})
+
+
+_EVERYONES = {errno.ENOSPC, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_EVERYONES.add(getattr(errno, "EDQUOT", errno.ENOSPC))
+"""What is wrong with the disk or the process, not with one name."""
 
 
 def _encoded(kind: str, result: api.Result, options: Options) -> bytes:
@@ -165,189 +199,41 @@ def labels_sha256(labels: api.Array) -> str:
     return hashlib.sha256(little.tobytes()).hexdigest()
 
 
-def _write(path: Path, data: bytes) -> str:
-    """Write a file, whole or not at all; `run` cleans and flushes the folder. Returns sha256."""
-    write_atomically(path, data, tidy=False)
-    return hashlib.sha256(data).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------ processes
+# --------------------------------------------------------------------------------------------------------- workers
 
 
 def outcomes(
-    sources: Sequence[Source], model: api.Model, options: Options, jobs: int
+    sources: Iterable[Source], model: api.Model, options: Options, executor: Executor
 ) -> Generator[Outcome, None, None]:
-    """What became of every image, in their order, from `jobs` processes."""
-    jobs = min(jobs, len(sources))
-    if jobs <= 1:
-        _warm(model, options)
-        yield from (process(source, model, options) for source in sources)
+    """What became of every image, in their order."""
+    task: Task[Item, Outcome] = Task(_start, model, options)
+    if not executor.ships:
+        yield from executor.run(task, map(Item, sources))
         return
-    arguments = (pickle.dumps(model), options)
-    with workers.pool(jobs, _start_worker, *arguments) as pool:
-        yield from _in_order(pool, sources, _AHEAD * jobs)
+    waiting: deque[tuple[Source, str | None]] = deque()
 
-
-def _warm(model: api.Model, options: Options) -> None:
-    """Segment one empty window: kernels are loaded before the first image, whose "ms" would show it."""
-    api.run(np.zeros((*model.info.window, 3), np.uint8), model, options.backend, options.threads)
-
-
-def _in_order(pool: ProcessPoolExecutor, sources: Iterable[Source], ahead: int) -> Iterator[Outcome]:
-    """Results in the order of the sources; at most `ahead` are in work or waiting."""
-    waiting: deque[Future[Outcome]] = deque()
-    for source in sources:
-        waiting.append(pool.submit(_work, source))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-_worker: tuple[api.Model, Options] | IntsegError | None = None
-
-
-def _start_worker(model: bytes, options: Options) -> None:
-    global _worker
-    try:
-        _worker = (pickle.loads(model), options)
-        _warm(*_worker)
-    except IntsegError as error:  # raised here, it would be a traceback of the pool
-        _worker = error
-
-
-def _work(source: Source) -> Outcome:
-    assert _worker is not None
-    if isinstance(_worker, IntsegError):
-        raise _worker
-    return process(source, *_worker)
-
-
-def threads_for(jobs: int) -> int | None:
-    """Threads for each of `jobs` processes so that together they use every core; None (every core) for one process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs) if jobs > 1 else None
-
-
-# -------------------------------------------------------------------------------------------------------- journal
-
-
-class Journal:
-    """Which images are done: a line each, appended as soon as its files are there; the first line has the settings."""
-
-    def __init__(self, path: Path, model: api.Model, options: Options) -> None:
-        self.path = path
-        self.options = options
-        self.header = {"intseg batch": 1, "model": model.identity, **options.settings()}
-        self._file: io.FileIO | None = None
-
-    def read(self, sources: Sequence[Source]) -> dict[str, Outcome]:
-        """The images done before, by their file, if they and what was written are unchanged.
-
-        Raises UsageError when there is no journal but outputs are there, or when it has other settings.
-        """
-        lines = self._read_lines()
-        if not lines:
-            return {}
-        if lines[0] != self.header:
-            other = [key for key, value in self.header.items() if lines[0].get(key) != value]
-            raise UsageError(
-                f"{self.path}: was begun with another {' and '.join(other) or 'version of intseg'}; "
-                "give the same options to resume, or --force to begin again"
-            )
-        wanted = {source.file: source for source in sources}
-        found = {}
-        for line in lines[1:]:
-            source = wanted.get(str(line.get("file")))
-            if source is not None and self._is_current(line, source):
-                found[source.file] = Outcome(line["record"], line["written"])
-        return found
-
-    def open(self, keep: bool) -> None:
-        """Begin to append, after what is there or afresh. Raises InputError."""
-        try:
-            if keep:
-                self._cut_broken_line()
-            self._file = self.path.open("ab" if keep else "wb", buffering=0)
-            if self._file.tell() == 0:
-                self._append(self.header)
-        except OSError as error:
-            raise self._error(error) from None
-
-    def add(self, source: Source, outcome: Outcome) -> None:
-        """Note that an image is done. Raises InputError."""
-        line = {"file": source.file, "stamp": _stamp(source.file), "written": outcome.written, "record": outcome.record}
-        try:
-            self._append(line)
-        except OSError as error:
-            raise self._error(error) from None
-
-    def close(self) -> None:
-        """End appending."""
-        if self._file is not None:
-            self._file.close()
-
-    def _append(self, line: object) -> None:
-        """Write a line in one piece. It is not flushed to disk: a line lost or torn costs one image, done again."""
-        assert self._file is not None
-        data = _json_line(line)
-        if self._file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _error(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot write: {error.strerror}; free space or choose another folder")
-
-    def _read_lines(self) -> list[dict[str, Any]]:
-        """Whole lines; a line that was cut off when the process was killed is not one."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot read: {error.strerror}; check the permissions") from None
-        lines = []
-        for text in data.split(b"\n")[:-1]:
+    def items() -> Iterator[Item]:
+        for source in sources:
             try:
-                line = strict_json.parse(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-        return lines
+                item, error = Item(source, pictures.read(source.file)), None
+            except InputError as found:
+                item, error = Item(source, b""), " ".join(str(found).split())
+            waiting.append((source, error))
+            yield item
 
-    def _cut_broken_line(self) -> None:
-        if self.path.exists():
-            data = self.path.read_bytes()
-            if not data.endswith(b"\n"):
-                os.truncate(self.path, data.rfind(b"\n") + 1)
-
-    def _is_current(self, line: dict[str, Any], source: Source) -> bool:
-        targets = self.options.targets(source)
-        return (
-            isinstance(line.get("record"), dict)
-            and line.get("stamp") == _stamp(source.file)
-            and line.get("written") == {kind: _file_sha256(path) for kind, path in targets.items()}
-        )
+    with contextlib.closing(executor.run(task, items())) as found:
+        for outcome in found:
+            source, error = waiting.popleft()
+            if error is not None:
+                yield Outcome(error=error)
+            else:
+                yield outcome if outcome.record is None else store(source, outcome, options)
 
 
-def _stamp(file: str) -> list[int] | None:
-    """Size and time of change of a file; None where there is none."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _file_sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
-def _json_line(value: object) -> bytes:
-    return json.dumps(value, allow_nan=False).encode() + b"\n"
+def _start(model: api.Model, options: Options) -> Callable[[Item], Outcome]:
+    """A worker: kernels are loaded before the first image, whose "ms" would show it."""
+    api.run(np.zeros((*model.info.window, 3), np.uint8), model, options.backend, options.threads)
+    return functools.partial(process, model=model, options=options)
 
 
 # ------------------------------------------------------------------------------------------------------ the whole
@@ -357,21 +243,24 @@ def _json_line(value: object) -> bytes:
 class Run:
     """How a batch is run.
 
+    executor   where
     jsonl      file of the records; "-" for `emit` alone; None for none
     earlier    "refuse" to replace what is there, "resume" after what is done, or "force": replace it
     fail_fast  raise at the first image that fails
     emit       gets every record, in order
     complain   gets one line for every image that fails
     progress   wraps the iterator of the outcomes, given their number
+    shard      of the sources: only these are done, beside other runs in the same folder
     """
 
-    jobs: int = 1
+    executor: Executor = field(default_factory=InProcess)
     jsonl: str | None = None
     earlier: str = "refuse"
     fail_fast: bool = False
     emit: Callable[[dict[str, Any]], None] = lambda record: None
     complain: Callable[[str], None] = lambda line: None
     progress: Callable[[Iterator[Outcome], int], Iterable[Outcome]] = lambda found, total: found
+    shard: Shard | None = None
 
     def folder(self, options: Options) -> Path | None:
         """Where the journal and the list of errors are; None where nothing is kept."""
@@ -381,11 +270,27 @@ class Run:
             return Path(str(self.jsonl)).parent
         return options.overlay
 
+    def file(self, options: Options, name: str) -> Path | None:
+        """A file in that folder, by its name for the whole: JOURNAL or ERRORS."""
+        folder = self.folder(options)
+        if folder is None:
+            return None
+        return folder / (name if self.shard is None else self.shard.named(name))
+
+    @property
+    def records(self) -> Path | None:
+        """The file of the records."""
+        return None if self.jsonl in (None, "-") else Path(str(self.jsonl))
+
 
 @dataclass
 class Summary:
-    """A finished batch. `before` of the `images` were done by an earlier run; `seconds` are per stage of STAGES,
-    `notes` of all decoded images."""
+    """A finished batch.
+
+    before   how many of the `images` were done by an earlier run
+    seconds  per stage of STAGES
+    notes    what was done to decode the images
+    """
 
     images: int = 0
     failed: int = 0
@@ -406,55 +311,121 @@ class Summary:
 def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run) -> Summary:
     """Segment all images.
 
-    An image that cannot be read is listed in errors.jsonl and the others go on. Output files appear whole; the
-    journal makes a later run with earlier="resume" give the same bytes as one that was never interrupted.
-    Raises UsageError before any work for outputs that collide or exist already, InputError when one cannot be written.
+    An image that cannot be read or written is listed in errors.jsonl and the others go on. Output files appear whole;
+    the journal makes a later run with earlier="resume" give the same bytes as one that was never interrupted.
+    Raises UsageError before any work for outputs that collide or exist already, InputError for a folder that is in use
+    or cannot be written.
     """
-    folder = how.folder(options)
-    journal = None if folder is None else Journal(folder / JOURNAL, model, options)
-    jsonl = None if how.jsonl in (None, "-") else Path(str(how.jsonl))
-    check_targets(sources, options, [path for path in (jsonl, folder and folder / ERRORS) if path])
-    done = _earlier(sources, options, journal, jsonl, how)
-    _make_folders(sources, options)
-    remove_leftovers(path for source in sources for path in options.targets(source).values())
-    if journal:
-        journal.open(keep=how.earlier == "resume")
-    try:
-        return _run(sources, model, options, how, done, journal, jsonl)
-    finally:
-        if journal:
-            journal.close()
+    errors, path = how.file(options, ERRORS), how.file(options, JOURNAL)
+    check_targets(sources, options, filter(None, (how.records, errors)))
+    if how.shard is not None:
+        sources = [source for source in sources if how.shard.has(source.name)]
+    resuming = how.earlier == "resume"
+    if resuming and path is None:
+        raise UsageError("--resume needs a place to keep what is done: give -o DIR or --jsonl FILE")
+    if how.earlier == "refuse" or (resuming and not _journals(how, options)):
+        _require_new(sources, options, how)
+    with contextlib.ExitStack() as stack:
+        for folder in filter(None, (options.output, options.overlay, how.folder(options))):
+            _make_folder(folder)
+        places = {os.path.realpath(p) for p in (options.output, options.overlay, how.folder(options)) if p}
+        for place in sorted(places):
+            stack.enter_context(files.claimed(Path(place), shared=how.shard is not None))
+        if path is None:
+            return _run(sources, model, options, how, None, {})
+        header = {"model": model.identity, **options.settings()} | ({"shard": str(how.shard)} if how.shard else {})
+        again = "--force to begin again"
+        book = stack.enter_context(journals.Journal(path, "batch", header, resuming, again))
+        done = _done(book, sources, model, options, how) if resuming else {}
+        remove_leftovers(target for source in sources for target in options.targets(source).values())
+        return _run(sources, model, options, how, book, done)
 
 
-def _earlier(
-    sources: Sequence[Source], options: Options, journal: Journal | None, jsonl: Path | None, how: Run
-) -> dict[str, Outcome]:
-    """What an earlier run has done. Raises UsageError for files that this run may not replace."""
-    if how.earlier == "force":
-        return {}
-    if how.earlier == "resume":
-        if journal is None:
-            raise UsageError("--resume needs a place to keep what is done: give -o DIR or --jsonl FILE")
-        if journal.path.exists():
-            return journal.read(sources)
+def _journals(how: Run, options: Options) -> list[Path]:
+    """What may be continued from: the journal of this run, and for a whole one those of shards too."""
+    own = how.file(options, JOURNAL)
+    assert own is not None
+    stem = JOURNAL.removesuffix(".jsonl")
+    shards = [] if how.shard else sorted(own.parent.glob(f"{stem}.*.jsonl"))
+    pattern = rf"{re.escape(stem)}\.[0-9]+-of-[0-9]+\.jsonl"
+    return [path for path in (own, *shards) if path.is_file() and (path == own or re.fullmatch(pattern, path.name))]
+
+
+def _require_new(sources: Sequence[Source], options: Options, how: Run) -> None:
+    """Raise UsageError for files that this run may not replace."""
     targets = [path for source in sources for path in options.targets(source).values()]
-    existing = [path for path in [*targets, *([jsonl] if jsonl else [])] if path.exists()]
+    existing = [path for path in [*targets, *filter(None, [how.records])] if os.path.lexists(path)]
     if existing:
         raise UsageError(
             f"{existing[0]}: exists already ({len(existing)} such); --resume keeps what an interrupted run has done, "
             "--force replaces it, -o chooses another folder"
         )
-    return {}
 
 
-def _make_folders(sources: Sequence[Source], options: Options) -> None:
-    folders = {path.parent for source in sources for path in options.targets(source).values()}
-    folders |= {folder for folder in (options.output, options.overlay) if folder}
-    for folder in sorted(folders):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot create the folder: {error.strerror}; choose another with -o") from None
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot create the folder: {error.strerror}; choose another with -o") from None
+
+
+def _done(
+    book: journals.Journal, sources: Sequence[Source], model: api.Model, options: Options, how: Run
+) -> dict[str, Outcome]:
+    """The images done before, by their file, where they and what was written are unchanged.
+
+    What shards have done is taken into the journal of the whole.
+    """
+    lines = dict(book.lines)
+    for path in _journals(how, options):
+        if path != book.path:
+            header, others = journals.read(path, "batch")
+            if {key: value for key, value in header.items() if key != "shard"} == book.header:
+                lines = others | lines
+    found = {}
+    for source in sources:
+        item = journals.item_of(source.file)
+        outcome = _restored(lines.get(item, {}), source, model, options)
+        if outcome is not None:
+            found[source.file] = outcome
+            if item not in book.lines:
+                book.add(item, _entry(outcome))
+    return found
+
+
+_OWN = ("file", "model_sha256", "written", "ms")
+"""What a record has that its line in the journal lacks: it is known without, or differs from run to run."""
+
+
+def _entry(outcome: Outcome) -> dict[str, Any]:
+    """The line of an image in the journal."""
+    assert outcome.record is not None
+    record = {key: value for key, value in outcome.record.items() if key not in _OWN}
+    return {"input": outcome.input, "written": outcome.written, "record": record}
+
+
+def _restored(line: Mapping[str, Any], source: Source, model: api.Model, options: Options) -> Outcome | None:
+    """The outcome that a line tells of; None unless input and outputs are as they were, by their digests."""
+    record, targets = line.get("record"), options.targets(source)
+    notes = record.get("notes") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
+        return None
+    digests = {kind: _digest(path) for kind, path in targets.items()}
+    if line.get("written") != digests or line.get("input") != _digest(Path(source.file)):
+        return None
+    names = {kind: f"{source.name}{ENDINGS[kind]}" for kind in targets}
+    whole = {**record, "file": source.file, "model_sha256": model.sha256, "written": names, "ms": None}
+    order = ("file", "width", "height", "pixels_sha256", "labels_sha256", "model_sha256", "classes", "notes", *_OWN[2:])
+    if set(whole) != set(order):
+        return None
+    return Outcome({key: whole[key] for key in order}, line["written"], line["input"])
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return files.sha256(path)
+    except InputError:
+        return None
 
 
 def _run(
@@ -462,16 +433,14 @@ def _run(
     model: api.Model,
     options: Options,
     how: Run,
+    book: journals.Journal | None,
     done: dict[str, Outcome],
-    journal: Journal | None,
-    jsonl: Path | None,
 ) -> Summary:
     todo = [source for source in sources if source.file not in done]
     summary, errors = Summary(before=len(done)), []
-    folder = how.folder(options)
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(Replacement(jsonl)) if jsonl else None
-        found = stack.enter_context(contextlib.closing(outcomes(todo, model, options, how.jobs)))
+        lines = stack.enter_context(Replacement(how.records)) if how.records else None
+        found = stack.enter_context(contextlib.closing(outcomes(todo, model, options, how.executor)))
         stream = iter(how.progress(found, len(todo)))
         for source in sources:
             outcome = done.get(source.file) or next(stream)
@@ -479,29 +448,33 @@ def _run(
             if outcome.record is None:
                 errors.append({"file": source.file, "error": outcome.error})
                 if how.fail_fast:
-                    _write_errors(folder, errors)
+                    _write_errors(how.file(options, ERRORS), errors)
                     raise InputError(str(outcome.error))
                 how.complain(str(outcome.error))
                 continue
-            if journal and source.file not in done:
-                journal.add(source, outcome)
+            if book and source.file not in done:
+                book.add(journals.item_of(source.file), _entry(outcome))
             if lines:
                 lines.write(_json_line(outcome.record))
             how.emit(outcome.record)
         next(stream, None)  # lets a progress bar see the end
-    summary.errors = _write_errors(folder, errors)
+    summary.errors = _write_errors(how.file(options, ERRORS), errors)
     for place in {path.parent for source in todo for path in options.targets(source).values()}:
         flush_folder(place)
     return summary
 
 
-def _write_errors(folder: Path | None, errors: Sequence[dict[str, Any]]) -> Path | None:
+def _write_errors(path: Path | None, errors: Sequence[dict[str, Any]]) -> Path | None:
     """Write errors.jsonl, or remove that of an earlier run where there is no error now."""
-    if folder is None:
+    if path is None:
         return None
     if errors:
-        write_atomically(folder / ERRORS, b"".join(_json_line(error) for error in errors))
-        return folder / ERRORS
+        write_atomically(path, b"".join(_json_line(error) for error in errors))
+        return path
     with contextlib.suppress(OSError):
-        (folder / ERRORS).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return None
+
+
+def _json_line(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"

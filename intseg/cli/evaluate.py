@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from intseg.cli.labelled import add_labelling, opened, relabelled
-from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_jobs, add_scale, add_weights, whole
+from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_scale, add_weights, whole
 from intseg.cli.printing import Answer, count, say
+from intseg.cli.spread import add_spread, executor_of, shard_of
 from intseg.errors import UsageError
 from intseg.reports.table import table
 
@@ -43,10 +44,12 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     add_scale(parser)
     add_labelling(parser)
-    add_jobs(parser)
+    add_spread(parser)
     parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
     text = "keep counts per image there, and continue from them"
     parser.add_argument("--resume", type=Written, metavar="FILE", help=text)
+    text = "join the journals of all --shard parts and count no images"
+    parser.add_argument("--merge", nargs="+", type=Read, metavar="FILE", help=text)
     text = "what --json printed before: show the changes"
     parser.add_argument("--compare-with", type=Read, metavar="JSON", help=text)
 
@@ -55,6 +58,12 @@ def _eval(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import compare, evaluate
 
+    if args.merge:
+        merged = evaluate.merge(args.merge)
+        earlier = compare.read_earlier(args.compare_with, merged.model.classes) if args.compare_with else None
+        return _answer(merged, (), earlier)
+    if args.shard and not args.resume:
+        raise UsageError("--shard needs --resume FILE, the journal that --merge joins with those of the other parts")
     name = args.layout or ("pairs" if args.images or args.labels else "camvid")
     _require_place(args, name)
     found = opened(args, name)
@@ -65,15 +74,22 @@ def _eval(args: argparse.Namespace) -> Answer:
         data.pairs,
         model,
         backend=args.backend,
-        jobs=args.jobs,
         labelling=data.labelling,
         progress=not args.quiet,
         journal=args.resume,
+        shard=shard_of(args),
+        executor=executor_of(args, len(data.pairs)),
     )
-    for note in (*data.notes, *measured.notes.lines(), *measured.warnings()):
+    return _answer(measured, data.notes, earlier)
+
+
+def _answer(measured: evaluate.Evaluation, left_out: Sequence[str], earlier: compare.Earlier | None) -> Answer:
+    from intseg.batch.compare import compare
+
+    for note in (*left_out, *measured.notes.lines(), *measured.warnings()):
         say(f"note: {note}")
-    compared = compare.compare(measured, earlier) if earlier else None
-    more = {"left out": list(data.notes)} | ({"compared": compared.as_json()} if compared else {})
+    compared = compare(measured, earlier) if earlier else None
+    more = {"left out": list(left_out)} | ({"compared": compared.as_json()} if compared else {})
     return Answer(_lines(measured, compared), measured.as_json() | more)
 
 
@@ -88,7 +104,7 @@ def _require_place(args: argparse.Namespace, layout: str) -> None:
 
 def _lines(found: evaluate.Evaluation, compared: compare.Comparison | None) -> Iterator[str]:
     measured, pixels = found.metrics, found.confusion.sum(axis=1)
-    columns = [("class", *found.model.info.classes), ("IoU %", *map(_percent, measured.iou))]
+    columns = [("class", *found.model.classes), ("IoU %", *map(_percent, measured.iou))]
     columns += [("change", *map(_change, compared.iou))] if compared else []
     columns += [("acc %", *map(_percent, measured.acc))]
     columns += [("change", *map(_change, compared.acc))] if compared else []
@@ -96,7 +112,7 @@ def _lines(found: evaluate.Evaluation, compared: compare.Comparison | None) -> I
     changes = [f" ({_change(n)})" for n in (compared.miou, compared.macc, compared.aacc)] if compared else [""] * 3
     means = zip(("mIoU", "mAcc", "aAcc"), (measured.miou, measured.macc, measured.aacc), changes, strict=True)
     yield "   ".join(f"{name} {value:.2f} %{change}" for name, value, change in means)
-    yield f"{count(found.images, 'image')}, {found.model.info.name}, sha256 {found.model.sha256[:12]}"
+    yield f"{count(found.images, 'image')}, {found.model.name}, sha256 {found.model.sha256[:12]}"
     if compared:
         yield f"changes since {compared.name}, in points of percent"
 

@@ -13,7 +13,6 @@ from intseg.cli.parser import (
     Command,
     Read,
     WrittenFolder,
-    add_jobs,
     add_scale,
     add_weights,
     fraction,
@@ -22,6 +21,7 @@ from intseg.cli.parser import (
     written,
 )
 from intseg.cli.printing import Answer, Clock, complain_above_the_bar, count, say, show_bytes, show_json
+from intseg.cli.spread import add_spread, executor_of, shard_of
 from intseg.errors import InputError, UsageError
 from intseg.files import read_stream, require_apart
 from intseg.reports.table import table
@@ -67,7 +67,7 @@ def _infer_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jsonl", type=_lines_file, metavar="FILE", help="write these objects to a file (- is stdout)")
     add("--time", action="store_true", help="say what took how long, and the peak memory")
     add("-r", "--recursive", action="store_true", help="look into the folders of a folder")
-    add_jobs(parser)
+    add_spread(parser)
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="continue an interrupted run: keep what is done")
     earlier.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
@@ -98,7 +98,7 @@ def _infer(args: argparse.Namespace) -> Answer:
 
     if args.sources == ["-"]:
         return _infer_stdin(args)
-    if is_one_image(args.sources) and not (args.jsonl or args.resume):
+    if is_one_image(args.sources) and not (args.jsonl or args.resume or args.shard or args.ray):
         return _infer_one(args, args.sources[0])
     return _infer_batch(args)
 
@@ -178,6 +178,7 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
 def _infer_batch(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import infer as batch
+    from intseg.batch.executors import threads_for
     from intseg.batch.sources import Search
 
     output = Path(args.output) if args.output else None
@@ -193,12 +194,15 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     model = api.load(args.weights).at_scale(args.scale)
     clock.lap("load weights")
     palette, values = _colours(args, model)
-    threads = args.threads or batch.threads_for(min(args.jobs, len(sources)))
+    executor = executor_of(args, len(sources))
+    threads = args.threads or threads_for(executor.jobs)
     kept = None if values is None else tuple(values.tolist())
     options = batch.Options(output, overlay, args.opacity, bool(args.legend), palette, kept, args.backend, threads)
     lines = show_json if args.json or args.jsonl == "-" else _ignore
     earlier = "resume" if args.resume else "force" if args.force else "refuse"
-    how = batch.Run(args.jobs, args.jsonl, earlier, args.fail_fast, lines, complain_above_the_bar, _bar(args.quiet))
+    how = batch.Run(
+        executor, args.jsonl, earlier, args.fail_fast, lines, complain_above_the_bar, _bar(args.quiet), shard_of(args)
+    )
     done = batch.run(sources, model, options, how)
     clock.lap("whole batch")
     if args.time:

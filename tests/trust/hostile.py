@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from intseg import api, backends, errors, store
-from intseg.batch import compare, datasets, evaluate, metrics, sources
+from intseg.batch import compare, evaluate, journal, metrics, sources
 from intseg.batch import infer as batch
 from intseg.build import GraphBuilder
 from intseg.conformance import vectors, verify
@@ -1174,19 +1174,31 @@ class Journals(Kind):
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
         model = api.load(home() / "model0.safetensors")
-        header = {"intseg batch": 1, "model": model.sha256, **batch.Options().settings()}
-        record = {"file": "a.png", "width": 1, "height": 1, "classes": {"road": 1}, "notes": [], "ms": 1.5}
-        line = {"file": "a.png", "stamp": None, "written": {}, "record": record}
-        return {batch.JOURNAL: _spoil_lines([header, line, line | {"file": "b.png"}], steps)}
+        header = {"intseg batch": journal.FORMAT, "model": model.sha256, **batch.Options().settings()}
+        record = {
+            "width": 1,
+            "height": 1,
+            "pixels_sha256": "0",
+            "labels_sha256": "1",
+            "classes": {"road": 1},
+            "notes": [],
+        }
+        line = {"of": journal._mark(header), "item": "a.png", "input": None, "written": {}, "record": record}
+        return {batch.JOURNAL: _spoil_lines([header, line, line | {"item": "b.png"}], steps)}
 
     def read(self, folder: Path, files: Files) -> str:
         model = api.load(home() / "model0.safetensors")
-        journal = batch.Journal(folder / batch.JOURNAL, model, batch.Options())
-        images = [sources.Source(name, name) for name in ("a.png", "b.png")]
-        found = journal.read(images)
-        for outcome in found.values():
-            batch._json_line(outcome.record)
-        return f"{len(found)} of 2 images taken over"
+        with journal.Journal(
+            folder / batch.JOURNAL, "batch", {"model": model.sha256} | batch.Options().settings()
+        ) as book:
+            lines = book.lines
+        found = 0
+        for name in ("a.png", "b.png"):
+            outcome = batch._restored(lines.get(name, {}), sources.Source(name, name), model, batch.Options())
+            if outcome is not None:
+                found += 1
+                batch._json_line(outcome.record)
+        return f"{found} of 2 images taken over"
 
 
 def _spoil_lines(lines: list[Any], steps: Sequence[int]) -> bytes:
@@ -1213,7 +1225,7 @@ class Evaluations(Kind):
     stages = (
         ("read_earlier", "reading"),
         ("_read_metrics", "metrics"),
-        ("_read", "journal"),
+        ("merge", "journal"),
         ("compare", "comparison"),
     )
 
@@ -1221,7 +1233,7 @@ class Evaluations(Kind):
         model = api.load(home() / "model0.safetensors")
         if base == 0:
             matrix = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]], np.int64)
-            document: Any = evaluate.Evaluation(matrix, 1, model).as_json()
+            document: Any = evaluate.Evaluation(matrix, 1, evaluate._measured(model)).as_json()
             late = []
             for seed in steps:
                 r = Random(seed)
@@ -1233,27 +1245,27 @@ class Evaluations(Kind):
             for r in late:
                 data = spoil(data, r)
             return {"eval.json": data}
-        line = {"image": "0" * 64, "labels": "1" * 64, "counts": [[0, 5], [8, 1]]}
-        return {"journal": _spoil_lines([_eval_journal(Path("journal")).header, line, line], steps)}
+        header = {"intseg eval": journal.FORMAT, "model": "0", "model name": "m", "classes": list("abc"), "images": 2}
+        line = {
+            "of": journal._mark(header),
+            "image": "0" * 64,
+            "labels": "1" * 64,
+            "counts": [[0, 5], [8, 1]],
+            "notes": [],
+        }
+        return {"journal": _spoil_lines([header, line | {"item": "a"}, line | {"item": "b"}], steps)}
 
     def read(self, folder: Path, files: Files) -> str:
         model = api.load(home() / "model0.safetensors")
         if "journal" in files:
-            with _eval_journal(folder / "journal") as book:
-                return f"{len(book.done)} of 1 images taken over"
+            return f"{evaluate.merge([folder / 'journal']).images} images merged"
         path = folder / "eval.json"
         if len(files["eval.json"]) % 2:
             card._accuracy(model, card.Facts(), card._read_metrics(model, str(path)))
             return "on a card"
         earlier = compare.read_earlier(path, model.info.classes)
-        compare.compare(evaluate.Evaluation(earlier.confusion, 1, model), earlier).as_json()
+        compare.compare(evaluate.Evaluation(earlier.confusion, 1, evaluate._measured(model)), earlier).as_json()
         return "compared"
-
-
-def _eval_journal(path: Path) -> Any:
-    model = api.load(home() / "model0.safetensors")
-    job = evaluate._Job("w", model.sha256, "numpy", 1, label_images.Labelling())
-    return evaluate._Journal(path, job, [datasets.Pair(Path("a"), Path("b"))], 3)
 
 
 # ---------------------------------------------------------------------------------------------------- texts and folders
