@@ -474,7 +474,7 @@ SPOILED = {
     "no json": ("{", 4, "is not what intseg eval --json prints"),
     "no object": ("[1, 2]", 4, "is not what intseg eval --json prints"),
     "too small": (lambda found: found | {"confusion": [[1, 2], [3, 4]]}, 4, "is not what intseg eval --json prints"),
-    "negative": (lambda found: found | {"confusion": [[-1] * 11] * 11}, 4, "none below zero"),
+    "negative": (lambda found: found | {"confusion": [[-1] * 11] * 11}, 4, "expected 0 to 2^62"),
     "classes": (lambda found: found | {"classes": ["other"] * 11}, 2, "expected equal ones"),
     "pixels": (lambda found: found | {"confusion": [[1] * 11] * 11}, 2, "expected the same images and labels"),
 }
