@@ -247,6 +247,46 @@ def softmax2(x: Nested, *, frac_bits: int, a1: int, a2: int) -> Nested:
     return rows(x, one_row)
 
 
+DITHER = [8, 72, 40, 104, 24, 88, 56, 120]
+
+
+def exp_weights(x: Nested, *, table: Nested) -> Nested:
+    if isinstance(x[0][0], list):
+        return [exp_weights(part, table=own) for part, own in zip(x, table, strict=True)]
+    assert table[0] == 255 * 128
+
+    def one_row(row: list[int]) -> list[int]:
+        top, result = max(row), []
+        for j, value in enumerate(row):
+            power = table[min(fits(top - value, "uint16"), 255)]
+            assert 0 <= power <= 255 * 128
+            result.append(fits(power + DITHER[j % 8], "int16") // 2**7)
+        return result
+
+    return rows(x, one_row)
+
+
+def weighted_mean(a: Nested, b: Nested, *, mult: Nested, shift: Nested) -> Nested:
+    if isinstance(a[0][0], list):
+        parts = zip(a, b, mult, shift, strict=True)
+        return [weighted_mean(*part[:2], mult=part[2], shift=part[3]) for part in parts]
+    columns, result = [[line[n] for line in b] for n in range(len(b[0]))], []
+    for row in a:
+        total = max(1, fits(sum(row), "int32"))
+        length = len(bin(total)) - 2
+        reciprocal = (2**61 - 1) // (total * 2 ** (31 - length))
+        assert 2**30 <= reciprocal < 2**31
+        line = []
+        for n, column in enumerate(columns):
+            i = 0 if len(mult) == 1 else n
+            scale = fits(fits(reciprocal * mult[i], "int64") // 2**31, "int32")
+            acc = dot(row, column)
+            assert abs(acc) <= 128 * total
+            line.append(saturate(rsr(fits(acc * scale, "int64"), shift[i] + length - 1), "int8"))
+        result.append(line)
+    return result
+
+
 def times_1_6875(x: int) -> int:
     return x + x // 2 + x // 8 + x // 16
 
@@ -479,6 +519,8 @@ NAIVE: dict[str, Callable[..., Nested]] = {
     "upsample_nearest": upsample_nearest,
     "upsample_bilinear": upsample_bilinear,
     "argmax": argmax,
+    "exp_weights": exp_weights,
+    "weighted_mean": weighted_mean,
 }
 
 FIXED_DTYPES = {
@@ -491,6 +533,8 @@ FIXED_DTYPES = {
     "gelu_table": "int8",
     "l2norm": "int8",
     "upsample_bilinear": "int64",
+    "exp_weights": "uint8",
+    "weighted_mean": "int8",
 }
 
 

@@ -39,6 +39,8 @@ FAST_OPS = (
     "l2norm",
     "softmax2",
     "shiftmax",
+    "exp_weights",
+    "weighted_mean",
     "gelu_table",
     "shift_gelu",
     "sigmoid_gelu",
@@ -188,6 +190,7 @@ def test_attention_on_adversarial_operands(tokens: int, heads: int, dim: int) ->
     for qkv in rows("int8", tokens, 3 * heads * dim):
         for scale in (25, 31, 32, 36, 44):
             assert_equal(*attention_nodes(qkv, heads, scale, 46, QUADRATIC))
+            assert_equal(*attention_nodes(qkv, heads, scale, 30, {}))
 
 
 @pytest.mark.parametrize("attrs", SHIFTMAX, ids=str)
@@ -212,6 +215,7 @@ def test_attention_on_any_operands(data: st.DataObject) -> None:
     }
     scale = data.draw(st.integers(24, 45))
     assert_equal(*attention_nodes(qkv, heads, scale, data.draw(st.integers(40, 50)), attrs))
+    assert_equal(*attention_nodes(qkv, heads, data.draw(st.integers(24, 60)), data.draw(st.integers(25, 39)), {}))
 
 
 @pytest.mark.parametrize("scale", [33, 40])
@@ -219,6 +223,7 @@ def test_attention_on_4096_tokens(scale: int) -> None:
     random = np.random.default_rng(scale)
     qkv = np.clip(random.normal(0, 50, (4096, 3 * 16)).round(), -128, 127).astype(np.int8)
     assert_equal(*attention_nodes(qkv, 1, scale, 46, QUADRATIC))
+    assert_equal(*attention_nodes(qkv, 1, scale, 29, {}))
 
 
 def test_padding_that_would_not_saturate_is_not_fused() -> None:
@@ -241,6 +246,7 @@ def test_padding_that_would_not_saturate_is_not_fused() -> None:
 SMALL = {"width": 64, "heads": 2, "layers": 2, "image": 64, "classes": 11, "decoder_layers": 1}
 GRAPHS: dict[str, dict[str, Any]] = {
     "default": {},
+    "softmax2": {"softmax": "softmax2"},
     "i-vit": {"softmax": "shiftmax", "gelu": "shift_gelu", "l2norm": True},
     "sigmoid, odd sizes": {"gelu": "sigmoid_gelu", "width": 60, "heads": 3, "patch": 8, "image": 72, "classes": 3},
     "one token": {"image": 16, "classes": 1},

@@ -18,6 +18,7 @@ from strategies import arrays, integers
 
 from intseg import arith
 from intseg.ops import RUN
+from intseg.ops.exp_weights import DITHER
 from intseg.ops.gelu import times_1_6875
 
 SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
@@ -166,6 +167,28 @@ def test_softmax2_of_two_elements():
     result = RUN["softmax2"](x, frac_bits=8, a1=21955, a2=5571) / 2**15
     error = np.abs(result - np.stack([exact, 1 - exact], axis=-1)).max()
     assert 0.0006 < error <= 0.0007
+
+
+def test_weights_are_within_their_bound():
+    """Exhaustive over the table's entries, at every place."""
+    power = np.arange(255 * 2**7 + 1)
+    error = [((power + dither) >> 7) - power / 2**7 for dither in DITHER]
+    assert np.abs(error).max() == 15 / 16
+    assert np.abs(np.mean(error, axis=0)).max() == 1 / 16
+
+
+@EXAMPLES
+@given(st.integers(1, 60).flatmap(lambda k: st.tuples(arrays("uint8", k), arrays("int8", k))), st.integers(1, 39))
+def test_a_mean_is_within_its_bound(rows: tuple[np.ndarray, np.ndarray], shift: int):
+    a, b = rows
+    for mult in (2**30, 2**31 - 1, 1234567):
+        scale = np.array([mult], np.int32)
+        (result,) = RUN["weighted_mean"](a[None], b[:, None], mult=scale, shift=np.array([shift], np.int8))[0]
+        acc, total = int(a.astype(int) @ b), max(1, int(a.sum()))
+        exact = Fraction(acc * mult, total * 2**shift)
+        lost = Fraction(abs(acc), 2 ** (shift + total.bit_length() - 1))
+        if -128 < result < 127:
+            assert abs(int(result) - exact) <= Fraction(1, 2) + abs(exact) / 2**30 + lost
 
 
 # GELU

@@ -110,7 +110,7 @@ def test_random_graphs_and_every_op(sanitized: Path):
     for job in [*ours, *compare_reader.random_jobs(24)]:
         assert not compare_reader.difference(sanitized, job)[1]
         ops |= {node.op for node in job.graph.nodes}
-    assert len(ops) == 20
+    assert len(ops) == 22
 
 
 def test_labels_of_more_than_256_classes(program: Path):

@@ -43,7 +43,7 @@ from intseg.ops import OPS
 from intseg.tools import make_golden_ops
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QGelu, Recipe
+from intseg.tools.twin.model import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QExpWeights, QGelu, Recipe
 from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -121,11 +121,12 @@ MASK = SegmenterConfig(
 )
 LINEAR = dataclasses.replace(MASK, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0)
 DISTILLED = dataclasses.replace(MASK, distilled=True, normalization="deit", n_layers=1)
-INTSEG = RECIPES["intseg"]
+INTSEG = dataclasses.replace(RECIPES["intseg"], softmax="softmax2")
 CASES = {
     "i-vit": Case(MASK, RECIPES["i-vit"], ("odd", "small", "wide")),
     "paper": Case(MASK, RECIPES["paper"], ("odd", "small", "wide")),
     "intseg": Case(MASK, INTSEG, ("odd", "small", "wide")),
+    "weights": Case(MASK, RECIPES["intseg"], ("odd", "small")),
     # The ops and attributes that the named recipes leave out.
     "linear": Case(
         LINEAR,
@@ -219,13 +220,16 @@ def _product(attn: QAttention) -> Tensor:
 
 
 def _refuse_fragile(twin: FakeQuantSegmenter) -> None:
-    """The only functions left that another machine may round differently: GELU in a table, and log2(e)."""
+    """The only functions left that another machine may round differently: GELU and e^x in tables, and log2(e)."""
     if LOG2_E != 1.4426950408889634:
         raise WeakError(f"math.log2(math.e) is {LOG2_E!r} on this machine, expected 1.4426950408889634")
     q = torch.cat([torch.arange(-128, 0), torch.arange(1, 128)])
     for gelu in twin.modules():
         if isinstance(gelu, QGelu) and gelu.op == "gelu_table":
             nearest((nn.functional.gelu(gelu.table_x.dequantize(q)) - gelu.table_y.mid) / gelu.table_y.scale)
+    for softmax in twin.modules():
+        if isinstance(softmax, QExpWeights):
+            nearest(softmax.powers())
 
 
 class InDouble(nn.Module):
@@ -311,7 +315,7 @@ def expected(twin: FakeQuantSegmenter, pixels: np.ndarray) -> dict[str, np.ndarr
     trace["labels"] = narrow(labels(merged, twin.recipe.upsample)[:height, :width], "uint8")
     for node, values in nodes.items():
         for i, value in enumerate(values):
-            trace[f"window{i}.{node}"] = narrow(value, f"int{bits_of(twin, node)}")
+            trace[f"window{i}.{node}"] = narrow(value, dtype_of(twin, node))
     return trace
 
 
@@ -330,11 +334,13 @@ def labels(scores: Tensor, upsample: str) -> Tensor:
     return best
 
 
-def bits_of(twin: FakeQuantSegmenter, node: str) -> int:
-    """Width of a node's integers, from the twin."""
+def dtype_of(twin: FakeQuantSegmenter, node: str) -> str:
+    """Of a node's integers, from the twin."""
     if node in (acts := twin.acts()):
-        return acts[node].bits
-    return 16 if node.endswith((".attn.scores", ".attn.softmax")) else 8
+        return f"int{acts[node].bits}"
+    if node.endswith(".attn.softmax") and twin.recipe.softmax == "exp_weights":
+        return "uint8"
+    return "int16" if node.endswith((".attn.scores", ".attn.softmax")) else "int8"
 
 
 def narrow(values: Tensor, dtype: str) -> np.ndarray:
@@ -358,7 +364,7 @@ def weaknesses(name: str, traces: Sequence[Mapping[str, np.ndarray]]) -> Iterato
         saturated = np.mean((values == limits.min) | (values == limits.max))
         if len(np.unique(values)) < 12:
             yield f"{name}: {node} takes only {len(np.unique(values))} values"
-        if saturated > 0.25:
+        if saturated > 0.25 and values.dtype != np.uint8:  # of weights, 0 and 255 are ordinary
             yield f"{name}: {saturated:.0%} of {node} is saturated"
 
 

@@ -808,6 +808,76 @@ static void run_argmax(const struct call *c)
         c->out->v[i] = argmax(c->in[0]->v + i * classes, classes);
 }
 
+/* 4.21 exp_weights: table */
+static void check_exp_weights(const struct call *c)
+{
+    const struct array *x = c->in[0], *table = c->param[0];
+    uint64_t i;
+    int axis, leading = x->rank >= 2 && table->rank == x->rank - 1 && last(table) == 256;
+    for (axis = 0; leading && axis < x->rank - 2; axis++)
+        leading = x->shape[axis] == table->shape[axis];
+    need(leading, "table is not [..., 256] with the leading axes of x");
+    need_range(table, 0, 255 * 128, "an entry of table is not 0 to 32640");
+    for (i = 0; i < table->count; i += 256)
+        need(at(table, i) == 255 * 128, "table does not begin with 32640");
+    gives_like(c->out, x, U8);
+}
+
+static void run_exp_weights(const struct call *c)
+{
+    static const int dither[8] = {8, 72, 40, 104, 24, 88, 56, 120};
+    uint64_t row, j, width = last(c->in[0]), height = c->in[0]->shape[c->in[0]->rank - 2];
+    for (row = 0; row < rows(c->in[0]); row++) {
+        const int64_t *x = c->in[0]->v + row * width;
+        int64_t top = row_max(x, width);
+        for (j = 0; j < width; j++)
+            c->out->v[row * width + j]
+                = (at(c->param[0], row / height * 256 + (uint64_t)min64(top - x[j], 255)) + dither[j % 8]) / 128;
+    }
+}
+
+/* 4.22 weighted_mean: mult, shift */
+static void check_weighted_mean(const struct call *c)
+{
+    const struct array *a = c->in[0], *b = c->in[1], *mult = c->param[0];
+    int r = a->rank, i, leading = r >= 2 && b->rank == r && mult->rank == r - 1;
+    for (i = 0; leading && i < r - 2; i++)
+        leading = a->shape[i] == b->shape[i] && a->shape[i] == mult->shape[i];
+    need(leading, "the leading axes of a, b and mult differ");
+    need(b->shape[r - 2] == last(a), "the inner axes of a and b differ");
+    need(last(mult) == 1 || last(mult) == last(b), "mult is neither [..., 1] nor [..., N]");
+    need(same_shape(mult, c->param[1]), "shift has not the shape of mult");
+    need_range(mult, 0, LIMIT31 - 1, "a mult is negative");
+    need_range(c->param[1], 1, 39, "a shift is not 1 to 39");
+    gives_like(c->out, a, I8);
+    c->out->shape[r - 1] = b->shape[r - 1];
+}
+
+static void run_weighted_mean(const struct call *c)
+{
+    const struct array *a = c->in[0], *mult = c->param[0];
+    uint64_t height = a->shape[a->rank - 2], depth = last(a), width = last(c->out), scales = last(mult), row, n, k;
+    for (row = 0; row < rows(a); row++) {
+        const int64_t *x = a->v + row * depth, *b = c->in[1]->v + row / height * depth * width;
+        int64_t total = 0, f;
+        int length = 0;
+        for (k = 0; k < depth; k++)
+            total += x[k];
+        total = max64(total, 1);
+        while (total >> length > 0)
+            length++;
+        f = (((int64_t)1 << 61) - 1) / (total * ((int64_t)1 << (31 - length)));
+        for (n = 0; n < width; n++) {
+            uint64_t s = row / height * scales + (scales > 1 ? n : 0);
+            int64_t acc = 0;
+            for (k = 0; k < depth; k++)
+                acc += x[k] * b[k * width + n];
+            c->out->v[row * width + n]
+                = saturate(rsr(acc * asr(f * at(mult, s), 31), (int)at(c->param[1], s) + length - 1), I8);
+        }
+    }
+}
+
 #define BIT(dtype) (1u << (dtype))
 #define NARROW (BIT(I8) | BIT(I16))
 #define MULT {0, INT32_MAX}
@@ -841,6 +911,8 @@ static const struct op {
     {{BIT(U8) | BIT(U16) | BIT(I16) | BIT(I32)}, {0}, {{1, 64}}, check_upsample_nearest, run_upsample_nearest},
     {{BIT(I16) | BIT(I32)}, {0}, {{1, 64}, {0, 4194240}, {0, 4194240}}, check_upsample_bilinear, run_upsample_bilinear},
     {{BIT(I16) | BIT(I32) | BIT(I64)}, {0}, {{0}}, check_argmax, run_argmax},
+    {{BIT(I16)}, {BIT(I16)}, {{0}}, check_exp_weights, run_exp_weights},
+    {{BIT(U8), BIT(I8)}, {BIT(I32), BIT(I8)}, {{0}}, check_weighted_mean, run_weighted_mean},
 };
 
 /* ---------------------------------------------------------------------------------------------- the flat form */

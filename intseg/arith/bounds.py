@@ -180,6 +180,9 @@ class Bounds(Machine):
         self.way(via, total)
         return result
 
+    def product(self, x: Interval, mult: Any) -> Interval:
+        return x * mult if isinstance(mult, Interval) else super().product(x, mult)
+
     def shift_left(self, x: Interval, n: Any) -> Interval:
         return shifting.bound_shift_left(x, n)
 
@@ -248,6 +251,9 @@ class Bounds(Machine):
     def lookup(self, table: Any, x: Interval, first: int) -> Interval:
         used = table[..., x.low - first : x.high - first + 1]
         return Interval(int(used.min()), int(used.max()), shape=x.shape, attained=True)
+
+    def entry(self, table: Any, x: Interval) -> Interval:
+        return self.lookup(table, x, 0)
 
     def argmax(self, x: Interval) -> Interval:
         return Interval(0, x.shape[-1] - 1, shape=x.shape[:-1])

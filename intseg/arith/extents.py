@@ -208,6 +208,10 @@ class Extents(Machine):
         _fix(table)
         return x if table.ndim == 1 else _replaced(x, x.ndim - 1, x.shape[-1])
 
+    def entry(self, table: Axes, x: Axes) -> Axes:
+        _fix(Axes(table.axes[-1:]))
+        return x.meet(Axes((*table.axes[:-1], (1, None), (1, None))))
+
 
 def _reduce(axis: tuple[int, Extent | None]) -> None:
     if axis[1] is not None:

@@ -192,6 +192,10 @@ class Machine:
         x = x.astype(np.int16) - first if first else x
         return table[x] if table.ndim == 1 else np.stack([table[c][x[..., c]] for c in range(len(table))], axis=-1)
 
+    def entry(self, table: Any, x: Any) -> Any:
+        """table[..., x]: x [..., M, N] looks in the table [..., n] of its own leading axes."""
+        return np.take_along_axis(table.astype(np.int64)[..., None, :], x, axis=-1)
+
     def argmax(self, x: Any) -> Any:
         """The lowest index among the largest of a row; uint8 for rows of at most 256 elements, else uint16."""
         return x.argmax(axis=-1).astype(np.uint8 if x.shape[-1] <= 256 else np.uint16)

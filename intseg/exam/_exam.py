@@ -188,6 +188,13 @@ def softmax_rows() -> tuple[Branch, ...]:
     return (
         Branch("row-one-hot", "one survivor: the result saturates",
                lambda f: f["quotient"] > np.iinfo(f["result"].dtype).max),
+        *equal_rows(),
+    )  # fmt: skip
+
+
+def equal_rows() -> tuple[Branch, ...]:
+    """Rows by their largest elements and their range."""
+    return (
         Branch("row-equal", "all elements equal", lambda f: (_at_top(f) == f["in0"].shape[-1]) & (_at_top(f) > 1)),
         Branch("row-tied", "several largest elements, not all",
                lambda f: (_at_top(f) > 1) & (_at_top(f) < f["in0"].shape[-1])),

@@ -9,7 +9,7 @@ from ._op import MAX_DIM, Array, Attr, Call, Op, Run, Value
 
 FILES = (
     *("quantize_input", "patchify", "linear", "add", "layernorm", "matmul", "shiftmax", "softmax2", "gelu", "l2norm"),
-    *("tokens", "class_map"),
+    *("tokens", "class_map", "exp_weights", "weighted_mean"),
 )
 """The files of this folder with ops in them, in the order of SPEC.md section 4. Each has its ops by name, as `OPS`."""
 

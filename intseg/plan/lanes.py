@@ -43,6 +43,19 @@ def _matmul(m: Bounds, operands: Operands) -> None:
     m.lane("acc", "partial", acc.hull(0), "int32")
 
 
+def _exp_weights(m: Bounds, _: Operands) -> None:
+    """Entries and dither in 16-bit lanes; where a byte permute exists, seven bits of an entry and the dither in 8."""
+    m.lane("dithered", "dithered_lane", m.kept["dithered"], "int16")
+    m.lane("dithered", "rest", Interval(0, 127 + 120), "uint8")
+
+
+def _weighted_mean(m: Bounds, operands: Operands) -> None:
+    """Partial sums; where bytes must have a sign, of (a - 128) b, from 128 times the sum of b on."""
+    (a, _), _, _ = operands
+    most = 2**15 * a.shape[-1]
+    m.lane("acc", "partial", Interval(-most, most), "int32")
+
+
 def _add(m: Bounds, _: Operands) -> None:
     """Kernels keep the low 32 bits of branches and sum."""
     m.lane("sum", "lane_sum", m.kept["sum"], "int32")
@@ -87,6 +100,8 @@ def walk(merged: Interval, factor: int) -> Interval:
 _LANES: dict[str, Callable[[Bounds, Operands], None]] = {
     "linear": _linear,
     "matmul": _matmul,
+    "exp_weights": _exp_weights,
+    "weighted_mean": _weighted_mean,
     "add": _add,
     "layernorm": _layernorm,
     "shiftmax": _shiftmax,

@@ -10,6 +10,7 @@ import numpy as np
 
 from intseg.graph import Graph, Node
 from intseg.kernels import add as _add
+from intseg.kernels import exp_weights as _exp_weights
 from intseg.kernels import gelu as _gelu
 from intseg.kernels import l2norm as _l2norm
 from intseg.kernels import layernorm as _layernorm
@@ -18,6 +19,7 @@ from intseg.kernels import matmul as _matmul
 from intseg.kernels import patchify as _patchify
 from intseg.kernels import shiftmax as _shiftmax
 from intseg.kernels import softmax2 as _softmax2
+from intseg.kernels import weighted_mean as _weighted_mean
 from intseg.ops import RUN, Array, Run
 
 from .memory import Arrays, Buffer, Rows, Step
@@ -150,6 +152,8 @@ def table() -> dict[str, Run]:
         "l2norm": _l2norm.l2norm_op,
         "softmax2": _softmax2.softmax2_op,
         "shiftmax": _shiftmax.shiftmax_op,
+        "exp_weights": _exp_weights.exp_weights_op,
+        "weighted_mean": _weighted_mean.weighted_mean_op,
         "gelu_table": gelu("gelu_table"),
         "shift_gelu": gelu("shift_gelu"),
         "sigmoid_gelu": gelu("sigmoid_gelu"),

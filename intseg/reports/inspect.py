@@ -14,6 +14,7 @@ import numpy as np
 from intseg import api
 from intseg.errors import UsageError, printable
 from intseg.graph import IMAGE, Graph, Node
+from intseg.ops import OPS
 from intseg.reports.table import table
 
 BLOCK = re.compile(r"(.*\.blocks)\.(\d+)\.(.+)")
@@ -66,12 +67,8 @@ def describe(dtype: str, shape: Sequence[int]) -> str:
 
 
 def macs(graph: Graph, node: Node) -> int:
-    """Multiply-accumulates of a node in one window; 0 for what is neither `linear` nor `matmul`."""
-    if node.op == "linear":
-        return math.prod(node.shape) * int(graph.tensors[node.params["weight"]].shape[1])
-    if node.op == "matmul":
-        return math.prod(node.shape) * input_of(graph, node.inputs[0])[1][-1]
-    return 0
+    """Multiply-accumulates of a node in one window; 0 for what is no product."""
+    return math.prod(node.shape) * input_of(graph, node.inputs[0])[1][-1] if OPS[node.op].multiplies else 0
 
 
 def rows(graph: Graph) -> list[Row]:

@@ -108,7 +108,7 @@ def linear_graph() -> Graph:
 
 @functools.cache
 def block_graph(softmax: str, gelu: str, out: str) -> Graph:
-    """A class token, attention of two heads, an MLP, and ends that nothing reads: every op in three of these."""
+    """A class token, attention of two heads, an MLP, and ends that nothing reads: every op in four of these."""
     b = _Builder(_info("nearest"), 2)
     r = b.random
     b.node("input", "quantize_input", IMAGE, table=r.integers(-128, 128, (3, 256)).astype(np.int8))
@@ -131,8 +131,13 @@ def block_graph(softmax: str, gelu: str, out: str) -> Graph:
     soft: dict[str, Any] = {"frac_bits": 8, "a1": 21955, "a2": 5571}
     if softmax == "shiftmax":
         soft = {"i0": 64, "k_inter": 9, "int_div_kind": "normalized", "out": out}
-    b.node("attn", softmax, "qk", **soft)
-    b.node("av", "matmul", "attn", "v", **{**scale, "shift": np.full((2, 1), 40, np.int8)}, transpose_b=0, out="int8")
+    if softmax == "exp_weights":
+        b.node("attn", softmax, "qk", table=np.array([[255 * 2**7 >> t // 16 for t in range(256)]] * 2, np.int16))
+        b.node("av", "weighted_mean", "attn", "v", **scale)
+    else:
+        b.node("attn", softmax, "qk", **soft)
+        later = {**scale, "shift": np.full((2, 1), 40, np.int8)}
+        b.node("av", "matmul", "attn", "v", **later, transpose_b=0, out="int8")
     b.node("merged", "merge_heads", "av")
     b.linear("fc1", "merged", 6, "int8", 37)
     if gelu == "gelu_table":
@@ -159,6 +164,7 @@ def graphs() -> tuple[Graph, ...]:
         ("softmax2", "gelu_table", "int16"),
         ("shiftmax", "shift_gelu", "int16"),
         ("shiftmax", "sigmoid_gelu", "int8"),
+        ("exp_weights", "gelu_table", "int16"),
     )
     return (*(linear_graph() for _ in range(9)), *(block_graph(*block) for block in blocks))
 

@@ -239,11 +239,18 @@ class _Builder(GraphBuilder):
         logits, out = "int8" if variant == "bytes" else "int16", "int16" if variant == "words out" else "int8"
         columns = variant == "columns" or d.often(5)
         target = 40 if logits == "int8" else d.pick(40, 400, 2000, 12000)
-        scores = self.drawn("matmul", q, k, transpose_b=1, out=logits, target=target, columns=columns)
-        weights = self.like(scores, probabilities=True)
-        context = self.drawn("matmul", weights, v, transpose_b=0, out=out, columns=d.often(60))
+        late = variant not in ("bytes", "words out") and d.often(40)  # weights of a byte, divided after the product
+        if late and d.often(60):
+            shift = d.array("int8", self.shape(q)[0], 1, low=31, high=60)
+            one = np.full_like(shift, 1, np.int32) << 30
+            scores = self.put("matmul", q, k, mult=one, shift=shift, transpose_b=1, out=logits)
+        else:
+            scores = self.drawn("matmul", q, k, transpose_b=1, out=logits, target=target, columns=columns)
+        weights = self.drawn("exp_weights", scores) if late else self.like(scores, probabilities=True)
+        product, attrs = ("weighted_mean", {}) if late else ("matmul", {"transpose_b": 0, "out": out})
+        context = self.drawn(product, weights, v, **attrs, columns=d.often(60))
         if variant == "shared":
-            again = self.drawn("matmul", weights, k, transpose_b=0, out="int8", columns=0)
+            again = self.drawn(product, weights, k, **attrs, columns=0)
             merged = [self.put("merge_heads", c) for c in (context, again)]
             return self.drawn("add", *(self.linear(m, width, "int16") for m in merged))
         merge = self.put("merge_heads", context)

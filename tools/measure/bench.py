@@ -53,7 +53,7 @@ class Shape:
     decoder_layers: int = 2
     classes: int = 150
     patch: int = 16
-    softmax: str = "softmax2"
+    softmax: str = "exp_weights"
     gelu: str = "gelu_table"
     l2norm: bool = False
     upsample: str = "bilinear"
@@ -162,7 +162,7 @@ class RandomGraph(GraphBuilder):
         scores = self.node(f"{name}.scores", "matmul", q, k, mult=one, shift=shift, transpose_b=1, out="int16")
         powers = [round(255 * 2**7 * 2 ** (-t / 16)) for t in range(256)]
         table = np.tile(np.array(powers, np.int16), (heads, 1))
-        weights = self.node(f"{name}.weights", "exp_weights", scores, table=table)
+        weights = self.node(f"{name}.softmax", "exp_weights", scores, table=table)
         mult, shift = (x.reshape(heads, dim) for x in self.scales(heads * dim, math.sqrt(tokens) / 4))
         return self.node(f"{name}.context", "weighted_mean", weights, v, mult=mult, shift=shift)
 

@@ -56,7 +56,7 @@ from intseg.tools.measure import bench
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import WIDEN_FEW, Estimator, calibrate, estimators, extremes, normalise, tapped
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, QBlock, QGelu, QSoftmax, Recipe
+from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, QBlock, QExpWeights, QGelu, QSoftmax, Recipe
 from intseg.tools.twin.segmenter import CheckpointError, Segmenter, config_for, load_checkpoint
 from intseg.windows import cut_windows
 
@@ -313,11 +313,17 @@ def apply_gelu(layer: QGelu, q: Tensor, backend: str) -> Tensor:
     return layer.y.dequantize(torch.from_numpy(out))
 
 
-def apply_softmax(layer: QSoftmax, logits: Tensor, backend: str) -> Tensor:
-    """The probabilities of an integer softmax of float logits, by the engine's kernel."""
-    q = torch.floor(logits / layer.unit() + 0.5).clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    out = backends.table(backend)[layer.op](q.flatten(0, -3).numpy(), **layer.attrs())
-    return torch.from_numpy(out).reshape(logits.shape).float() * 2.0**-15
+Softmax = QSoftmax | QExpWeights
+
+
+def apply_softmax(layer: Softmax, logits: Tensor, backend: str) -> Tensor:
+    """The probabilities of an integer softmax of float logits [..., heads, T, T], by the engine's kernel."""
+    unit = torch.as_tensor(layer.unit()).reshape(-1, 1, 1)
+    q = torch.floor(logits / unit + 0.5).clamp(-(2**15), 2**15 - 1).to(torch.int16).reshape(-1, *logits.shape[-3:])
+    params = {role: value.numpy().astype(np.int16) for role, value in layer.integers().items()}
+    run = backends.table(backend)[layer.op]
+    out = np.stack([run(x, **params, **layer.attrs()) for x in q.numpy()])
+    return layer.shares(torch.from_numpy(out).double()).reshape(logits.shape).float()
 
 
 def blocks(twin: FakeQuantSegmenter) -> dict[str, QBlock]:
@@ -338,12 +344,13 @@ def gelus(paper: QBlock, fitted: QBlock) -> dict[str, QGelu]:
     return found | {"table, fitted ranges": fitted.gelu}
 
 
-def softmaxes(paper: QBlock, fitted: QBlock) -> dict[str, QSoftmax]:
+def softmaxes(paper: QBlock, fitted: QBlock) -> dict[str, Softmax]:
     """The integer softmaxes of Table 1."""
     other = copy.deepcopy(paper.attn.softmax)
     other.kind = "normalized"
     found = {"Shiftmax": paper.attn.softmax, "Shiftmax, normalized division": other}
-    return found | {RECIPES["intseg"].softmax: fitted.attn.softmax}
+    base_two = QSoftmax(dataclasses.replace(RECIPES["intseg"], softmax="softmax2"))
+    return found | {"softmax2": base_two, "exp_weights": fitted.attn.softmax}
 
 
 class Errors:

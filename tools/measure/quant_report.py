@@ -215,7 +215,11 @@ def _reals(graph: Graph, window: Array, scales: Mapping[str, Array]) -> Iterator
 
 
 def _take(node: Compared, way: str, found: Array, exact: Array) -> None:
-    """Add one window. The logits of a row may be shifted together: the softmax does not see it, and exporters do it."""
+    """Add one window. The logits of a row may be shifted together: the softmax does not see it, and exporters do it.
+    Weights count as shares of their row.
+    """
+    if node.name.endswith(".attn.softmax"):
+        found = found / found.sum(axis=-1, keepdims=True)
     if node.name.endswith(".attn.scores"):
         found, exact = (x - x.mean(axis=-1, keepdims=True) for x in (found, exact))
     node.noise[way] += float(((found - exact) ** 2).sum())

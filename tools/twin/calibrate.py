@@ -26,7 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intseg.tools.twin.model import LOG2_E, FakeQuantSegmenter, QAttention, QBlock, QLinear, QMaskTransformer, Quantized
+from intseg.tools.twin.model import (
+    LOG2_E,
+    FakeQuantSegmenter,
+    QAttention,
+    QBlock,
+    QLinear,
+    QMaskTransformer,
+    QSoftmax,
+    Quantized,
+)
 from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
 
 MOMENTUM = 0.05
@@ -288,6 +297,8 @@ def _blocks(twin: FakeQuantSegmenter) -> Iterator[tuple[str, QBlock]]:
 
 def _fit_softmax(attn: QAttention, stats: Stats) -> None:
     """What a step of the logits stands for: as fine as leaves them room, or what Shiftmax makes the best of."""
+    if not isinstance(attn.softmax, QSoftmax):
+        return None  # its table follows from the scales of q and k
     if attn.softmax.op == "shiftmax":
         return _shiftmax(attn, stats)
     largest = stats.largest * LOG2_E * MARGIN

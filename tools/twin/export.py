@@ -77,9 +77,9 @@ class _Builder(GraphBuilder):
             self.node(f"{name}.{part}", "split_heads", qkv, heads=attn.heads, part=i, parts=3)
             for i, part in enumerate("qkv")
         )
-        unit = (torch.tensor(attn.softmax.unit()), torch.tensor(0.0))
+        unit = (torch.as_tensor(attn.softmax.unit()).reshape(-1, 1, 1), torch.tensor(0.0))
         s = self.layer(f"{name}.scores", attn.scores, q, k, scale=unit)
-        p = self.layer(f"{name}.softmax", attn.softmax, s, scale=(torch.tensor(2.0**-15), torch.tensor(0.0)))
+        p = self.layer(f"{name}.softmax", attn.softmax, s, scale=(torch.tensor(attn.softmax.step), torch.tensor(0.0)))
         per_head = [t.reshape(attn.heads, 1, -1) for t in (attn.context_act.scale, attn.context_act.mid)]
         c = self.layer(f"{name}.context", attn.context, p, v, scale=(per_head[0], per_head[1]))
         merged = self.node(f"{name}.merge", "merge_heads", c)

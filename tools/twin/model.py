@@ -42,7 +42,7 @@ class Recipe:
     """Which arithmetic a model uses. The three named ones are in RECIPES."""
 
     name: str
-    softmax: str  # "shiftmax" or "softmax2"
+    softmax: str  # "shiftmax", "softmax2" or "exp_weights"
     gelu: str  # "shift_gelu", "sigmoid_gelu" or "gelu_table"
     int_div: str  # "paper" or "normalized"; softmax2 is always normalized
     lam: int  # lambda of the GELU's ShiftExp
@@ -55,7 +55,7 @@ class Recipe:
 RECIPES = {
     "i-vit": Recipe("i-vit", "shiftmax", "shift_gelu", "paper", 1, 23, False, "nearest", "ema"),
     "paper": Recipe("paper", "shiftmax", "shift_gelu", "paper", 6, 23, False, "nearest", "ema"),
-    "intseg": Recipe("intseg", "softmax2", "gelu_table", "normalized", 1, 0, True, "bilinear", "fit"),
+    "intseg": Recipe("intseg", "exp_weights", "gelu_table", "normalized", 1, 0, True, "bilinear", "fit"),
 }
 
 
@@ -107,17 +107,17 @@ def shift_exp(x: Tensor, i0: int, k_inter: int, lam: int) -> Tensor:
     return torch.where(up >= 0, base << up.clamp(min=0), base >> (-up).clamp(0, 62))
 
 
-def dyadic(real: Tensor) -> tuple[Tensor, Tensor]:
-    """(mult, shift) int64 with mult * 2^-shift ~ real and mult in [2^30, 2^31), for reals in [2^-32, 2^30).
+def dyadic(real: Tensor, most: int = 62) -> tuple[Tensor, Tensor]:
+    """(mult, shift) int64 with mult * 2^-shift ~ real and mult in [2^30, 2^31), for reals in [2^(30 - most), 2^30).
 
-    Smaller reals keep shift 62 and lose multiplier bits; 0 gives (0, 31).
+    Smaller reals keep shift `most` and lose multiplier bits; 0 gives (0, 31).
     """
     mantissa, exponent = torch.frexp(real.double())
     mult = torch.round(mantissa * 2.0**31).long()
     shift = 31 - exponent.long()
     carried = mult == 2**31
     mult, shift = torch.where(carried, mult >> 1, mult), torch.where(carried, shift - 1, shift)
-    excess = (shift - 62).clamp(min=0)
+    excess = (shift - most).clamp(min=0)
     mult = torch.where(excess > 0, rsr(mult, excess.clamp(1, 62)), mult)
     if bool((shift < 1).any()):
         raise ValueError(f"scale {float(real.max())} is too large for a dyadic multiplier, expected below 2^30")
@@ -357,6 +357,7 @@ class QMatMul(Layer):
 class QSoftmax(Layer):
     """Shiftmax or base-2 softmax of INT16 logits [B, heads, T, T]."""
 
+    step = 2.0**-15
     i0: Tensor
     k_inter: Tensor
     frac_bits: Tensor
@@ -377,6 +378,10 @@ class QSoftmax(Layer):
             return {"i0": int(self.i0), "k_inter": int(self.k_inter), "int_div_kind": self.kind, "out": "int16"}
         return {"frac_bits": int(self.frac_bits), "a1": 21955, "a2": 5571}
 
+    def shares(self, p: Tensor) -> Tensor:
+        """Probabilities as reals."""
+        return p * 2.0**-15
+
     def exact(self, x: Tensor) -> Tensor:
         """Probabilities in steps of 2^-15, int64."""
         down = x - x.amax(-1, keepdim=True)
@@ -388,6 +393,72 @@ class QSoftmax(Layer):
             power = 32767 - ((f * (21955 - ((5571 * f) >> 15))) >> 15)
             e, kind = torch.where(q == 0, power, rsr(power, q.clamp(1, 17))), "normalized"
         return int_div(e, e.sum(-1, keepdim=True), 16, kind).clamp(max=32767)
+
+
+class QExpWeights(Layer):
+    """Softmax in two steps: UINT8 exponentials of INT16 logits [B, heads, T, T] by a table per head, divided later.
+
+    A step of the logits is a power of two of accumulator steps, so that the scores need no multiplier, and between 1/10
+    and 1/20 of an octave: 255 steps are then 12.75 octaves or more, from where on a weight is zero.
+    """
+
+    op = "exp_weights"
+    step = 1 / 255
+    steps_an_octave = 20
+
+    def __init__(self, logit: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self._logit = logit
+
+    def halvings(self) -> Tensor:
+        """n of every head, float64 [heads, 1]: a logit step is 2^n accumulator steps."""
+        return -torch.floor((self._logit() * (LOG2_E * self.steps_an_octave)).log2())
+
+    def unit(self) -> Tensor:
+        """The logit (natural) that one integer step stands for, [heads, 1]."""
+        return self._logit() * 2.0 ** self.halvings()
+
+    def powers(self) -> Tensor:
+        """The table before it is rounded, float64 [heads, 256]."""
+        unit = self.unit()
+        return 255 * 2**7 * torch.exp(-torch.arange(256, dtype=torch.float64, device=unit.device) * unit)
+
+    def integers(self) -> Integers:
+        return {"table": torch.floor(self.powers() + 0.5).long()}
+
+    def shares(self, e: Tensor) -> Tensor:
+        """Probabilities as reals."""
+        return e / e.sum(-1, keepdim=True)
+
+    def exact(self, x: Tensor) -> Tensor:
+        """Weights, int64."""
+        t = (x.amax(-1, keepdim=True) - x).clamp(max=255)
+        power = self.integers()["table"][:, None].expand(*x.shape[:-1], 256).gather(-1, t)
+        dither = torch.tensor([8, 72, 40, 104, 24, 88, 56, 120], device=x.device)
+        return (power + dither[torch.arange(x.shape[-1], device=x.device) % 8]) >> 7
+
+
+class QWeightedMean(Layer):
+    """Values averaged by the weights of `exp_weights`; `scale` is that of a value over that of the context."""
+
+    op = "weighted_mean"
+
+    def __init__(self, scale: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self._scale = scale
+
+    def integers(self) -> Integers:
+        mult, shift = dyadic(self._scale(), 39)
+        return {"mult": mult, "shift": shift}
+
+    def exact(self, a: Tensor, b: Tensor) -> Tensor:
+        """The integers of the means."""
+        p = self.integers()
+        total = a.sum(-1, keepdim=True).clamp(min=1)
+        length = bit_length(total)
+        reciprocal = torch.div(2**61 - 1, total << (31 - length), rounding_mode="floor")
+        scale = (reciprocal * p["mult"].unsqueeze(-2)) >> 31
+        return clamp_bits(rsr(product(a, b) * scale, p["shift"].unsqueeze(-2) + length - 1), 8)
 
 
 class QGelu(Layer):
@@ -486,23 +557,34 @@ class QAttention(nn.Module):
         self.context_act, self.proj_act = Act(width, 8), Act(1, 16)
         self.qkv = QLinear(attn.qkv.weight, attn.qkv.bias, x, self.qkv_act)
         self.scores = QMatMul(True, self.logit_act, self._logit_scale)
-        self.softmax = QSoftmax(recipe)
-        self.context = QMatMul(False, self.context_act, self._context_scale)
+        late = recipe.softmax == "exp_weights"
+        self.softmax = QExpWeights(self._logit) if late else QSoftmax(recipe)
+        self.context = (
+            QWeightedMean(self._mean_scale) if late else QMatMul(False, self.context_act, self._context_scale)
+        )
         self.proj = QLinear(attn.proj.weight, attn.proj.bias, self.context_act, self.proj_act)
 
     def _heads(self, per_channel: Tensor) -> Tensor:
         """[..., heads * d] -> [..., heads, d]."""
         return per_channel.reshape(*per_channel.shape[:-1], self.heads, self.head_dim)
 
+    def _logit(self) -> Tensor:
+        """Logit (natural) per accumulator step, [heads, 1]."""
+        q, k, _ = self.qkv_act.scale.chunk(3)
+        return self._heads(q * k)[:, :1] * self.head_dim**-0.5
+
     def _logit_scale(self) -> Tensor:
         """Logit per accumulator step in units of the softmax, [heads, 1]."""
-        q, k, _ = self.qkv_act.scale.chunk(3)
-        return self._heads(q * k)[:, :1] * self.head_dim**-0.5 / self.softmax.unit()
+        return self._logit() / self.softmax.unit()
+
+    def _mean_scale(self) -> Tensor:
+        """Context per step of the values, [heads, d]."""
+        _, _, v = self.qkv_act.scale.chunk(3)
+        return self._heads(v / self.context_act.scale)
 
     def _context_scale(self) -> Tensor:
-        """Context per accumulator step, [heads, d]."""
-        _, _, v = self.qkv_act.scale.chunk(3)
-        return self._heads(v * 2.0**-15 / self.context_act.scale)
+        """Context per accumulator step of probabilities, [heads, d]."""
+        return self._mean_scale() * 2.0**-15
 
     def _split(self, x: Tensor) -> list[Tensor]:
         """[B, T, 3 D] -> q, k, v, each [B, heads, T, d]."""
@@ -516,7 +598,7 @@ class QAttention(nn.Module):
             p = self.softmax.exact(s)
             c = self.context.exact(p, v)
             merged = c.transpose(-2, -3).flatten(-2)
-        context = self.context_act.wrap(merged, lambda: self._surrogate(qkv.real, p))
+        context = self.context_act.wrap(merged, lambda: self._surrogate(qkv.real, self.softmax.shares(p)))
         out: Quantized = self.proj(context)
         for part, value in zip(
             ("qkv", "q", "k", "v", "scores", "softmax", "context", "merge", "proj"),
@@ -529,7 +611,7 @@ class QAttention(nn.Module):
     def _surrogate(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         """Float attention on the dequantized q, k, v, with the exact probabilities forward."""
         q, k, v = self._split(qkv)
-        p = through((q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1), probabilities * 2.0**-15)
+        p = through((q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1), probabilities)
         return (p @ v).transpose(-2, -3).flatten(-2)
 
 
