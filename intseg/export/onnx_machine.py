@@ -7,6 +7,7 @@ depends on how a runtime rounds: floors of negative numbers are written with `Mo
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -296,6 +297,11 @@ class OnnxMachine(Machine):
             rows, size = table.shape
             index, table = index + size * np.arange(rows), self.reshape(table, rows * size)
         return self.node("Gather", [table, index], table.dtype, index.shape, axis=0)
+
+    def entry(self, table: Any, x: Any) -> Any:
+        *batch, size = table.shape
+        starts = size * np.arange(math.prod(batch)).reshape(*batch, 1, 1)
+        return self.lookup(self.reshape(table, math.prod(table.shape)), x + starts, 0)
 
     def argmax(self, x: Any) -> Any:
         index = self.node("ArgMax", [self.widen(x)], "int64", x.shape[:-1], axis=-1, keepdims=0)
