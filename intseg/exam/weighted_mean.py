@@ -75,7 +75,7 @@ def _worst(at: Extremes) -> list[Operands]:
     """Full and single weights times constant columns, for the channels with the ends."""
     a, b = at.inputs
     depth = a.shape[-1]
-    rows = np.array([[a.low] * depth, [a.high] * depth, [a.low] * (depth - 1) + [max(a.low, 1)]], np.uint8)
+    rows = np.array([[a.low] * depth, [a.high] * depth, [a.low] * (depth - 1) + [min(max(a.low, 1), a.high)]], np.uint8)
     right = np.array([[b.low] * depth, [b.high] * depth], np.int8).T
     flat = {role: tensor.reshape(-1) for role, tensor in at.params.items()}
     indices = sorted(set().union(*at.channels.values()) or {0})
