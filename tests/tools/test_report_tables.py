@@ -211,9 +211,9 @@ def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, resul
     assert found_gelu["rmse"]["table, fitted ranges"] == pytest.approx(float((error**2).mean().sqrt()))
     assert found_gelu["largest_input"] == pytest.approx(float(x.abs().max()))
     logits = torch.cat(inputs[f"{name}.attn.scores"])
-    for variant, layer in (("Shiftmax", block.attn.softmax), ("softmax2", ours.attn.softmax)):
-        q = torch.floor(logits / layer.unit() + 0.5).clamp(-(2**15), 2**15 - 1).long()
-        p = layer.exact(q) * 2.0**-15
+    for variant, layer in (("Shiftmax", block.attn.softmax), ("exp_weights", ours.attn.softmax)):
+        q = torch.floor(logits / torch.as_tensor(layer.unit()).reshape(-1, 1, 1) + 0.5).clamp(-(2**15), 2**15 - 1).long()
+        p = layer.shares(layer.exact(q))
         error = (p - logits.softmax(-1)).double()
         assert found["softmax"][name]["rmse"][variant] == pytest.approx(float((error**2).mean().sqrt()), rel=1e-5)
         assert found["softmax"][name]["row_sum"][variant] == pytest.approx(float(p.double().sum(-1).mean()))
