@@ -212,7 +212,11 @@ def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, resul
     assert found_gelu["largest_input"] == pytest.approx(float(x.abs().max()))
     logits = torch.cat(inputs[f"{name}.attn.scores"])
     for variant, layer in (("Shiftmax", block.attn.softmax), ("exp_weights", ours.attn.softmax)):
-        q = torch.floor(logits / torch.as_tensor(layer.unit()).reshape(-1, 1, 1) + 0.5).clamp(-(2**15), 2**15 - 1).long()
+        q = (
+            torch.floor(logits / torch.as_tensor(layer.unit()).reshape(-1, 1, 1) + 0.5)
+            .clamp(-(2**15), 2**15 - 1)
+            .long()
+        )
         p = layer.shares(layer.exact(q))
         error = (p - logits.softmax(-1)).double()
         assert found["softmax"][name]["rmse"][variant] == pytest.approx(float((error**2).mean().sqrt()), rel=1e-5)
