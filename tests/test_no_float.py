@@ -28,7 +28,6 @@ from intseg.ops import OPS
 OUTSIDE_THE_OPS = {
     "intseg.api:run",
     "intseg.api:run_picture",
-    "intseg.api:_scores",
     "intseg.backends:_run_numpy",
     "intseg.backends:class_map",
     "intseg.executor:execute",
@@ -40,7 +39,7 @@ OUTSIDE_THE_OPS = {
     "intseg.windows:pad",
     "intseg.windows:starts",
     "intseg.windows:tile",
-    "intseg.windows:_weights",
+    "intseg.windows:weights",
 }
 """What lies between the ops, from pixels to labels."""
 
@@ -73,7 +72,7 @@ CANARIES = [
     ("windows", "total = np.zeros((tiling.height // patch", "total = np.zeros((int(tiling.height / patch)", ""),
     ("windows", "chunks.append(RUN", "height / 1; chunks.append(RUN", ""),
     ("executor", "[node.op](*inputs", "[node.op](*(x.astype(complex).real.astype(x.dtype) for x in inputs)", ""),
-    ("api", "height, width, _ = picture.rgb.shape", "height, width, _ = picture.rgb.shape + 0 * (1.0,)", ""),
+    ("api", "height, width, _ = rgb.shape\n    require", "height, width, _ = rgb.shape + 0 * (1.0,)\n    require", ""),
 ]  # fmt: skip
 """Every one gives labels or results that are right, or nearly: only the tracer can tell."""
 
