@@ -193,10 +193,10 @@ def _binary(item: ast.BinOp) -> Iterator[ast.expr]:
 def _call(item: ast.Call) -> Iterator[ast.expr]:
     """The branches of `where` exchanged, the limits of `clip` dropped."""
     name = item.func.attr if isinstance(item.func, ast.Attribute) else None
-    if name == "where":
+    if name == "where" and len(item.args) == 3:
         condition, yes, no = item.args
         yield ast.Call(item.func, [condition, no, yes], item.keywords)
-    if name == "clip":
+    if name == "clip" and len(item.args) == 3:
         yield item.args[0]
 
 

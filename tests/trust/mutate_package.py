@@ -1,0 +1,439 @@
+#!/usr/bin/env python3
+"""Mutation score of the tests over everything around the arithmetic: files, loader, images, batches, reports, kernels.
+
+    python tests/trust/mutate_package.py --sample 100 --seed 1      so many mutants of all modules; survivors, the score
+    python tests/trust/mutate_package.py --module files --sample 0  all of the modules whose name holds a word
+    python tests/trust/mutate_package.py --list --sample 100        name them, run nothing
+
+A mutant is the package with one change: those of mutate.py, and a condition negated, `and` for `or`, a raise or a call
+left out. It is written into a copy of the checkout, so that processes which tests start have it too. The tests that
+judge it are those that call its function, found by running the test files of its module once under a profile; the
+fastest come first, and the first that fails kills. What is compiled calls no Python: a kernel is judged by all tests of
+its files. A mutant that takes ten times as long as its tests, and ten seconds more, is killed by the clock.
+
+Mutants remove wrong files: nothing outside of a temporary folder can be changed by them (cage.py).
+
+Not mutated: the text of messages, annotations, doc strings, and what mutate.py mutates (intseg/ops, intseg/arith).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cage
+from mutate import Mutant, changes
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("intseg", "kernels", "tools", "tests")
+"""Folders that are copied; of everything else in the checkout the copy has links."""
+
+LONGEST, PATIENCE = 10.0, 10.0
+"""A mutant may take so many times what its tests take, and so many seconds more."""
+
+TESTS: dict[str, tuple[str, ...]] = {
+    "intseg/files.py": ("test_files", "test_guards", "test_store"),
+    "intseg/errors.py": ("test_files", "test_report", "test_cli"),
+    "intseg/store.py": ("test_store", "test_guards"),
+    "intseg/graph.py": ("test_graph", "test_store"),
+    "intseg/api.py": ("test_api", "test_guards"),
+    "intseg/windows.py": ("test_windows", "test_image", "test_api"),
+    "intseg/backends.py": ("test_api", "test_cli"),
+    "intseg/images": ("test_image", "test_labels", "test_guards"),
+    "intseg/batch": ("test_batch", "test_evaluate", "test_labels", "test_guards"),
+    "intseg/plan": ("test_kernels",),
+    "intseg/workbench/diff.py": ("test_diff", "test_guards"),
+    "intseg/workbench/dump.py": ("test_dump", "test_guards"),
+    "intseg/workbench/trace.py": ("test_trace", "test_guards"),
+    "intseg/cli": ("test_cli", "test_batch"),
+    "kernels": ("test_kernels",),
+}
+"""Module or folder -> the test files that judge it."""
+
+EQUIVALENT: dict[str, str] = {}
+"""Mutants that no test can kill, by their key, and why."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mutants
+# ---------------------------------------------------------------------------------------------------------------------
+
+Path_ = tuple[tuple[str, int | None], ...]
+"""How to walk from a node to one below it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mutant that is not made yet: in which function of a file (its number and its name), where, and to what."""
+
+    file: str
+    number: int
+    function: str
+    path: Path_
+    new: ast.AST
+
+    def mutant(self) -> Mutant:
+        """The whole module with the change."""
+        tree = ast.parse((ROOT / self.file).read_text(encoding="utf-8"))
+        mutated = copy.deepcopy(tree)
+        (_, before), (_, after) = (list(_functions(t, ""))[self.number] for t in (tree, mutated))
+        _put(after, self.path, self.new)
+        ast.fix_missing_locations(mutated)
+        line = _at(before, self.path).lineno
+        return Mutant(self.file, self.function, line, _line(before, self.path), _line(after, self.path), mutated)
+
+
+def changes_of(file: str) -> Iterator[Change]:
+    """Every mutant of a module, in source order."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    for number, (name, function) in enumerate(_functions(tree, "")):
+        for path, node in _places(function):
+            for new in [*changes(node), *_guards(node)] if isinstance(node, ast.expr) else _dropped(node):
+                yield Change(file, number, name, path, new)
+
+
+def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions and methods with their qualified names; a nested function belongs to the one around it."""
+    for item in ast.iter_child_nodes(tree):
+        if isinstance(item, ast.ClassDef):
+            yield from _functions(item, f"{prefix}{item.name}.")
+        elif isinstance(item, ast.FunctionDef):
+            yield prefix + item.name, item
+        elif isinstance(item, ast.If | ast.Try):
+            yield from _functions(item, prefix)
+
+
+def _places(root: ast.AST, path: Path_ = ()) -> Iterator[tuple[Path_, ast.expr | ast.stmt]]:
+    """What may change below a node: no text of messages, no annotations, no doc strings, no decorators."""
+    for name, value in ast.iter_fields(root):
+        if name in ("annotation", "returns", "decorator_list", "ctx", "type_comment"):
+            continue
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr) or _is_told(child):
+                continue
+            here = (*path, (name, index))
+            if isinstance(child, ast.expr | ast.stmt):
+                yield here, child
+            if not isinstance(child, ast.Raise):
+                yield from _places(child, here)
+
+
+def _is_told(item: ast.AST) -> bool:
+    """A doc string, or strict=True of zip: what is said about code that is right."""
+    doc = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)
+    return doc or (isinstance(item, ast.keyword) and item.arg == "strict")
+
+
+def _guards(item: ast.expr) -> Iterator[ast.expr]:
+    """Changes of conditions."""
+    if isinstance(item, ast.BoolOp):
+        yield ast.BoolOp(ast.Or() if isinstance(item.op, ast.And) else ast.And(), item.values)
+        yield from item.values if len(item.values) == 2 else ()
+    elif isinstance(item, ast.UnaryOp) and isinstance(item.op, ast.Not):
+        yield item.operand
+    elif isinstance(item, ast.Compare) and len(item.ops) == 1 and isinstance(item.ops[0], ast.In | ast.NotIn):
+        other = ast.NotIn() if isinstance(item.ops[0], ast.In) else ast.In()
+        yield ast.Compare(item.left, [other], item.comparators)
+
+
+def _dropped(item: ast.stmt) -> Iterator[ast.stmt]:
+    """A raise or a call left out, a condition negated."""
+    if isinstance(item, ast.Raise) or (isinstance(item, ast.Expr) and isinstance(item.value, ast.Call)):
+        yield ast.Pass()
+    elif isinstance(item, ast.If):
+        yield ast.If(ast.UnaryOp(ast.Not(), item.test), item.body, item.orelse)
+
+
+def _at(root: Any, path: Path_) -> Any:
+    for name, index in path:
+        root = getattr(root, name) if index is None else getattr(root, name)[index]
+    return root
+
+
+def _put(root: Any, path: Path_, new: ast.AST) -> None:
+    root = _at(root, path[:-1])
+    name, index = path[-1]
+    if index is None:
+        setattr(root, name, new)
+    else:
+        getattr(root, name)[index] = new
+
+
+def _line(root: Any, path: Path_) -> str:
+    """The innermost statement on the way, as one line."""
+    found = root
+    for name, index in path:
+        root = getattr(root, name) if index is None else getattr(root, name)[index]
+        found = root if isinstance(root, ast.stmt) else found
+    lines = ast.unparse(found).splitlines()
+    return lines[0] if not isinstance(found, ast.FunctionDef) else "parameters"
+
+
+def all_changes(word: str) -> list[Change]:
+    """Every mutant of the modules of TESTS whose path holds a word."""
+    files = sorted({path for place in TESTS for path in _sources(place) if word in path})
+    return [change for file in files for change in changes_of(file)]
+
+
+def _sources(place: str) -> Iterator[str]:
+    path = ROOT / place
+    for file in [path] if path.is_file() else sorted(path.glob("*.py")):
+        yield file.relative_to(ROOT).as_posix()
+
+
+def tests_of(file: str) -> tuple[str, ...]:
+    """The test files that judge a module."""
+    names = TESTS.get(file) or next(tests for place, tests in TESTS.items() if Path(place) in Path(file).parents)
+    return tuple(f"tests/{name}.py" for name in names)
+
+
+def drawn(found: list[Change], sample: int, seed: int) -> list[Change]:
+    """So many mutants, each module in turn, so that small modules are not lost among large ones; 0 for all."""
+    if not sample or sample >= len(found):
+        return found
+    by_file: dict[str, list[Change]] = defaultdict(list)
+    for change in found:
+        by_file[change.file].append(change)
+    r = random.Random(seed)
+    for rest in by_file.values():
+        r.shuffle(rest)
+    order = sorted(by_file)
+    r.shuffle(order)
+    chosen: list[Change] = []
+    while len(chosen) < sample:
+        chosen += [by_file[file].pop() for file in order if by_file[file]]
+    return chosen[:sample]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test that calls a function, and the seconds that it takes."""
+
+    name: str
+    seconds: float
+
+
+class Callers:
+    """A pytest plugin: which functions of the package every test calls, and the tests that fail anyway."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root) + os.sep
+        self.calls: dict[str, dict[str, float]] = {}
+        self.failed: list[str] = []
+        self._seen: set[Any] = set()
+
+    def pytest_runtest_protocol(self, item: Any, nextitem: object) -> None:
+        """Begin a test: its fixtures count too."""
+        self._seen = set()
+        self._start, self._name = time.monotonic(), item.nodeid
+        sys.setprofile(self._profile)
+
+    def pytest_runtest_logfinish(self, nodeid: str, location: object) -> None:
+        """End it."""
+        sys.setprofile(None)
+        seconds = time.monotonic() - self._start
+        for code in self._seen:
+            file = code.co_filename
+            if file.startswith(self.root):
+                key = f"{os.path.relpath(file, self.root)}:{code.co_qualname.split('.<locals>')[0]}"
+                self.calls.setdefault(key, {})[nodeid] = seconds
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Note a failure."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def _profile(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            self._seen.add(frame.f_code)
+
+
+class Workshop:
+    """A copy of the checkout in which one file at a time is mutated, and a process that forks for every run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "checkout"
+        self.root.mkdir()
+        for item in ROOT.iterdir():
+            if item.name in COPIED:
+                leave_out = shutil.ignore_patterns("__pycache__", "*.safetensors" if item.name == "intseg" else "")
+                shutil.copytree(item, self.root / item.name, symlinks=True, ignore=leave_out)
+            elif not item.name.startswith((".git", ".hypothesis", ".pytest", ".mypy", ".ruff")):
+                (self.root / item.name).symlink_to(item)
+        for model in (ROOT / "intseg" / "models").glob("*.safetensors"):
+            (self.root / "intseg" / "models" / model.name).symlink_to(model)
+        shutil.copy(cage.__file__, self.root / "sitecustomize.py")
+        self.temporary = folder / "tmp"
+        self.cache = self.temporary / "cache"
+        self._empty()
+        self.calls: dict[str, dict[str, float]] = {}
+        self.failed: set[str] = set()
+
+    def look(self, files: Sequence[str]) -> None:
+        """Run test files once: who calls what."""
+        out = self.temporary / "calls.json"
+        code = self._fork([*files, "-q"], None, out)
+        document = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        if code not in (0, 1) or not document:
+            raise SystemExit(f"mutate_package.py: the tests do not run unmutated (status {code}): {' '.join(files)}")
+        self.calls, self.failed = document["calls"], set(document["failed"])
+        self._empty()
+
+    def _empty(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.cache.mkdir(0o700, parents=True)
+
+    def judges(self, mutant: Mutant) -> list[Test]:
+        """The tests of a mutant, the fastest first; of a kernel all that call anything of its file."""
+        found: dict[str, float] = {}
+        for key, tests in self.calls.items():
+            file, _, function = key.partition(":")
+            if file == mutant.file and (function == mutant.function or file.startswith("kernels")):
+                found |= tests
+        if mutant.file.startswith("kernels") and not found:
+            found = {name: s for tests in self.calls.values() for name, s in tests.items() if "test_kernels" in name}
+        return sorted((Test(n, s) for n, s in found.items() if n not in self.failed), key=lambda test: test.seconds)
+
+    def survives(self, mutant: Mutant, tests: Sequence[Test]) -> bool:
+        """Whether every test passes with the change."""
+        place = self.root / mutant.file
+        original = place.read_bytes()
+        place.write_text(ast.unparse(mutant.tree) + "\n", encoding="utf-8")
+        try:
+            limit = PATIENCE + LONGEST * sum(test.seconds for test in tests)
+            return self._fork([*(test.name for test in tests), "-x", "-q"], limit, None) == 0
+        finally:
+            place.write_bytes(original)
+
+    def _fork(self, arguments: Sequence[str], limit: float | None, out: Path | None) -> int | None:
+        """The exit status of pytest in a child; None when the clock ended it."""
+        child = os.fork()
+        if not child:
+            try:
+                os.setsid()
+                os._exit(self._run(list(arguments), out))
+            finally:  # whatever is raised: nothing of the parent's is cleaned up here
+                os._exit(70)
+        end = None if limit is None else time.monotonic() + limit
+        while True:
+            found, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            if end is not None and time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return None
+            time.sleep(0.05)
+
+    def _run(self, arguments: list[str], out: Path | None) -> int:
+        import pytest
+
+        os.chdir(self.root)
+        sys.path[:] = [str(self.root), *(p for p in sys.path if not p.startswith(str(ROOT)) and p not in ("", "."))]
+        os.environ |= {"PYTHONPATH": str(self.root), "INTSEG_CACHE_DIR": str(self.cache), "CAGE": str(self.temporary)}
+        os.environ |= {"TMPDIR": str(self.temporary), "HOME": str(self.temporary)}
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(self.temporary / "hypothesis")
+        tempfile.tempdir = None
+        for name in [name for name in sys.modules if name.split(".")[0] in ("intseg", "mutate", "tests")]:
+            del sys.modules[name]
+        quiet = os.open(os.environ.get("MUTATE_LOG", os.devnull), os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        for descriptor in range(3):
+            os.dup2(quiet, descriptor)
+        cage.enter(str(self.temporary))
+        callers = Callers(self.root)
+        plugins: list[object] = [callers] if out is not None else []
+        code = int(pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:randomly"], plugins))
+        if out is not None:
+            out.write_text(json.dumps({"calls": callers.calls, "failed": callers.failed}), encoding="utf-8")
+        return code
+
+
+def preload() -> None:
+    """What every run imports: once, before the forks."""
+    import numpy
+    import PIL.Image
+    import pytest
+    import safetensors.numpy
+
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    assert all((numpy, PIL.Image, pytest, safetensors.numpy))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line: 0 when at least 95 % are killed or argued, else 1."""
+    parser = argparse.ArgumentParser(prog="mutate_package.py", description="Mutation score of the tests.")
+    parser.add_argument("--module", default="", metavar="WORD", help="only modules whose path holds it")
+    parser.add_argument("--sample", type=int, default=100, metavar="N", help="so many mutants (100); 0 for all")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
+    parser.add_argument("--list", action="store_true", help="name the mutants and stop")
+    args = parser.parse_args(argv)
+    found = all_changes(args.module)
+    chosen = drawn(found, args.sample, args.seed)
+    if args.list:
+        print("\n".join(str(change.mutant()) for change in chosen))
+        return 0
+    if not chosen:
+        print(
+            f"mutate_package.py: no module holds {args.module!r}, expected one of {', '.join(TESTS)}", file=sys.stderr
+        )
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        return _score(found, chosen, Path(folder))
+
+
+def _score(found: list[Change], chosen: list[Change], folder: Path) -> int:
+    preload()
+    workshop = Workshop(folder)
+    start = time.monotonic()
+    workshop.look(sorted({file for change in chosen for file in tests_of(change.file)}))
+    print(
+        f"unmutated: {time.monotonic() - start:.0f} s, {len(workshop.failed)} tests fail and are left out", flush=True
+    )
+    killed: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+    argued = 0
+    for mutant in (change.mutant() for change in chosen):
+        if mutant.key in EQUIVALENT:
+            argued += 1
+            continue
+        tests = workshop.judges(mutant)
+        lives = not tests or workshop.survives(mutant, tests)
+        (survived if lives else killed)[mutant.file] += 1
+        if lives:
+            print(f"survivor{'' if tests else ' (no test calls it)'}: {mutant}", flush=True)
+    for file in sorted(killed | survived):
+        print(f"{file:36} {killed[file]:4} of {killed[file] + survived[file]:4} killed")
+    counted, dead = killed.total() + survived.total(), killed.total()
+    score = 100 * dead / max(counted, 1)
+    print(
+        f"{len(chosen)} of {len(found)} mutants in {time.monotonic() - start:.0f} s: {argued} argued, "
+        f"{dead} of {counted} killed: {score:.1f} %"
+    )
+    return 0 if score >= 95 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
