@@ -412,10 +412,11 @@ def _take_over(descriptor: int, old: os.stat_result | None) -> None:
     if old is None or fcntl is None:
         return
     mode, made = old.st_mode & 0o777, os.fstat(descriptor)
-    for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
-        if owner not in (-1, made.st_uid) or group not in (-1, made.st_gid):
-            with contextlib.suppress(OSError):
-                os.fchown(descriptor, owner, group)
+    with contextlib.suppress(OSError):
+        if made.st_gid != old.st_gid:
+            os.fchown(descriptor, -1, old.st_gid)
+        if made.st_uid != old.st_uid:
+            os.fchown(descriptor, old.st_uid, -1)
     if os.fstat(descriptor).st_gid != old.st_gid:
         mode &= 0o707  # what one group was allowed is not for another
     os.fchmod(descriptor, mode)

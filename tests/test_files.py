@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -211,6 +213,24 @@ def test_another_name_of_the_file_keeps_the_old_content(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_bytes() == b"old"
 
 
+def test_a_leftover_goes_once_nobody_holds_it(tmp_path: Path) -> None:
+    """Files and folders, of this name only, in every folder that is named."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".a.00000000.part").write_bytes(b"half")
+    (tmp_path / "other" / ".a.00000001.part").mkdir()
+    (tmp_path / "other" / ".a.00000001.part" / "b").write_bytes(b"half")
+    (tmp_path / "other" / ".c.00000002.part").mkdir()
+    held = os.open(tmp_path / ".a.00000003.part", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    files.remove_leftovers([tmp_path / "a", tmp_path / "other" / "a", tmp_path / "none" / "a"])
+    os.close(held)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        ".a.00000003.part",
+        "other",
+        "other/.c.00000002.part",
+    ]
+
+
 def test_leftovers_that_are_planted_stay_what_they_are(tmp_path: Path) -> None:
     """A link to a folder, a pipe, a device: nothing is followed, opened for long, or removed."""
     (tmp_path / "victim").mkdir()
@@ -247,6 +267,137 @@ def test_a_journal_belongs_to_one_process(tmp_path: Path) -> None:
         journal.read(3)
     journal.close()
     files.Growing(tmp_path / "a").close()  # its owner is gone
+
+
+# --------------------------------------------------------------------------- whole or not at all, and what is left
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+_DIE = """
+import os, signal, sys
+from pathlib import Path
+from intseg import files
+if sys.argv[2] == "file":
+    with files.Replacement(Path(sys.argv[1])) as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+with files.new_folder(Path(sys.argv[1])) as folder:
+    (folder / "a").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_leaves_goes_with_the_next_write(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", _DIE, str(target), kind], cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+        (left,) = names(tmp_path)
+        assert files._LEFTOVER.fullmatch(left)
+    (tmp_path / ".b.01234567.part").write_bytes(b"of another name")
+    if kind == "file":
+        files.write_atomically(target, b"whole")
+    else:
+        with files.new_folder(target) as folder:
+            (folder / "a").write_bytes(b"whole")
+    assert names(tmp_path) == [".b.01234567.part", "a"]
+
+
+def test_what_a_living_writer_works_on_stays(tmp_path: Path) -> None:
+    with files.Replacement(tmp_path / "a") as first, files.Replacement(tmp_path / "a") as second:
+        first.write(b"first")
+        second.write(b"second")
+        assert len(names(tmp_path)) == 2
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["a"]
+    with files.new_folder(tmp_path / "b") as folder:
+        files.remove_leftovers([tmp_path / "b"])
+        (folder / "c").write_bytes(b"")
+    assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, InputError])
+def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def half_a_file() -> None:
+        with files.Replacement(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+
+    def half_a_folder() -> None:
+        with files.new_folder(tmp_path / "a") as folder:
+            (folder / "b").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        half_a_file()
+    with pytest.raises((error, InputError)):
+        half_a_folder()
+    assert names(tmp_path) == []
+
+
+def test_names_as_long_as_the_file_system_takes_them(tmp_path: Path) -> None:
+    longest = tmp_path / ("\N{SNOWMAN}" * 85)
+    files.write_atomically(longest, b"1")
+    assert longest.read_bytes() == b"1"
+
+
+def test_a_new_folder_replaces_an_empty_one_only(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with files.new_folder(tmp_path / "a") as folder:
+        (folder / "b").mkdir()
+    with pytest.raises(InputError, match="not an empty folder"), files.new_folder(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"]
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts system calls as Linux makes them")
+def test_file_and_folder_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    files.write_atomically(tmp_path / "a", b"1")
+    assert [Path(name).parent if ".part" in name else name for name in flushed] == [tmp_path, str(tmp_path)]
+    flushed.clear()
+    with files.new_folder(tmp_path / "b") as folder:
+        (folder / "c").write_bytes(b"")
+    assert flushed == [f"{folder}/c", str(folder), str(tmp_path)]
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON
+
+DEEP = "[" * 990 + "]" * 990
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        '{"a":' * 3000,
+        "NaN",
+        "[1e999]",
+        "9" * 5000,
+        "[" * 33 + "]" * 33,
+        "{",
+        b"\xff",
+        "",
+        r'"\ud800"',
+        rb'{"\udfff": 1}',
+    ],
+    ids=lambda t: "text",
+)
+def test_json_that_is_none(text: str | bytes):
+    with pytest.raises(ValueError):  # noqa: PT011  any
+        files.parse_json(text)
+    assert files.parse_json("[" * 32 + "]" * 32) == files.parse_json(b"[" * 32 + b"]" * 32)
+    assert files.parse_json(r'{"\ud83d\ude00": [1, 2.5, "\u00e9"]}') == {"\U0001f600": [1, 2.5, "é"]}
 
 
 # ----------------------------------------------------------------------------------------------------- before work

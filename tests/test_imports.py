@@ -15,7 +15,7 @@ SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if not {"kernels", "tools"} & 
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
 LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "resize", "windows", "plan.lanes", "prove"]
-LAYERS += ["strict_json", "build", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
+LAYERS += ["build", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
 

@@ -47,6 +47,7 @@ def write(folder: Path) -> int:
             data = made / name / "test_data_set_0"
             data.mkdir(parents=True)
             for file, content in files_of(call).items():
-                ((data.parent if file == "model.onnx" else data) / file).write_bytes(content)
+                with files.create((data.parent if file == "model.onnx" else data) / file) as out:
+                    out.write(content)
             number += 1
     return number
