@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import node, tiny, with_attr, with_element, with_tensor
+from graphs import COEFFICIENTS, SOFTMAX, node, tiny, with_attr, with_element, with_tensor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import CASES
@@ -196,12 +196,12 @@ def test_partial_sums_in_any_order_stay_inside_the_bound_of_the_kernels() -> Non
 def test_byte_planes_of_probabilities_stay_inside_the_bound(count: int, source: random.Random) -> None:
     """The fused attention sums the low bytes, the high bytes times 2^8, and both, of probabilities times values."""
     logits = np.array([[source.choice([-300, 0, 1, 40, 800]) for _ in range(count)]], np.int16)
-    p = RUN["softmax2"](logits, frac_bits=8, a1=21955, a2=5571)
+    p = RUN[SOFTMAX](logits, **COEFFICIENTS)
     low, high = sorted(source.choices(range(-128, 128), k=2))
     v = np.array([[source.choice([low, high])] for _ in range(count)], np.int8)
     params = {"mult": np.array([1], np.int32), "shift": np.array([1], np.int8)}
     case = Call("matmul", [p, v], params, {"transpose_b": 0, "out": "int8"})
-    row_sum = OPS["softmax2"].check([Value("int16", p.shape)], {}, {}).row_sum
+    row_sum = OPS[SOFTMAX].check([Value("int16", p.shape)], {}, {}).row_sum
     proof = prove_case(case, [Interval(0, 32767, row_sum), Interval(low, high)])
     bound = next(register for register in proof.registers if register.name == "partial")
     order = np.array(source.sample(range(count), count))
@@ -288,10 +288,10 @@ def test_models_prove_and_witnesses_come_near(path: Path) -> None:
             for name in ("acc", "product", "sum"):
                 if name in named:
                     assert 2 * abs(named[name].witness or 0) >= abs(named[name].bound), (proof.name, name)
-        elif proof.op in ("layernorm", "l2norm"):
+        elif EXAMS[proof.op].kind in ("LayerNorm", "L2 norm"):
             for name in ("variance", "isqrt", "reciprocal", "normalized"):
                 assert 2 * abs(named[name].witness or 0) >= abs(named[name].bound), (proof.name, name)
-        elif proof.op in ("softmax2", "shiftmax"):
+        elif proof.op in (SOFTMAX, "shiftmax"):
             for name in ("exponential", "row_sum", "result"):
                 assert 2 * (named[name].witness or 0) >= named[name].bound, (proof.name, name)
 

@@ -58,7 +58,7 @@ RECIPES = {
     "paper-kept": dataclasses.replace(NAMED["paper"], l2norm=True),
     "paper-bilinear": dataclasses.replace(NAMED["paper"], upsample="bilinear"),
     "intseg-nearest": dataclasses.replace(NAMED["intseg"], upsample="nearest"),
-    "intseg-softmax": dataclasses.replace(NAMED["paper"], softmax=NAMED["intseg"].softmax, int_div="normalized"),
+    "softmax2": dataclasses.replace(NAMED["paper"], softmax="softmax2", int_div="normalized"),
     "shiftmax-normalized": dataclasses.replace(NAMED["i-vit"], int_div="normalized"),
     "shiftmax-table": dataclasses.replace(NAMED["intseg"], softmax="shiftmax", int_div="paper"),
     "intseg-ema": dataclasses.replace(NAMED["intseg"], ranges="ema"),

@@ -24,7 +24,9 @@ import copy
 import functools
 import importlib.machinery
 import importlib.util
+import inspect
 import json
+import re
 import signal
 import sys
 import types
@@ -41,7 +43,7 @@ from intseg import store
 from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.images import decode as pictures
-from intseg.ops import RUN
+from intseg.ops import OPS, RUN
 from intseg.windows import cut_windows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -455,19 +457,15 @@ def killer(mutant: Mutant | None, suite: Suite) -> str | None:
 
 
 def _users(mutant: Mutant | None) -> tuple[str, ...]:
-    """Ops worth trying first."""
+    """Ops worth trying first: those of the file, or whose files call a function of it."""
     if mutant is None:
         return ()
-    name = Path(mutant.file).stem
-    return {
-        "class_map": ("upsample_bilinear", "argmax", "upsample_nearest"),
-        "gelu": ("gelu_table", "sigmoid_gelu", "shift_gelu"),
-        "tokens": ("concat", "slice", "split_heads", "merge_heads", "to_grid"),
-        "interpolation": ("upsample_bilinear",),
-        "norm": ("layernorm", "l2norm"),
-        "exponential": ("shiftmax", "shift_gelu"),
-        "division": ("shiftmax", "softmax2", "shift_gelu"),
-    }.get(name, (name,))
+    path = ROOT / "intseg" / mutant.file
+    functions = re.findall(r"^ *def (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    called = re.compile(rf"\bm\.({'|'.join(functions)})\(")
+    files = {op: Path(inspect.getfile(found.define)) for op, found in OPS.items()}
+    texts = {file: file.read_text(encoding="utf-8") for file in files.values()}
+    return tuple(op for op, file in files.items() if file.name == path.name or called.search(texts[file]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
