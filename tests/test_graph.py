@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from graphs import tiny, with_attr, with_element, with_info, with_node, with_tensor
 
+from intseg.build import GraphBuilder
 from intseg.errors import IntsegError, ModelError
 from intseg.graph import Graph, validate
 from intseg.ops import OPS, Value
@@ -388,3 +389,17 @@ def test_messages_are_one_line():
         with pytest.raises(ModelError) as caught:
             validate(graph)
         assert re.fullmatch(r"[^\n]+", str(caught.value))
+
+
+# Builder
+
+
+def test_the_builder_infers_shares_tensors_and_refuses():
+    b = GraphBuilder(graphs.INFO)
+    x = b.node("input", "quantize_input", "image", table=b.tensor("t", np.zeros((3, 256), np.int8)))
+    b.node("again", "quantize_input", "image", table="t")
+    assert b.values[b.node("patches", "patchify", x, patch=4)] == Value("int8", (4, 48))
+    assert [n.params for n in b.nodes] == [{"table": "t"}, {"table": "t"}, {}]
+    with pytest.raises(ModelError, match="3 x 3"):
+        b.node("more", "patchify", x, patch=3)
+    assert [n.name for n in b.nodes] == ["input", "again", "patches"]

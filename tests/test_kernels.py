@@ -16,35 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 from compare import assert_equal
+from graphs import SOFTMAX
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_graphs import Dice, same_shape
 from strategies import CASES
 
 from intseg import backends
 from intseg.errors import UsageError
+from intseg.exam import EXAMS
 from intseg.executor import execute
 from intseg.graph import Graph, Node, validate
-from intseg.ops import RUN, Array, Call
+from intseg.ops import OPS, RUN, Array, Call, Value
 
 pytest.importorskip("numba")
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 CLOSE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-FAST_OPS = (
-    "quantize_input",
-    "linear",
-    "matmul",
-    "add",
-    "layernorm",
-    "l2norm",
-    "softmax2",
-    "shiftmax",
-    "exp_weights",
-    "weighted_mean",
-    "gelu_table",
-    "shift_gelu",
-    "sigmoid_gelu",
-)
+FAST_OPS = tuple(op for op, run in backends.table("numba").items() if run is not RUN[op])
 
 
 def load_bench() -> Any:
@@ -71,11 +60,6 @@ def test_kernel_equals_its_op(op: str) -> None:
         check(op, *case.inputs, **case.params, **case.attrs)
 
     run()
-
-
-def test_every_fast_entry_is_tested() -> None:
-    table = backends.table("numba")
-    assert {op for op in RUN if table[op] is not RUN[op]} == set(FAST_OPS)
 
 
 def rows(dtype: str, count: int, width: int) -> Iterator[Array]:
@@ -113,24 +97,14 @@ def test_linear_on_adversarial_operands(tokens: int, depth: int, width: int, out
 
 
 @pytest.mark.parametrize("width", [1, 2, 15, 16, 31, 33, 64, 192, 200])
-def test_row_kernels_on_adversarial_rows(width: int) -> None:
-    mult = np.resize([2**31 - 1, -(2**31) + 1, 0, 1, 2**30], width).astype(np.int32)
-    bias = np.resize([2**61 - 1, -(2**61) + 1, 0, 2**40], width)
-    table = np.random.default_rng(0).integers(-128, 128, 256).astype(np.int8)
-    gelu = {"i0": 32, "k_inter": 23, "lam": 6, "int_div_kind": "paper", "k_out": 8, "mult": 2**30, "shift": 37}
-    for x in rows("int16", 5, width):
-        for shift in (1, 31, 32, 50, 62):
-            for out in ("int8", "int16"):
-                check("layernorm", x, mult=mult, bias=bias, shift=shift, out=out)
-                check("layernorm", x, mult=mult, bias=bias >> 30, shift=shift, out=out)
-            check("l2norm", x, mult=2**31 - 1, shift=shift)
-            check("add", x, x[::-1], mult_a=2**30, shift_a=30, mult_b=2 ** min(shift, 30), shift_b=shift)
-        check("add", x, x[::-1], mult_a=2**30, shift_a=30, mult_b=2**30, shift_b=30)
-        check("softmax2", x, frac_bits=10, a1=21955, a2=5571)
-    for x in rows("int8", 5, width):
-        check("gelu_table", x, table=table)
-        check("shift_gelu", x, **gelu)
-        check("sigmoid_gelu", x, **gelu)
+@pytest.mark.parametrize("op", sorted({*same_shape(), "add"} & {*FAST_OPS}))
+def test_row_kernels_on_adversarial_rows(op: str, width: int) -> None:
+    d, draw, kinds = Dice("adversarial", f"{op} {width}"), EXAMS[op].draw, OPS[op].inputs
+    for dtype in kinds[0]:
+        for x in rows(dtype, 5, width):
+            for _ in range(10):
+                drawn = draw(d, *[Value(dtype, x.shape)] * len(kinds))
+                check(op, *[x, x[::-1]][: len(kinds)], **drawn.params, **drawn.attrs)
 
 
 # Fused attention
@@ -143,7 +117,7 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     from intseg.plan.patterns import fuse_attention
 
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3 // heads
-    op = "softmax2" if "a1" in attrs else "shiftmax" if attrs else "exp_weights"
+    op = next(op for op in OPS if OPS[op].attrs.keys() == attrs.keys()) if attrs else "exp_weights"
     falling = np.array([255 * 2**7 // 2 ** (t / 13) for t in range(256)], np.int16)
     flat = np.where(np.arange(256) > 0, np.arange(256) * 127, 255 * 2**7)  # far keys weigh most
     params = {} if attrs else {"table": np.array([falling, flat, falling][:heads], np.int16)}
@@ -232,7 +206,7 @@ def test_padding_that_would_not_saturate_is_not_fused() -> None:
     one = np.ones(1, np.int32)
 
     def fits(mult: int, shift: int) -> bool:
-        return attention.pack_scores(one * mult, one.astype(np.int8) * shift, 64, "softmax2") is not None
+        return attention.pack_scores(one * mult, one.astype(np.int8) * shift, 64, SOFTMAX) is not None
 
     assert fits(2**30, 45)
     assert not fits(2**30, 46)

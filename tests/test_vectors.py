@@ -21,7 +21,7 @@ from intseg import api, backends, store
 from intseg.cli import main as cli
 from intseg.conformance import coverage, vectors
 from intseg.errors import InputError, MismatchError
-from intseg.exam import EXAMS
+from intseg.exam import EXAMS, Numbers
 from intseg.executor import execute
 from intseg.ops import OPS, RUN, Call, Value
 
@@ -166,6 +166,29 @@ def test_backends_agree_on_the_steps_around_the_graph(backend: str):
     for op, i, call in CALLS:
         if op not in OPS:
             assert_equal(vectors.run_call(call, fast), vectors.run_call(call, slow), f"{op} case {i}")
+
+
+def test_numbers_are_the_same_one_by_one_and_at_once():
+    """And those of the plain recurrence: packs and golden vectors hang on them."""
+    state, expected = 7, []
+    for _ in range(1500):
+        state = (6364136223846793005 * state + 1442695040888963407) % 2**64
+        expected.append(-100 + ((state >> 32) * 201 >> 32))
+    one = Numbers(7)
+    assert [one.within(-100, 100) for _ in expected] == expected
+    assert Numbers(7).array("int16", 1500, low=-100, high=100).tolist() == expected
+    wide = Numbers(7).array("int64", 5000)
+    assert (wide < -(2**62)).any()
+    assert (wide > 2**62).any()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_exam_without_a_draw_gives_valid_calls(op: str):
+    """What a new op has until somebody writes one."""
+    for seed in range(3):
+        call = replace(EXAMS[op], draw=None).any_call(Numbers(seed))
+        OPS[op].check([Value(x.dtype.name, x.shape) for x in call.inputs], call.params, call.attrs)
+        assert_equal(vectors.run_call(call, RUN), naive.evaluate(op, call.inputs, call.params, call.attrs), op)
 
 
 # Packs

@@ -137,10 +137,10 @@ class Dice(Numbers):
 
 @cache
 def same_shape() -> dict[str, list[Value]]:
-    """Ops of one input whose output has its shape, with outputs that they give."""
+    """Ops of one input, not of pixels, whose output has its shape, with outputs that they give."""
     found = {}
     for op, contract in OPS.items():
-        if len(contract.inputs) == 1 and EXAMS[op].draw is not None:
+        if len(contract.inputs) == 1 and "uint8" not in contract.inputs[0] and EXAMS[op].draw is not None:
             calls = [(call, Value(call.inputs[0].dtype.name, call.inputs[0].shape)) for call in EXAMS[op].calls()]
             outputs = [contract.check([x], call.params, call.attrs) for call, x in calls]
             if all(x.shape == out.shape for (_, x), out in zip(calls, outputs, strict=True)):
