@@ -134,4 +134,4 @@ def test_settings_the_machine_lacks_are_named() -> None:
 
 def test_the_lowest_versions_are_those_of_the_package() -> None:
     found = matrix.lowest()
-    assert set(found) == {"numpy", "numba", "pillow", "safetensors", "tqdm"}
+    assert set(found) == {"numpy", "numba", "pillow", "safetensors", "tqdm", "threadpoolctl"}
