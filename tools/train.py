@@ -222,6 +222,7 @@ def _train(args: argparse.Namespace) -> None:
     trainer = training.Trainer(model, float_scores, data, settings, args.output, args.device)
     if args.resume:
         trainer.resume()
+    model.config = dataclasses.replace(model.config, im_size=trainer.short_side)
     info = model_info(model.config, recipe_for("intseg"), "float", named)
     dataset = args.classes if args.classes in palettes.files() else args.layout
     print_plan(model, settings, len(data.pairs), len(val.pairs), args.every)
@@ -232,7 +233,7 @@ def _train(args: argparse.Namespace) -> None:
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
         score = val_miou(predict, info, val, args.device)
         if not val.pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
-            segmenter.save_checkpoint(averaged, args.output, dataset, trainer.short_side)
+            segmenter.save_checkpoint(averaged, args.output, dataset)
         return score
 
     trainer.run(args.every, measure)

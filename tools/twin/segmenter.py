@@ -854,20 +854,15 @@ def _count_blocks(state: State, side: str) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(
-    model: Segmenter, folder: str | os.PathLike[str], dataset: str = "", im_size: int | None = None
-) -> None:
+def save_checkpoint(model: Segmenter, folder: str | os.PathLike[str], dataset: str = "") -> None:
     """Write `checkpoint.pth` and `variant.yml` as published; each file appears whole or not at all.
 
     dataset  its name, from which conversion knows the classes' names; "" for none
-    im_size  short side in pixels of the images at the scale of training; None for the window's
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     variant = _variant_of(model.config)
-    if im_size is not None:
-        variant["inference_kwargs"]["im_size"] = im_size
     if dataset:
         variant["dataset_kwargs"] = {"dataset": dataset} | variant["dataset_kwargs"]
     text = yaml.safe_dump(variant, sort_keys=False)
