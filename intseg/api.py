@@ -13,7 +13,7 @@ import html
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
@@ -33,11 +33,11 @@ from intseg.errors import (
     printable,
     suggest,
 )
-from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
 from intseg.images import labels as label_images
 from intseg.images import overlay as overlays
+from intseg.ops import Run
 from intseg.windows import at_scale, cut_windows, merge_scores, require_narrow, size_note, tile
 
 if TYPE_CHECKING:
@@ -368,6 +368,7 @@ def run(  # type: ignore[overload-overlap]
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    ops: Mapping[str, Run] | None = None,
 ) -> Result: ...
 
 
@@ -377,6 +378,7 @@ def run(
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    ops: Mapping[str, Run] | None = None,
 ) -> Iterator[Result]: ...
 
 
@@ -385,6 +387,7 @@ def run(
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    ops: Mapping[str, Run] | None = None,
 ) -> Result | Iterator[Result]:
     """Segment an image, or several.
 
@@ -394,9 +397,15 @@ def run(
     weights  the name of a bundled model, a path, a `Model`, or None for the bundled default
     backend  "auto", "numpy" or "numba": the same bits
     threads  of the numba backend; None is every core
-    Raises InputError for the image, ModelError for the weights, UsageError for the backend; the last two at once.
+    ops      functions of your own in place of ops, by the name of an op or of a node (docs/OPS.md); the graph then runs
+             node by node
+    Raises InputError for the image, ModelError for the weights, UsageError for the backend and for what your own ops
+    give; ModelError and UsageError for the backend at once.
     """
     model, backend = load(weights), backends.resolve(backend)
+    if ops:
+        model = replace(model)
+        model._compiled[backend, threads] = backends.OwnOps(model.graph, backend, ops)
     if isinstance(image, (list, tuple, Iterator)) and not hasattr(image, "read"):  # an open file gives its lines
         model.compiled(backend, threads)
         return _run_each(iter(image), model, backend, threads)
@@ -416,13 +425,15 @@ def trace(
     image: ImageLike,
     weights: str | os.PathLike[str] | Model | None = None,
     backend: str = "numpy",
+    ops: Mapping[str, Run] | None = None,
 ) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
     """((top, left), outputs by node name in execution order) for every window of an image, row by row.
 
     Arguments and errors as of `run`. Nodes are never fused here, on no backend.
     """
     model = load(weights)
-    return _trace(_decode(image, model), model, backend)
+    own = backends.OwnOps(model.graph, backend, ops or {})
+    return _trace(_decode(image, model), model, own)
 
 
 def _decode(source: Any, model: Model) -> pictures.Picture:
@@ -447,13 +458,14 @@ def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", 
     return Result(labels, scores, rgb, model, backend, (*picture.notes, *size_note(info, height, width)))
 
 
-def _trace(picture: pictures.Picture, model: Model, backend: str) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
-    ops = backends.table(backend)
+def _trace(
+    picture: pictures.Picture, model: Model, forward: backends.OwnOps
+) -> Iterator[tuple[tuple[int, int], dict[str, Array]]]:
     for corner, window in cut_windows(picture.rgb, model.info):
         outputs: dict[str, Array] = {}
 
         def keep(node: Node, value: Array, outputs: dict[str, Array] = outputs) -> None:
             outputs[node.name] = value
 
-        execute(model.graph, window, ops, keep)
+        forward(window, keep)
         yield corner, outputs

@@ -9,12 +9,16 @@ import functools
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from intseg import resize as definition
 from intseg import windows
-from intseg.errors import UsageError, printable
+from intseg.errors import UsageError, printable, suggest
 from intseg.executor import execute
-from intseg.graph import Graph, ModelInfo
+from intseg.graph import Graph, ModelInfo, Node
 from intseg.ops import RUN, Array, Run
 
 Forward = Callable[[Array], Array]
@@ -93,6 +97,46 @@ def compile(graph: Graph, backend: str, threads: int | None = None) -> Forward:
     from intseg.plan.plan import Plan
 
     return Plan(graph, threads)
+
+
+class OwnOps:
+    """A graph run unfused, some of its ops computed by functions of the caller: a prototype among the definitions.
+
+    ops  op or node name -> function(*inputs, **params, **attrs), as `intseg.ops.RUN` has them
+    Raises UsageError for a name that neither an op nor a node of the graph has, and, when it runs, for a result that
+    is not what the node gives.
+    """
+
+    def __init__(self, graph: Graph, backend: str, ops: Mapping[str, Run]) -> None:
+        self.graph, self.ops = graph, ops
+        self.table = {**table(backend), **{node.name: self._of(node, backend) for node in graph.nodes}}
+        known = {name for node in graph.nodes for name in (node.name, node.op)}
+        for name in ops:
+            if name not in known:
+                raise UsageError(
+                    f"ops has {name!r}{suggest(name, known)}, which is neither an op nor a node of {graph.info.name}; "
+                    "intseg inspect lists them"
+                )
+        self.own = replace(graph, nodes=tuple(replace(node, op=node.name) for node in graph.nodes))
+
+    def _of(self, node: Node, backend: str) -> Run:
+        chosen = self.ops.get(node.name, self.ops.get(node.op))
+        return table(backend)[node.op] if chosen is None else functools.partial(_checked, node, chosen)
+
+    def __call__(self, window: Array, on_node: Callable[[Node, Array], None] | None = None) -> Array:
+        """The scores of a window; as `executor.execute`."""
+        return execute(self.own, window, self.table, on_node)
+
+
+def _checked(node: Node, op: Run, *inputs: Array, **arguments: Any) -> Array:
+    found = op(*inputs, **arguments)
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if dtype is None or (dtype.name, tuple(shape or ())) != (node.dtype, tuple(node.shape)):
+        what = type(found).__name__ if dtype is None else f"{dtype} {list(shape or ())}"
+        raise UsageError(
+            f"node {node.name}: your {node.op} gives {what}, expected {node.dtype} {list(node.shape)}; correct it"
+        )
+    return np.ascontiguousarray(found)
 
 
 def _run_numpy(graph: Graph, image: Array) -> Array:

@@ -477,3 +477,46 @@ def test_the_package_has_its_public_names_only() -> None:
     assert set(intseg.__all__) <= set(dir(intseg))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         intseg.nothing  # noqa: B018
+
+
+# ---------------------------------------------------------------------------------------------------------- own ops
+
+
+def test_an_op_of_ones_own_stands_in_for_one_op_or_one_node(weights: Path) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (21, 30, 3), np.uint8)
+    expected = intseg.run(image, weights, "numpy")
+    called: list[int] = []
+
+    def mine(x: np.ndarray, **arguments: object) -> np.ndarray:
+        called.append(1)
+        return RUN["layernorm"](x, **arguments)
+
+    assert np.array_equal(intseg.run(image, weights, "numpy", ops={"layernorm": mine}).scores, expected.scores)
+    graph = intseg.load(weights).graph
+    norms = [node for node in graph.nodes if node.op == "layernorm"]
+    windows = sum(1 for _ in intseg.trace(image, weights))
+    assert len(called) == len(norms) * windows > 0
+
+    def off(x: np.ndarray, **arguments: object) -> np.ndarray:
+        return RUN["layernorm"](x, **arguments) ^ 1
+
+    for (_, right), (_, wrong) in zip(
+        intseg.trace(image, weights), intseg.trace(image, weights, ops={norms[0].name: off}), strict=True
+    ):
+        assert list(wrong) == [node.name for node in graph.nodes]
+        assert np.array_equal(wrong[norms[0].name], right[norms[0].name] ^ 1)
+    assert isinstance(next(intseg.run([image], weights, "numpy", ops={"layernorm": off})), intseg.Result)
+
+
+@pytest.mark.parametrize(
+    ("ops", "words"),
+    [
+        ({"layernrm": abs}, r"'layernrm' \(did you mean layernorm\?\)"),
+        ({"layernorm": lambda x, **_: x[:-1]}, r"node \S+: your layernorm gives int16 \[\d+, \d+\], expected int"),
+        ({"layernorm": lambda x, **_: None}, "gives NoneType"),
+        ({"layernorm": lambda x, **_: x.tolist()}, "gives list"),
+    ],
+)
+def test_what_ones_own_op_may_not_give(weights: Path, ops: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        intseg.run(np.zeros((9, 9, 3), np.uint8), weights, "numpy", ops=ops)

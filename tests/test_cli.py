@@ -583,8 +583,8 @@ def test_every_argument_says_whether_it_is_read_or_written_and_every_number_has_
         for action in sub._actions:
             kind, where = action.type, f"{name} {action.option_strings or action.dest}"
             if action.metavar in FILES and action.dest != "overlay":
-                plain = (parser.Read, parser.ReadHeld, parser.Written, parser.WrittenFolder, _lines_file)
-                assert kind in plain or made(kind, "written"), where
+                path = isinstance(kind, type) and issubclass(kind, parser.Read | parser.Written)
+                assert path or kind is _lines_file or made(kind, "written"), where
             elif action.metavar in ("N", "I", "S", "BITS"):
                 assert made(kind, "whole"), where
             else:

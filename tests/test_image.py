@@ -287,10 +287,25 @@ def test_overlay_mixes_exactly() -> None:
     colours = np.array(palette, np.uint8)[labels]
     assert np.array_equal(overlays.overlay(RGB, labels, palette, 0), RGB)
     assert np.array_equal(overlays.overlay(RGB, labels, palette, 1), colours)
-    half = overlays.overlay(RGB, labels, palette, 0.5)
-    assert np.array_equal(half, (RGB.astype(int) + colours + 1) // 2)
+    grey = (RGB.astype(int) @ [77, 150, 29])[..., None] // 256
+    base = (RGB.astype(int) + grey + 1) // 2
+    wide = labels[:, :3] * 0 + 1  # of one class: no outline
+    assert np.array_equal(
+        overlays.overlay(RGB[:, :3], wide, palette, 0.5), (base[:, :3] + np.array(palette[1]) + 1) // 2
+    )
+    assert np.array_equal(overlays.overlay(RGB, labels, palette, 0.5), colours)  # all is outline
     white = np.full((5, 7, 3), 255, np.uint8)
     assert np.array_equal(overlays.overlay(white, labels * 0, palette, 0.3), white)
+
+
+def test_outlines_are_where_classes_meet() -> None:
+    labels = np.zeros((6, 8), np.uint16)
+    labels[2:, 3:] = 7
+    rows = ["........", "...#####", "..######", "..##....", "..##....", "..##...."]
+    assert ["".join(".#"[int(on)] for on in row) for row in overlays.outlines(labels)] == rows
+    thick = overlays.outlines(np.repeat(np.array([[0, 1]], np.uint8), 800, axis=0).repeat(400, axis=1))
+    assert thick[0].sum() == 4
+    assert not overlays.outlines(np.zeros((1, 1), np.uint8)).any()
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
