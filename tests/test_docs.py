@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
-RUN = ("README.md", "docs/FAQ.md", "docs/TUTORIAL.md", "docs/WORKBENCH.md")
+RUN = ("README.md", "docs/FAQ.md", "docs/TUTORIAL.md", "docs/WORKBENCH.md", "docs/OPS.md")
 """Pages of which every command is run."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -99,11 +99,11 @@ def test_the_conversion_of_the_readme(tmp_path: Path) -> None:
     for name in ("checkpoint.pth", "variant.yml"):
         shutil.copy(tmp_path / "checkpoint" / name, tmp_path)
     found = blocks("README.md", "sh")
-    assert len(found) == 3
-    install, _, convert = found[2].partition("\n")
+    assert len(found) == 4
+    install, _, convert = found[3].partition("\n")
     assert install.startswith("pip install")
     shell(convert, tmp_path)
-    shell("intseg infer photo.png -w model.safetensors", tmp_path)
+    assert (tmp_path / "photo_labels.png").is_file()
 
 
 def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
@@ -125,7 +125,17 @@ def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
     shell(f"{minimize} || [ $? = 1 ]", tmp_path)
     assert (tmp_path / "case.safetensors").stat().st_size > 0
     shell(case, tmp_path)
-    assert {file.name for file in (tmp_path / "bench").iterdir()} >= {"in0.hex", "expected.hex", "param.gamma.hex"}
+    assert {file.name for file in (tmp_path / "bench").iterdir()} >= {"in0.hex", "expected.hex", "param.mult.hex"}
+
+
+def test_the_page_on_own_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path / "street.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks("docs/OPS.md", "python"):
+        exec(compile(block, "OPS.md", "exec"), names)
+    (found,) = blocks("docs/OPS.md", "sh")
+    shell(found, tmp_path)  # it is the definition after all: nothing differs
 
 
 def commands() -> list[tuple[str, str]]:

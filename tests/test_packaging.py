@@ -31,7 +31,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     work: Path = tmp_path_factory.mktemp("packaging")
     checkout = work / "checkout"
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=LEAVE_OUT)
-    shutil.copy(ROOT / "docs" / "street_overlay.png", checkout / "docs")
     with tarfile.open(build("sdist", checkout, work)) as archive:
         archive.extractall(work / "unpacked", filter="data")
     (folder,) = (work / "unpacked").iterdir()

@@ -1,6 +1,7 @@
 """README.md tells the truth: its code runs, its picture is what the command draws, its files exist."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import intseg
+from intseg.tools import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,7 +18,8 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     street = tmp_path / "golden" / "images" / "street.png"
     street.parent.mkdir(parents=True)
-    street.write_bytes((ROOT / "golden" / "images" / "street.png").read_bytes())
+    shutil.copy(ROOT / "golden" / "images" / "street.png", street)
+    shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -26,18 +29,20 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = names["result"]
     assert isinstance(result, intseg.Result)
     assert (result.labels.shape, result.scores.shape) == ((360, 480), (23, 30, 11))
-    assert (tmp_path / "labels.png").is_file()
-    assert (tmp_path / "overlay.png").is_file()
-    outputs = names["outputs"]
-    assert isinstance(outputs, dict)
-    assert outputs["encoder.blocks.0.attn.softmax"].shape == (3, 257, 257)
+    said = re.findall(r'"(\w+)": (0\.\d\d)', blocks[1])
+    assert said
+    assert {name: f"{result.shares()[name]:.2f}" for name, _ in said} == dict(said)
+    for name in ("labels.png", "overlay.png", "mine.npz"):
+        assert (tmp_path / name).is_file()
+
+
+def test_the_measured_parts_are_what_is_measured() -> None:
+    assert readme.filled(TEXT) == TEXT
 
 
 def test_the_picture_is_what_the_command_draws() -> None:
-    result = intseg.run(ROOT / "golden" / "images" / "street.png")
-    drawn = np.asarray(result.overlay(legend=True).convert("RGB"))[: result.labels.shape[0]]
-    shown = np.asarray(Image.open(ROOT / "docs" / "street_overlay.png").convert("RGB"))[: result.labels.shape[0]]
-    assert np.array_equal(drawn, shown)  # the legend below is text: its pixels change with Pillow's font
+    shown = np.asarray(Image.open(ROOT / "docs" / "street.png").convert("RGB"))[:360]
+    assert np.array_equal(np.asarray(readme.picture())[:360], shown)  # the legend is text: of Pillow's font
 
 
 def test_the_bundled_model_finds_most_of_the_street() -> None:
@@ -49,5 +54,6 @@ def test_the_bundled_model_finds_most_of_the_street() -> None:
 
 def test_links_lead_somewhere() -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in target]
+    assert {target for target in targets if target.startswith("docs/")} >= {"docs/street.png", "docs/WORKBENCH.md"}
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -23,7 +23,7 @@ from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import overlay as overlays
 from intseg.reports.markup import escape, number
-from intseg.windows import cut_windows
+from intseg.windows import cut_windows, image_scores
 
 Array = NDArray[Any]
 
@@ -54,13 +54,13 @@ class Layer:
 class Look:
     """An image with everything the page says about it.
 
-    margins  int32 [h, w]: best minus second best score of every cell of the patch grid
+    margins  int32 or int64 [h, w]: best minus second best score of every cell of the patch grid
     layers   in execution order; empty when they were not asked for
     """
 
     name: str
     result: api.Result
-    margins: NDArray[np.int32]
+    margins: NDArray[np.signedinteger[Any]]
     layers: tuple[Layer, ...]
 
 
@@ -68,15 +68,25 @@ def look(image: Any, model: api.Model, backend: str = "auto", threads: int | Non
     """Run a model on an image and collect what the page shows. Arguments and errors as of `api.run`."""
     result = api.run(image, model, backend, threads)
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
-    return Look(str(name), result, margins(result.scores), _layers(result) if layers else ())
+    return Look(str(name), result, margins(_cells(result)), _layers(result) if layers else ())
 
 
-def margins(scores: NDArray[np.int32]) -> NDArray[np.int32]:
+def _cells(result: api.Result) -> NDArray[np.signedinteger[Any]]:
+    """Scores [h, w, C] of the cells: merged on the grid, or of the pixels in their middle where windows merge there."""
+    if result.scores.ndim == 3:
+        return result.scores
+    info, (height, width) = result.model.info, result.labels.shape
+    middles = range(min(info.patch // 2, height - 1), height, info.patch)
+    rows = [image_scores(result.scores, info, height, width, y, y + 1)[0] for y in middles]
+    return np.stack(rows)[:, min(info.patch // 2, width - 1) :: info.patch]
+
+
+def margins(scores: NDArray[np.signedinteger[Any]]) -> NDArray[np.signedinteger[Any]]:
     """Best minus second best score of every cell; 0 for a model of one class."""
     if scores.shape[-1] == 1:
-        return np.zeros(scores.shape[:-1], np.int32)
+        return np.zeros(scores.shape[:-1], scores.dtype)
     best = np.partition(scores, -2, axis=-1)
-    difference: NDArray[np.int32] = best[..., -1] - best[..., -2]
+    difference: NDArray[np.signedinteger[Any]] = best[..., -1] - best[..., -2]
     return difference
 
 

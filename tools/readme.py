@@ -1,0 +1,108 @@
+"""The parts of README.md that are measured: between its comments `begin NAME` and `end NAME`, and docs/street.png.
+
+Accuracy and speed come from docs/results, the transcript from running the README's own commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from intseg import api
+from intseg.cli import main as cli
+from intseg.tools.measure.report import Results, latencies, metrics, miou, same
+
+ROOT = Path(__file__).resolve().parents[1]
+STREET = ROOT / "golden" / "images" / "street.png"
+WEAK = 20.0
+"""IoU in percent below which a class is named as one that the model hardly finds."""
+
+
+def accuracy() -> str:
+    """The accuracy of the bundled model, its float checkpoint beside it, and the classes that it hardly finds."""
+    results = Results(ROOT / "docs" / "results")
+    name = next(name for name in ("camvid", "bundled") if results.of("ptq", name))
+    found, document = results.of("ptq", name), results.found["ptq"][name]
+    assert found is not None
+    rows = {row["recipe"]: row for row in found["rows"] if row["images"] == 1}
+    cells = {"float, in PyTorch": found["float"]["bilinear, L2"]}
+    cells |= {f"integers, recipe `{recipe}`": rows[recipe] for recipe in ("intseg", "paper", "i-vit") if recipe in rows}
+    lines = ["| CamVid val, 101 images | mIoU % | pixel accuracy % | pixels equal to float % |", "|---|---|---|---|"]
+    lines += [
+        f"| {title} | {miou(row):.2f} | {metrics(row).aacc:.2f} | {same(row):.2f} |" for title, row in cells.items()
+    ]
+    weak = [
+        f"{label} {value:.0f}"
+        for label, value in zip(document["classes"], metrics(rows["intseg"]).iou, strict=True)
+        if value is not None and value < WEAK
+    ]
+    said = f"\n\nIt hardly finds (IoU %): {', '.join(weak)}." if weak else ""
+    return "\n".join(lines) + said
+
+
+def speed() -> str:
+    """How fast one image is, beside the fastest other program."""
+    results = Results(ROOT / "docs" / "results")
+    assert results.bench is not None
+    machine, times = results.bench["machine"], latencies(results)
+    parts = []
+    for model, found in times.items():
+        own = found["intseg"]
+        title, best = min(((name, ms) for name, ms in found.items() if name != "intseg"), key=lambda item: item[1])
+        parts.append(f"{model} {own:,.0f} ms ({best / own:.1f} times as fast as {title})")
+    return f"One image of 512 x 512, 150 classes, one thread of {machine['cpu']}: {'; '.join(parts)}."
+
+
+def transcript(text: str) -> str:
+    """What `intseg diff` says of the broken accelerator of the README."""
+    (code,) = re.findall(r"```python\n(import intseg, numpy.*?)```", text, re.DOTALL)
+    (line,) = re.findall(r"^intseg (diff .*)$", text, re.MULTILINE)
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        Path("small.png").write_bytes((ROOT / "golden" / "images" / "small.png").read_bytes())
+        exec(compile(code, "README.md", "exec"), {})
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert cli.main(line.split()) == 1
+    return f"```text\n{printed.getvalue()}```"
+
+
+PARTS: Mapping[str, Callable[[str], str]] = {
+    "accuracy": lambda text: accuracy(),
+    "speed": lambda text: speed(),
+    "transcript": transcript,
+}
+
+
+def filled(text: str, *names: str) -> str:
+    """README.md with these parts as they are measured now."""
+    for name in names or PARTS:
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{PARTS[name](text)}\n{end}{after}"
+    return text
+
+
+def picture() -> Image.Image:
+    """The street beside its classes, which have a legend below."""
+    result = api.run(STREET)
+    overlay = result.overlay(legend=True).convert("RGB")
+    width = result.labels.shape[1]
+    canvas = Image.new("RGB", (width + overlay.width, overlay.height), "white")
+    canvas.paste(Image.fromarray(np.ascontiguousarray(result.image)), (0, 0))
+    canvas.paste(overlay, (width, 0))
+    return canvas
+
+
+def picture_bytes() -> bytes:
+    """The same as a PNG."""
+    data = io.BytesIO()
+    picture().save(data, "PNG", optimize=True)
+    return data.getvalue()
