@@ -347,7 +347,7 @@ def constant_merges(info: ModelInfo, value: int) -> list[Array]:
     scores = np.full((*grid, len(info.classes)), value, np.int16)
     merges = []
     for height, width in ((info.window[0], info.window[1]), (size[0], size[1])):
-        tiling = tile(info, height, width)
+        tiling = _tile(info, height, width)
         merged = merge_scores([scores] * len(tiling.corners()), tiling, info)
         merges.append(merged if info.merge == "grid" else pixel_scores(merged[..., :1], info, height, width, 0, height))
     return merges
@@ -359,25 +359,34 @@ GEOMETRY = ("window_height", "window_width", "stride_rows", "stride_columns", "p
 """Attributes that every step but the last has."""
 
 STEPS: Mapping[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
+    "resize": (("height", "width"), 3, ("uint8",)),
     "cut_windows": ((*GEOMETRY, "pad_red", "pad_green", "pad_blue"), 3, ("uint8",)),
     "merge_scores": ((*GEOMETRY, "height", "width"), 4, ("int8", "int16")),
     "class_map": (("upsample", "patch", "height", "width"), 3, ("int32",)),
+    "pixel_map": ((*GEOMETRY, "upsample", "height", "width", "short", "long"), 4, ("int8", "int16")),
 }
-"""Attributes of every step, axes and dtypes of its input; windows are stacked."""
+"""Attributes of every step, axes and dtypes of its input; windows are stacked.
+
+`pixel_map` is `labels` of windows that are merged in pixels; short and long are 0 where images are not resized.
+"""
 
 _MAX_WINDOW = 2**24
-"""Pixels of a window of a call of unknown origin."""
+"""Pixels of a window, or of a resized image, of a call of unknown origin."""
 
 
 def run_step(step: str, x: Array, attrs: Mapping[str, Attr]) -> Array:
     """The result of a step on a stack of windows or a whole array."""
+    size = {name: int(attrs[name]) for name in ("height", "width") if name in attrs}
+    if step == "resize":
+        return resize(x, **size)
     if step == "class_map":
-        upsample, patch, height, width = (attrs[name] for name in STEPS[step][0])
-        return class_map(x, str(upsample), int(patch), int(height), int(width))
+        return class_map(x, str(attrs["upsample"]), int(attrs["patch"]), **size)
     info = info_of(attrs, x.shape[-1])
+    if step == "pixel_map":
+        return labels(merge_scores(list(x), tile(info, **size), info), info, **size)
     if step == "cut_windows":
         return np.stack([window for _, window in cut_windows(x, info)])
-    return merge_scores(list(x), tile(info, int(attrs["height"]), int(attrs["width"])), info)
+    return merge_scores(list(x), tile(info, **size), info)
 
 
 def info_of(attrs: Mapping[str, Attr], classes: int = 1) -> ModelInfo:
@@ -392,30 +401,43 @@ def info_of(attrs: Mapping[str, Attr], classes: int = 1) -> ModelInfo:
         stride=(size["stride_rows"], size["stride_columns"]),
         patch=size["patch"],
         pad=(size.get("pad_red", 0), size.get("pad_green", 0), size.get("pad_blue", 0)),
-        upsample="nearest",
+        upsample=str(attrs.get("upsample", "nearest")),
+        merge="pixel" if "short" in size else "grid",
+        working_size=(size["short"], size["long"]) if size.get("short") else None,
     )
 
 
 def check_step(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
-    """Refuse operands that could not come from an image. Raises ValueError or ModelError."""
+    """Refuse operands that could not come from an image. Raises ValueError, ModelError or InputError."""
     wanted, rank, dtypes = STEPS[step]
     numbers = {name: value for name, value in attrs.items() if name != "upsample"}
     if set(attrs) != set(wanted) or any(type(v) is not int or not 0 <= v <= MAX_DIM for v in numbers.values()):
         raise ValueError(f"attributes are {attrs!r:.200}")
-    if x.ndim != rank or x.dtype.name not in dtypes or not x.size or (step == "cut_windows" and x.shape[2] != 3):
+    image = step in ("resize", "cut_windows")
+    if x.ndim != rank or x.dtype.name not in dtypes or not x.size or (image and x.shape[2] != 3):
         raise ValueError(f"input is {x.dtype} {list(x.shape)}")
-    if min(attrs.get("height", 1), attrs.get("width", 1), attrs["patch"]) < 1:
+    if min(attrs.get(name, 1) for name in ("height", "width", "patch")) < 1:
         raise ValueError(f"attributes are {attrs!r:.200}")
-    if step == "class_map":
+    if step == "resize":
+        fits = max(attrs["height"], x.shape[0]) * max(attrs["width"], x.shape[1]) <= _MAX_WINDOW
+    elif step == "class_map":
         inside = attrs["height"] <= x.shape[0] * attrs["patch"] and attrs["width"] <= x.shape[1] * attrs["patch"]
-        if attrs["upsample"] not in UPSAMPLES or attrs["patch"] > 64 or not inside:
-            raise ValueError(f"attributes are {attrs!r:.200}")
-        return
-    info = info_of(attrs, x.shape[-1] if step == "merge_scores" else 1)
+        fits = attrs["upsample"] in UPSAMPLES and attrs["patch"] <= 64 and inside
+    else:
+        return _check_windows(step, x, attrs)
+    if not fits:
+        raise ValueError(f"attributes are {attrs!r:.200}")
+
+
+def _check_windows(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
+    """The part of `check_step` for steps that windows take part in."""
+    info = info_of(attrs, x.shape[-1] if step != "cut_windows" else 1)
     validate_info(info)
     if info.window[0] * info.window[1] > _MAX_WINDOW:
         raise ValueError(f"window is {info.window}")
-    if step == "merge_scores":
-        count = len(tile(info, attrs["height"], attrs["width"]).corners())
-        if x.shape[:3] != (count, info.window[0] // info.patch, info.window[1] // info.patch):
-            raise ValueError(f"input is {x.dtype} {list(x.shape)}, expected {count} windows")
+    if step == "cut_windows":
+        return
+    require_narrow(info, attrs["height"], attrs["width"])
+    count = len(tile(info, attrs["height"], attrs["width"]).corners())
+    if x.shape[:3] != (count, info.window[0] // info.patch, info.window[1] // info.patch):
+        raise ValueError(f"input is {x.dtype} {list(x.shape)}, expected {count} windows")

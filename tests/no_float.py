@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -34,7 +35,7 @@ MODULES = [
     *(f"intseg.ops.{entry.name}" for entry in pkgutil.iter_modules(intseg.ops.__path__)),
     *(f"intseg.arith.{name}" for name in ("machine", "rounding", "shifting", "saturation", "sums", "division")),
     *(f"intseg.arith.{name}" for name in ("exponential", "norm", "interpolation")),
-    *(f"intseg.{name}" for name in ("executor", "graph", "windows", "images.decode", "backends", "api")),
+    *(f"intseg.{name}" for name in ("executor", "graph", "resize", "windows", "images.decode", "backends", "api")),
 ]
 """Where the definition is, from uint8 pixels to labels."""
 
@@ -270,6 +271,12 @@ def golden_models() -> list[Path]:
     return sorted((ROOT / "golden" / "models").glob("*.safetensors"))
 
 
+def by_pixel(model: api.Model, scale: int | str) -> api.Model:
+    """The model with windows merged in pixels, of images at another size: the least, or their own."""
+    info = dataclasses.replace(model.info, merge="pixel")
+    return dataclasses.replace(model, graph=dataclasses.replace(model.graph, info=info)).at_scale(scale)
+
+
 def picture(graph: Graph) -> np.ndarray:
     """Random pixels, larger than a window and no multiple of it."""
     height, width = graph.info.window
@@ -311,6 +318,7 @@ def whole_run() -> tuple[Tracer, int, int]:
     """Every golden op case and every recipe's model under the tracer; (tracer, cases, pixels)."""
     tracer, cases, pixels = Tracer(), 0, 0
     loaded = [api.load(path) for path in golden_models()]
+    loaded += [by_pixel(model, scale) for model in loaded for scale in ("native", 1)]
     expected = [labels(model, picture(model.graph)) for model in loaded]
     with tracer.running():
         for op in OPS:

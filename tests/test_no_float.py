@@ -13,6 +13,7 @@ from no_float import (
     FloatFound,
     Guarded,
     Tracer,
+    by_pixel,
     definition_functions,
     golden_models,
     guarded,
@@ -39,7 +40,18 @@ OUTSIDE_THE_OPS = {
     "intseg.windows:pad",
     "intseg.windows:starts",
     "intseg.windows:tile",
+    "intseg.backends:labels",
+    "intseg.resize:_along_rows",
+    "intseg.resize:resize",
+    "intseg.resize:weights_of",
+    "intseg.windows:image_scores",
+    "intseg.windows:labels",
+    "intseg.windows:merge_on_grid",
+    "intseg.windows:pixel_scores",
+    "intseg.windows:resize_taps",
+    "intseg.windows:upsampled",
     "intseg.windows:weights",
+    "intseg.windows:working_size",
 }
 """What lies between the ops, from pixels to labels."""
 
@@ -71,6 +83,9 @@ CANARIES = [
     ("windows", "x : x + width] += window", "x : x + width] += window.astype('f4').astype('i4')", ""),
     ("windows", "total = np.zeros((tiling.height // patch", "total = np.zeros((int(tiling.height / patch)", ""),
     ("windows", "chunks.append(RUN", "height / 1; chunks.append(RUN", ""),
+    ("resize", "+ total) // (2 * total)", "+ total / 2) // (1 * total)", ""),
+    ("resize", "(total + (1 << BITS - 1)) >> BITS", "np.rint(total * 2.0**-BITS)", ""),
+    ("windows", "left : left + wide] += rows", "left : left + wide] += rows.astype('f8').astype('i8')", ""),
     ("executor", "[node.op](*inputs", "[node.op](*(x.astype(complex).real.astype(x.dtype) for x in inputs)", ""),
     ("api", "height, width, _ = rgb.shape\n    require", "height, width, _ = rgb.shape + 0 * (1.0,)\n    require", ""),
 ]  # fmt: skip
@@ -133,6 +148,7 @@ def test_a_float_on_the_way_is_caught(module: str, text: str, other: str, op: st
             run_ops(op)
         return
     model = next(m for m in map(api.load, golden_models()) if m.info.upsample == "bilinear")
+    model = by_pixel(model, 1) if module == "resize" or "rows" in text else model
     with Tracer().running({f"intseg.{module}": (text, other)}), pytest.raises(FloatFound):
         labels(model, picture(model.graph))
 

@@ -221,14 +221,15 @@ def test_merged_windows_and_pixel_scores_stay_inside_their_bounds(cells: int) ->
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 5), (8, 7), (8, 8), (4, 4), (4, 3)])
 def test_windows_summed_in_pixels_stay_inside_their_bounds(window: int, stride: int, upsample: str) -> None:
-    sides = {"window": (window, window), "stride": (stride, stride), "upsample": upsample}
+    sides = {"window": (window, window), "stride": (stride, stride), "upsample": upsample, "working_size": (20, 80)}
     info = dataclasses.replace(tiny().info, merge="pixel", **sides)
     for score in (Interval(-32768, 32767), Interval(2, 5), Interval(-9, -3)):
         proof = witness.windows_seen(info, score)
         (bound,) = (register for register in proof.registers if register.name == "merged")
         seen: list[int] = []
-        for height, width in ((window, 3 * window), (2 * window + 1, 2 * window + 3), (window + 1, window + stride)):
+        for height, width in ((20, 3 * window + 20), (20, 2 * window + 23), (window + 21, 20)):
             tiling = tile(info, height, width)
+            assert (tiling.height, tiling.width) == (height, width)
             grid = (window // 4, window // 4, 3)
             choices = [np.random.default_rng(1).choice([score.low, score.high], grid) for _ in tiling.corners()]
             for scores in (choices, [0 * x + score.low for x in choices], [0 * x + score.high for x in choices]):

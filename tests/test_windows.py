@@ -94,6 +94,7 @@ def test_resized_images(height: int, width: int, tall: int, wide: int, step: int
     rgb = (np.random.default_rng(seed).integers(0, 256 // step, (height, width, 3)) * step).astype(np.uint8)
     expected = np.array(naive_resize(rgb.tolist(), tall, wide), np.uint8)
     assert_equal(resize(rgb, tall, wide), expected)
+    rgb.flags.writeable = False  # as Pillow gives it
     for threads in (1, 2):
         assert_equal(backends.resize(rgb, tall, wide, "numba", threads), expected)
 

@@ -5,8 +5,8 @@ saturation, a shift that turns negative, a divisor of zero. Those of the primiti
 op: each primitive shows its facts as values and as intervals, and a case counts where some input may reach it. Those of
 the op alone are in its exam. Nothing is compared with a fact.
 
-Beside the ops of section 4 there are the three steps of section 7, under names of their own: `cut_windows`,
-`merge_scores`, `class_map`.
+Beside the ops of section 4 there are the steps of section 7, under names of their own:
+`resize`, `cut_windows`, `merge_scores`, `class_map`, `pixel_map`.
 """
 
 from __future__ import annotations

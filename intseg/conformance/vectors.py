@@ -1,6 +1,6 @@
 """A conformance pack: inputs, expected results and a description by which any implementation can test itself.
 
-Three parts. *Op cases* call every op of SPEC.md section 4 and the three steps of section 7; they are the same for every
+Three parts. *Op cases* call every op of SPEC.md section 4 and the steps of section 7; they are the same for every
 model and reach every branch that `coverage` lists. *Images* are corner cases for one model: sizes around
 the window, flat and alternating pixels. `runner.json` says how to read them and what to do. All of it is integers, and
 the same model gives the same bytes on every machine.
@@ -28,7 +28,7 @@ from intseg.executor import execute
 from intseg.files import create, new_folder
 from intseg.graph import ModelInfo, Node
 from intseg.ops import Array, Attr, Call, Run
-from intseg.windows import GEOMETRY, STEPS, cut_windows, merge_scores, run_step, tile
+from intseg.windows import GEOMETRY, STEPS, cut_windows, info_of, merge_scores, run_step, step, tile, working_size
 
 FORMAT = 1
 KEY = "intseg"
@@ -43,13 +43,20 @@ def op_cases() -> dict[str, list[Call]]:
 
 
 def section7(backend: str) -> dict[str, Run]:
-    """The three steps around the graph, as ops."""
+    """The steps around the graph, as ops."""
 
     def class_map(x: Array, *, upsample: str, patch: int, height: int, width: int) -> Array:
         return backends.class_map(x, upsample, patch, height, width, backend, 1)
 
+    def pixel_map(x: Array, *, height: int, width: int, **attrs: Attr) -> Array:
+        info = info_of(attrs, x.shape[-1])
+        return backends.labels(merge_scores(list(x), tile(info, height, width), info), info, height, width, backend, 1)
+
+    def resize(x: Array, *, height: int, width: int) -> Array:
+        return backends.resize(x, height, width, backend, 1)
+
     steps: dict[str, Run] = {name: lambda x, step=name, **attrs: run_step(step, x, attrs) for name in STEPS}
-    return steps | {"class_map": class_map}
+    return steps | {"class_map": class_map, "pixel_map": pixel_map, "resize": resize}
 
 
 def table(backend: str) -> dict[str, Run]:
@@ -119,7 +126,7 @@ class ImageResult:
 
     tensors  image, corners of the windows, window{i}.scores, merged scores, labels
     nodes    sha256 of the output of every node of window 0
-    reached  (node, branches) of window 0, and of the three steps of section 7
+    reached  (node, branches) of window 0, and of the steps of section 7
     """
 
     tensors: dict[str, Array]
@@ -168,13 +175,23 @@ def trace_window(
 
 def _section7_reached(info: ModelInfo, tensors: Mapping[str, Array]) -> list[tuple[str, coverage.Found]]:
     height, width, _ = tensors["image"].shape
+    working = working_size(info, height, width)
     window: dict[str, Attr] = dict(zip(GEOMETRY, (*info.window, *info.stride, info.patch), strict=True))
     size: dict[str, Attr] = {"height": height, "width": width}
-    calls = (
-        Call("cut_windows", (tensors["image"],), {}, window),
-        Call("merge_scores", (tensors["window0.scores"],), {}, window | size),
-        Call("class_map", (tensors["merged"],), {}, size | {"patch": info.patch, "upsample": info.upsample}),
-    )
+    own = working == (height, width)
+    at: dict[str, Attr] = {"height": working[0], "width": working[1]}
+    image = run_step("resize", tensors["image"], at)
+    calls = [] if own else [Call("resize", (tensors["image"],), {}, at)]
+    calls.append(Call("cut_windows", (image,), {}, window | {"patch": step(info)}))
+    if info.merge == "pixel":
+        short, long = info.working_size or (0, 0)
+        attrs = window | size | {"upsample": info.upsample, "short": short, "long": long}
+        calls.append(Call("pixel_map", (tensors["merged"],), {}, attrs))
+    else:
+        calls.append(Call("merge_scores", (tensors["window0.scores"],), {}, window | at))
+        if own:
+            attrs = size | {"patch": info.patch, "upsample": info.upsample}
+            calls.append(Call("class_map", (tensors["merged"],), {}, attrs))
     return [(call.op, coverage.branches(call)) for call in calls]
 
 
@@ -185,7 +202,8 @@ _HOW = (
     "Op cases: ops/OP.safetensors holds case{i}.in{j}, case{i}.param.{role}, case{i}.expected; the attributes of case "
     "i are entry i of attrs in the JSON text under the metadata key intseg. Run OP and compare dtype, shape and every "
     "element with expected. Comparison is equality, without tolerance.",
-    "cut_windows, merge_scores and class_map are steps 1 and 2, 3, 4 and 5 of SPEC.md section 7; windows are stacked.",
+    "resize, cut_windows, merge_scores and class_map are steps 0, 1 and 2, 3, 4 and 5 of SPEC.md section 7; pixel_map "
+    "is 3 to 5 where merge is pixel, short and long (0: none) the working size; windows are stacked.",
     "Images: load the model, run images/NAME.safetensors: image is uint8 [H, W, 3]; corners are (top, left) of the "
     "windows, window{i}.scores their scores, merged their sum, labels the class map. Compare as above.",
     "nodes of an image gives, for every node of window 0, the sha256 of the line 'dtype [d0, d1, ...]' with a line "

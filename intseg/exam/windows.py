@@ -1,14 +1,16 @@
-"""The steps around the graph: cut_windows, merge_scores, class_map (SPEC 7)."""
+"""The steps around the graph: resize, cut_windows, merge_scores, class_map, pixel_map (SPEC 7)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from intseg.ops import Attr, Call
-from intseg.windows import GEOMETRY, info_of, starts, tile
+from intseg.resize import weights_of
+from intseg.windows import GEOMETRY, counts, info_of, starts, tile, working_size
 
 from ._draw import Draw, call
 from ._exam import Branch, Exam, choices, dtypes, equals
@@ -54,6 +56,52 @@ def _map_facts(call: Call) -> dict[str, Any]:
         "cropped": height < x.shape[0] * patch or width < x.shape[1] * patch,
         "whole": height == x.shape[0] * patch and width == x.shape[1] * patch,
     }
+
+
+def _resize_facts(call: Call) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for axis, old, name in zip(("row", "column"), call.inputs[0].shape, ("height", "width"), strict=False):
+        new = int(call.attrs[name])
+        weights = weights_of(old, new)
+        facts |= {f"{axis}.old": old, f"{axis}.new": new, f"{axis}.taken": weights.taken}
+        facts[f"{axis}.sum"] = weights.weight.sum(axis=1, dtype=np.int64)
+    return facts
+
+
+def _resize_branches(axis: str) -> Iterator[Branch]:
+    old, new, taken, total = (f"{axis}.{name}" for name in ("old", "new", "taken", "sum"))
+    for name, text, test in (
+        ("same", "as they are", lambda f: f[old] == f[new]),
+        ("smaller", "fewer, from three old ones at least", lambda f: (f[new] < f[old]) & (f[taken] > 2)),
+        ("larger", "more, from two old ones", lambda f: (f[new] > f[old]) & (f[taken] == 2)),
+        ("edge", "one old pixel where others have more", lambda f: (f[taken] == 1) & (f[taken].max() > 1)),
+        ("above", "weights that sum to more than 2^22", lambda f: f[total] > 2**22),
+        ("below", "weights that sum to less than 2^22", lambda f: f[total] < 2**22),
+    ):
+        yield Branch(f"{axis}-{name}", f"{axis}s: {text}", test)
+
+
+def _pixel_facts(call: Call) -> dict[str, Any]:
+    info, height, width = info_of(call.attrs), *(int(call.attrs[name]) for name in ("height", "width"))
+    tiling, size = tile(info, height, width), working_size(info, height, width)
+    facts: dict[str, Any] = {"in0": call.inputs[0], "upsample": info.upsample, "resized": size != (height, width)}
+    for axis, first, window, padded, old, new in (
+        ("row", tiling.tops, info.window[0], tiling.height, height, size[0]),
+        ("column", tiling.lefts, info.window[1], tiling.width, width, size[1]),
+    ):
+        facts |= {f"{axis}.between": any(start % info.patch for start in first), f"{axis}.grown": old > new}
+        facts |= {axis: counts(first, window, padded, 1), f"{axis}.shrunk": old < new}
+    return facts
+
+
+def _pixel_branches(axis: str) -> Iterator[Branch]:
+    for count in (1, 2, 3):
+        yield Branch(f"{axis}-{count}", f"{axis}s: a pixel in {count} windows", equals(axis, count))
+    yield Branch(f"{axis}-between", f"{axis}s: a window between patches", lambda f: f[f"{axis}.between"])
+    yield Branch(f"{axis}-grown", f"{axis}s: labels of more pixels than were segmented", lambda f: f[f"{axis}.grown"])
+    yield Branch(
+        f"{axis}-shrunk", f"{axis}s: labels of fewer pixels than were segmented", lambda f: f[f"{axis}.shrunk"]
+    )
 
 
 def _cut_branches(axis: str) -> Iterator[Branch]:
@@ -113,7 +161,33 @@ def _class_map(numbers: Draw) -> Iterator[Call]:
                 yield call("class_map", x, upsample=upsample, patch=8, height=height, width=width)
 
 
+def _resize(numbers: Draw) -> Iterator[Call]:
+    sizes = ((5, 7, 5, 7), (1, 1, 3, 2), (9, 23, 4, 6), (4, 6, 9, 23), (31, 2, 7, 5), (3, 40, 3, 1), (64, 48, 45, 34))
+    for height, width, tall, wide in sizes:
+        yield call("resize", numbers.array("uint8", height, width, 3), height=tall, width=wide)
+        yield call("resize", np.full((height, width, 3), 255, np.uint8), height=tall, width=wide)
+
+
+def _pixel_map(numbers: Draw) -> Iterator[Call]:
+    windows = ((16, 32, 9, 17, 8), (16, 16, 16, 16, 8), (12, 8, 7, 5, 4))
+    for window, upsample, (short, long) in itertools.product(windows, ("nearest", "bilinear"), ((0, 0), (16, 40))):
+        for height, width in ((16, 32), (21, 27), (39, 50), (1, 3)):
+            attrs = _geometry(window) | {"height": height, "width": width, "short": short, "long": long}
+            count = len(tile(info_of(attrs), height, width).corners())
+            cells = window[0] // window[4], window[1] // window[4]
+            for dtype in ("int8", "int16"):
+                yield call("pixel_map", numbers.array(dtype, count, *cells, 3), upsample=upsample, **attrs)
+
+
 EXAMS = (
+    Exam(
+        "resize",
+        "7.1",
+        digest="71d185c145863694d850b7b89fde06d0b34c0c6394c55369f25c696ae19699a5",
+        inputs=_resize,
+        branches=(*_resize_branches("row"), *_resize_branches("column")),
+        facts=_resize_facts,
+    ),
     Exam(
         "cut_windows",
         "7",
@@ -142,5 +216,19 @@ EXAMS = (
             Branch("whole", "nothing to cut off", lambda f: f["whole"]),
         ),
         facts=_map_facts,
+    ),
+    Exam(
+        "pixel_map",
+        "7",
+        digest="cb89ee0b9313596cd74957f3867a0430883b3e085a1b0552ab96434670dafa0b",
+        inputs=_pixel_map,
+        branches=(
+            *_pixel_branches("row"),
+            *_pixel_branches("column"),
+            *choices("upsample", "nearest", "bilinear"),
+            *dtypes("int8", "int16"),
+            Branch("own-size", "segmented at its own size", lambda f: not f["resized"]),
+        ),
+        facts=_pixel_facts,
     ),
 )

@@ -40,7 +40,7 @@ def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads:
 
 def resized(rgb: Array, height: int, width: int, threads: int | None) -> Array:
     """`intseg.resize.resize`, with the same bits."""
-    rgb, count = np.ascontiguousarray(rgb), thread_count(threads)
+    rgb, count = np.require(rgb, requirements=["C", "W"]), thread_count(threads)  # kernels refuse what is read-only
     if width != rgb.shape[1]:
         narrow = np.empty((len(rgb), width, 3), np.uint8)
         across = functools.partial(kernels.resize_columns, rgb, *weights_of(rgb.shape[1], width), narrow)
@@ -62,7 +62,7 @@ def resized(rgb: Array, height: int, width: int, threads: int | None) -> Array:
 def pixel_labels(scores: Array, info: ModelInfo, height: int, width: int, threads: int | None) -> Array:
     """`windows.labels` for `merge` "pixel", and for images that are not segmented at their own size; the same bits."""
     windows.require_narrow(info, height, width)
-    scores = np.ascontiguousarray(scores, np.int32)
+    scores = np.require(scores, np.int32, ["C", "W"])
     labels = np.empty((height, width), np.uint16)
     if windows.working_size(info, height, width) == (height, width):
         work = _direct(scores, info, labels)
