@@ -121,7 +121,7 @@ class Model:
 
     def __repr__(self) -> str:
         info = self.info
-        return (
+        return printable(
             f"<intseg.Model {info.name}: {len(info.classes)} classes, window {info.window[0]} x {info.window[1]}, "
             f"recipe {info.recipe}, {len(self.graph.nodes)} nodes, sha256 {self.sha256[:12]}>"
         )
@@ -245,7 +245,7 @@ class Result:
     def _repr_html_(self) -> str:
         """The overlay with its legend and a caption, for notebooks; nothing is loaded from elsewhere."""
         data = base64.b64encode(self._repr_png_()).decode()
-        text = html.escape(printable(repr(self)[1:-1]))
+        text = html.escape(repr(self)[1:-1])
         return (
             f'<figure style="margin:0"><img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">'
             f"<figcaption>{text}</figcaption></figure>"
@@ -261,7 +261,7 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         found = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares().items())[:3])
-        return f"<intseg.Result {width} x {height} by {self.model.info.name} ({self.backend}): {found}>"
+        return printable(f"<intseg.Result {width} x {height} by {self.model.info.name} ({self.backend}): {found}>")
 
 
 def image_format(path: str | os.PathLike[str]) -> str:

@@ -392,7 +392,7 @@ def require_replaceable(path: Path) -> os.stat_result | None:
     """The file that a write to `path` replaces, None where there is none. Raises InputError for what may not be."""
     try:
         found = os.lstat(path)
-    except FileNotFoundError:
+    except OSError:  # nothing there, or no way to it: making the temporary says which
         return None
     except ValueError:
         raise InputError(f"{path}: cannot write: no file can have this name; choose another") from None
@@ -405,6 +405,13 @@ def require_replaceable(path: Path) -> os.stat_result | None:
     if kind != "file":
         raise InputError(f"{path}: cannot write: is a {kind}; choose another name")
     return found
+
+
+def require_inside(folder: Path, root: Path) -> None:
+    """Refuse a folder below a root that a symbolic link on the way leads out of it. Raises InputError."""
+    inside, real = os.path.realpath(root), os.path.realpath(folder)
+    if os.path.commonpath([inside, real]) != inside:
+        raise InputError(f"{folder}: leads out of {root} through a symbolic link; remove the link")
 
 
 def _take_over(descriptor: int, old: os.stat_result | None) -> None:

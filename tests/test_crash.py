@@ -175,6 +175,7 @@ BY_HAND = {
     "experiments.py": "works in a temporary folder",
     "fuzz.py": "workers in a temporary folder; a failing case is copied out, and made again by its seed",
     "hostile.py": "works in a temporary folder",
+    "neighbours.py": "works in a temporary folder",
     "mutate_package.py": "a copy of the checkout in a temporary folder",
     "matrix.py": "workers in a temporary folder; its table is made again by the same command",
 }

@@ -112,6 +112,29 @@ def test_an_image_is_not_replaced_through_the_link_of_a_folder(small: Path, caps
     assert "would replace" in capsys.readouterr().err
 
 
+def test_a_link_in_the_output_folder_leads_nowhere(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever can write to the output folder must not choose where else files appear, or which are cut or removed."""
+    (small / "victims").mkdir()
+    (small / "victims" / "victim").write_bytes(b"not yours")
+    (small / "in" / "sub").mkdir()
+    (small / "in" / "a.png").rename(small / "in" / "sub" / "a.png")
+    (small / "out").mkdir()
+    (small / "out" / "sub").symlink_to(small / "victims")
+    assert run("infer", "in", "-r", "-o", "out") == 4
+    assert "leads out of out through a symbolic link" in (small / "out" / "errors.jsonl").read_text()
+    for name in (".intseg-journal.jsonl", "errors.jsonl"):
+        (small / "out" / name).unlink(missing_ok=True)
+        (small / "out" / name).symlink_to(small / "victims" / "victim")
+        assert run("infer", "in", "-r", "-o", "out", "--force") == 4
+        assert "symbolic link" in capsys.readouterr().err
+        assert (small / "out" / name).is_symlink()
+        (small / "out" / name).unlink()
+    (small / "out" / "b.png").symlink_to(small / "victims")
+    assert run("infer", "in/b.png", "-o", "out/b.png") == 4
+    assert [path.name for path in (small / "victims").iterdir()] == ["victim"]
+    assert (small / "victims" / "victim").read_bytes() == b"not yours"
+
+
 def test_the_folder_of_a_batch_is_flushed_at_its_end(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
     real = os.fsync

@@ -27,7 +27,7 @@ from intseg.batch.executors import Executor, InProcess, Task
 from intseg.batch.shards import Shard
 from intseg.batch.sources import ENDINGS, Source
 from intseg.errors import InputError, UsageError
-from intseg.files import Replacement, flush_folder, remove_leftovers, write_atomically
+from intseg.files import Replacement, flush_folder, remove_leftovers, require_replaceable, write_atomically
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
 from intseg.images.notes import Notes
@@ -153,7 +153,9 @@ def store(source: Source, outcome: Outcome, options: Options) -> Outcome:
     """Write the files that were made. An error of one file is that of its image; one of all files is raised."""
     try:
         for kind, path in options.targets(source).items():
-            if path.parent not in (options.output, options.overlay):
+            root = options.output if kind == "labels" else options.overlay
+            if root is not None and path.parent != root:
+                files.require_inside(path.parent, root)
                 _make_folder(path.parent)
             write_atomically(path, outcome.made[kind], tidy=False)  # `run` cleans and flushes the folder
     except InputError as error:
@@ -318,6 +320,8 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
     """
     errors, path = how.file(options, ERRORS), how.file(options, JOURNAL)
     check_targets(sources, options, filter(None, (how.records, errors)))
+    for file in filter(None, (how.records, errors)):
+        require_replaceable(file)
     if how.shard is not None:
         sources = [source for source in sources if how.shard.has(source.name)]
     resuming = how.earlier == "resume"

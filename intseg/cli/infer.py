@@ -238,13 +238,18 @@ def _ignore(value: object) -> None:
     pass
 
 
+def _is_linked_png(output: str) -> bool:
+    """A link of the name of a label image is not taken for the folder that it may lead to."""
+    return os.path.islink(output) and output.lower().endswith(".png")
+
+
 def _outputs(args: argparse.Namespace, image: Path) -> tuple[Path, Path | None]:
     """Where the labels and the overlay go. Raises UsageError for names that cannot be meant."""
     from intseg import api
 
     if args.output is None:
         labels = image.parent / f"{image.stem}_labels.png"
-    elif args.output.endswith(("/", os.sep)) or os.path.isdir(args.output):
+    elif args.output.endswith(("/", os.sep)) or (os.path.isdir(args.output) and not _is_linked_png(args.output)):
         labels = Path(args.output) / f"{image.stem}_labels.png"
     else:
         labels = Path(args.output)
