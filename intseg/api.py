@@ -362,6 +362,30 @@ def _restore(path: str, sha256: str, names: tuple[str, ...], scale: int | str | 
     return (model if model.info.classes == names else _load(Path(path), names)).at_scale(scale)
 
 
+class Carried:
+    """A model that travels with its file: unpickled it is the `Model`, where that file cannot be read too.
+
+    Raises InputError when the file is gone, MismatchError when it changed.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.data = store.read(model.path)
+        found = hashlib.sha256(self.data).hexdigest()
+        if found != model.sha256:
+            raise MismatchError(
+                f"{model.path}: sha256 is {found[:12]}, expected {model.sha256[:12]}: the file changed; load it"
+            )
+        self.about = str(model.path.absolute()), model.info.classes, model.scale
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (self.data, *self.about)
+
+
+def _unpacked(data: bytes, path: str, names: tuple[str, ...], scale: int | str | None) -> Model:
+    graph = _renamed(store.parse(Path(path), data), names, Path(path))
+    return Model(graph, hashlib.sha256(data).hexdigest(), Path(path)).at_scale(scale)
+
+
 @overload
 def run(  # type: ignore[overload-overlap]
     image: ImageLike | BinaryIO,

@@ -414,7 +414,7 @@ def test_the_bar_is_for_terminals_only(capsys: Capture, monkeypatch: pytest.Monk
 
 
 def test_threads_share_the_cores() -> None:
-    assert executors.threads_for(1) is None
+    assert executors.InProcess().threads is None
     assert executors.threads_for(10**6) == 1
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
+from intseg import api
 from intseg.batch.executors import AHEAD, Task, in_order
 from intseg.errors import InputError, IntsegError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_RETRIES = 16
+"""How often a task is done again whose worker or machine is lost: an image that kills every worker ends the batch."""
 
 _EXTRA = "the package ray is not installed, expected by --ray; pip install 'intseg[ray]'"
 
@@ -23,6 +28,8 @@ class Ray:
     Raises UsageError without the package, InputError for a cluster that does not answer.
     """
 
+    threads: int | None = 1
+
     def __init__(self, address: str = "local", ships: bool = False) -> None:
         self.ships = ships
         self._ray = _connect(address)
@@ -31,12 +38,14 @@ class Ray:
     def run(self, task: Task[T, R], items: Iterable[T]) -> Generator[R, None, None]:
         """As `Executor.run`: every core holds one task and has one or two waiting."""
         ray = self._ray
-        # The task is put into the object store once: every machine fetches it once, and every worker unpacks it once.
-        kept = ray.put(task)
-        remote = ray.remote(num_cpus=1, max_retries=-1)(_work)
+        # Put into the object store once, weights included: a machine fetches it once, a worker unpacks it once.
+        carried = [api.Carried(value) if isinstance(value, api.Model) else value for value in task.arguments]
+        kept = ray.put(Task(task.start, *carried))
+        place = None if self.ships else os.getcwd()  # where names of files begin
+        remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_work)
 
         def submit(item: T) -> Callable[[], R]:
-            waiting = remote.remote([kept], kept.hex(), item)
+            waiting = remote.remote([kept], kept.hex(), place, item)
             return lambda: self._result(waiting)
 
         yield from in_order(submit, items, AHEAD * self.jobs)
@@ -71,9 +80,11 @@ def _connect(address: str) -> Any:
 _workers: dict[str, Callable[[Any], Any]] = {}
 
 
-def _work(kept: list[Any], name: str, item: Any) -> Any:
+def _work(kept: list[Any], name: str, place: str | None, item: Any) -> Any:
     """One item in a worker process, which keeps what it has prepared. Errors are results: Ray would wrap them."""
     try:
+        if place is not None:
+            _enter(place)
         if name not in _workers:
             import ray
 
@@ -82,3 +93,12 @@ def _work(kept: list[Any], name: str, item: Any) -> Any:
         return _workers[name](item)
     except IntsegError as error:
         return error
+
+
+def _enter(place: str) -> None:
+    try:
+        os.chdir(place)
+    except OSError as error:
+        raise InputError(
+            f"{place}: {error.strerror} on a machine of the cluster, expected a file system that all share; give --ship"
+        ) from None

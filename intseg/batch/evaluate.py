@@ -128,9 +128,7 @@ def evaluate(
     model = api.load(weights)
     executor = executor or executors.local(jobs, len(pairs))
     labelling, n_cls = labelling or Labelling(), len(model.info.classes)
-    task: Task[Item, Counted] = Task(
-        _start, model, backends.resolve(backend), executors.threads_for(executor.jobs), labelling
-    )
+    task: Task[Item, Counted] = Task(_start, model, backends.resolve(backend), executor.threads, labelling)
     part = [pair for pair in pairs if shard is None or shard.has(pair.name)]
     total = _Total(n_cls)
     if journal is None:

@@ -30,11 +30,13 @@ AHEAD = 3
 class Executor(Protocol):
     """Runs one function on many items.
 
-    jobs   workers at a time, as far as it is known
-    ships  whether bytes travel: the items hold what is read, the results what is written
+    jobs     workers at a time, as far as it is known
+    threads  that each of them may use; None: every core
+    ships    whether bytes travel: the items hold what is read, the results what is written
     """
 
     jobs: int
+    threads: int | None
     ships: bool
 
     def run(self, task: Task[T, R], items: Iterable[T]) -> Generator[R, None, None]:
@@ -65,6 +67,7 @@ class InProcess:
     """One after the other, here."""
 
     jobs, ships = 1, False
+    threads: int | None = None
 
     def run(self, task: Task[T, R], items: Iterable[T]) -> Generator[R, None, None]:
         """As `Executor.run`."""
@@ -80,6 +83,7 @@ class Pool:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self.threads: int | None = threads_for(jobs)
 
     def run(self, task: Task[T, R], items: Iterable[T]) -> Generator[R, None, None]:
         """As `Executor.run`. Raises InputError when a process dies."""
@@ -109,10 +113,10 @@ def in_order(submit: Callable[[T], Callable[[], R]], items: Iterable[T], ahead: 
         yield waiting.popleft()()
 
 
-def threads_for(jobs: int) -> int | None:
-    """Threads for each of `jobs` processes so that together they use every core; None (every core) for one process."""
+def threads_for(jobs: int) -> int:
+    """Threads for each of `jobs` processes so that together they use every core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs) if jobs > 1 else None
+    return max(1, cores // jobs)
 
 
 # ------------------------------------------------------------------------------------------------------- processes

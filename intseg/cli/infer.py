@@ -178,7 +178,6 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
 def _infer_batch(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import infer as batch
-    from intseg.batch.executors import threads_for
     from intseg.batch.sources import Search
 
     output = Path(args.output) if args.output else None
@@ -195,7 +194,7 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     clock.lap("load weights")
     palette, values = _colours(args, model)
     executor = executor_of(args, len(sources))
-    threads = args.threads or threads_for(executor.jobs)
+    threads = args.threads or executor.threads
     kept = None if values is None else tuple(values.tolist())
     options = batch.Options(output, overlay, args.opacity, bool(args.legend), palette, kept, args.backend, threads)
     lines = show_json if args.json or args.jsonl == "-" else _ignore
