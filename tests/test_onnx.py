@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,13 @@ import numpy as np
 import pytest
 from compare import assert_equal
 
-from intseg import store
+from intseg import store, windows
 from intseg.conformance import vectors
-from intseg.graph import Graph
+from intseg.exam import real
+from intseg.exam.real import MOVERS
+from intseg.graph import Graph, Node
 from intseg.ops import OPS, RUN, Array, Call
+from intseg.workbench import trace
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
@@ -112,6 +118,58 @@ def test_every_node_of_a_golden_model_is_equal(path: Path) -> None:
         assert (f.compared, f.differ) == (len(graph.nodes), ())
 
 
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_the_form_that_tools_fuse_is_close(path: Path) -> None:
+    """qdq: every node but movers has float operators, which give its real twin, given its exact inputs."""
+    graph = store.load(path)
+    made = onnx_model.model(graph, labels=True, form="qdq")
+    onnx.checker.check_model(made, full_check=True)
+    stay = json.loads(next(entry.value for entry in made.metadata_props if entry.key == "exact_nodes"))
+    ops = {node.name: node.op for node in graph.nodes}
+    assert {ops[name] for name in stay} <= {*MOVERS, "quantize_input"}
+    assert {name for node in made.graph.node if node.domain for name in node.output} - {"labels", "labels.argmax"} >= {
+        *stay
+    }
+    values = {"image": images(graph, 1)[0], **graph.tensors}
+    values |= onnx_check.expected_values(graph, values["image"])
+    scales, seen = trace.scales(graph), collections.Counter[str]()
+    for node in graph.nodes:
+        seen[node.op] += 1
+        if node.name not in stay and seen[node.op] <= 2:
+            inputs = real.as_float([values[name] for name in node.inputs], np.float64)
+            twin = real.on_grid(real.bind(graph, node, scales)(*inputs), node.dtype)
+            given = run_model(
+                alone(made, node), {name: values[name] for name in node.inputs if name not in graph.tensors}
+            )
+            far = np.abs(given.astype(np.int64) - twin)
+            assert (given.dtype, given.shape, far.max() <= 1) == (twin.dtype, twin.shape, True), (node.name, far.max())
+            assert (far > 0).mean() < 0.1, node.name
+
+
+def alone(made: Any, node: Node) -> Any:
+    """The float operators of a node as a model."""
+    nodes = [n for n in made.graph.node if n.name.startswith(f"{node.name}/")]
+    known = {info.name: info for info in (*made.graph.value_info, *made.graph.input, *made.graph.output)}
+    used = {name for n in nodes for name in n.input}
+    initializers = [tensor for tensor in made.graph.initializer if tensor.name in used]
+    inputs = [known[name] for name in dict.fromkeys(node.inputs) if name in known]
+    graph = onnx.helper.make_graph(nodes, "node", inputs, [known[node.name]], initializers)
+    return onnx.helper.make_model(graph, opset_imports=list(made.opset_import), ir_version=made.ir_version)
+
+
+def test_one_window_has_the_labels_of_either_merge() -> None:
+    graph = store.load(GOLDEN / "models" / "intseg.safetensors")
+    (image,), info = images(graph, 1), dataclasses.replace(graph.info, merge="pixel")
+    given = onnxruntime_labels(onnx_model.model(dataclasses.replace(graph, info=info), labels=True), image)
+    scores = onnx_check.expected_values(graph, image)[graph.output]
+    tiling = windows.tile(info, *info.window)
+    assert_equal(given, windows.labels(windows.merge_scores([scores], tiling, info), info, *info.window))
+
+
+def onnxruntime_labels(made: Any, image: Array) -> Array:
+    return onnx_check.RUNTIMES["onnxruntime"](made)(image)["labels"]
+
+
 def test_a_wrong_node_is_named() -> None:
     """The canary: one weight changed in the ONNX file."""
     graph = store.load(GOLDEN / "models" / "intseg.safetensors")
@@ -122,8 +180,8 @@ def test_a_wrong_node_is_named() -> None:
     array.flat[0] ^= 64
     weight.CopyFrom(onnx.numpy_helper.from_array(array, name))
     (found,) = onnx_check.compare(made, graph, images(graph, 1), ["onnxruntime"])
-    assert found.differ[0][0] == next(node.name for node in graph.nodes if node.op == "linear")
-    assert found.differ[0][1] > 0
+    assert found.differ[0].node == next(node.name for node in graph.nodes if node.op == "linear")
+    assert found.differ[0].wrong > 0
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -146,6 +204,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", weights)
     assert (code, "not an ONNX model" in err) == (4, True)
     assert run(capsys, "export", weights, "-o", str(tmp_path / "m.txt"))[0] == 2
+    code, out, _ = run(capsys, "export", weights, "-o", str(target), "--form", "qdq", "--json")
+    runs = json.loads(out)["runs"]
+    assert (code, runs[0]["pixels"]) == (0, 16 * 32)
+    assert all(0 < node["differ"] <= node["elements"] and node["largest"] > 0 for node in runs[0]["nodes"])
+    code, out, _ = run(capsys, "verify", "--onnx", str(target), "-w", weights)
+    assert (code, "not exact" in out, "labels: " in out) == (0, True, True)
+    code, _, err = run(capsys, "export", weights, "-o", str(target), "--form", "qoperator")
+    assert (code, "ties to even" in err) == (2, True)
 
 
 def test_op_cases_are_onnx_node_tests(

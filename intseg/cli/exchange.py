@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from intseg.cli.parser import Command, WrittenFolder, add_model, require_ending
 from intseg.cli.printing import Answer, count, say, wrote
 from intseg.errors import MismatchError, UsageError
+
+if TYPE_CHECKING:
+    from intseg.graph import Graph
 
 _EXPORT = """\
 Write a model as ONNX: standard integer operators only, no float anywhere, the same bits (docs/ONNX.md). One window of
@@ -17,9 +21,16 @@ registers by name, every node a call of it under the graph's own name.
 examples:
   intseg export camvid-tiny -o camvid-tiny.onnx
   intseg export model.safetensors -o model.onnx --labels
+  intseg export model.safetensors -o qdq.onnx --form qdq
   intseg verify --onnx model.onnx -w model.safetensors
   intseg export --cases -o cases               op cases as ONNX node tests
 """
+
+
+_NO_QOPERATOR = (
+    "--form qoperator: QLinearMatMul and its kin take float scales and round ties to even, so they cannot have the "
+    "bits of SPEC.md, and there are none for LayerNorm and softmax; use exact for the bits or qdq for what tools fuse"
+)
 
 
 def _need_onnx() -> None:
@@ -33,6 +44,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     text = "ONNX file (.onnx); with --cases a new folder"
     parser.add_argument("-o", "--output", required=True, type=WrittenFolder, metavar="FILE", help=text)
+    text = "exact: integer operators, the same bits; qdq: what vendor tools fuse, not exact, measured (exact)"
+    parser.add_argument("--form", choices=("exact", "qdq", "qoperator"), default="exact", help=text)
     parser.add_argument("--labels", action="store_true", help="also give the class of every pixel of the window")
     parser.add_argument("--cases", action="store_true", help="op cases in the layout of ONNX node tests, no model")
 
@@ -46,8 +59,11 @@ def _export(args: argparse.Namespace) -> Answer:
     if args.cases:
         number = onnx_cases.write(Path(args.output))
         return wrote(args.output, count(number, "op case"), cases=number)
+    if args.form == "qoperator":
+        raise UsageError(_NO_QOPERATOR)
     require_ending(args.output, ".onnx")
-    made = onnx_model.model(api.load(args.weights).graph, args.labels)
+    graph = api.load(args.weights).graph
+    made = onnx_model.model(graph, args.labels, args.form)
     data = made.SerializeToString(deterministic=True)
     files.write_atomically(Path(args.output), data)
     operators = sum(len(function.node) for function in made.functions)
@@ -56,18 +72,60 @@ def _export(args: argparse.Namespace) -> Answer:
         "nodes": len(made.graph.node),
         "functions": len(made.functions),
         "operators": operators,
+        "opset": made.opset_import[0].version,
     }
     about = (
         f"{count(facts['nodes'], 'node')}, {count(facts['functions'], 'function')} of {count(operators, 'operator')}, "
-        f"{len(data) / 1e6:.1f} MB, opset {onnx_model.OPSET}"
+        f"{len(data) / 1e6:.1f} MB, opset {facts['opset']}"
     )
-    return wrote(args.output, about, opset=onnx_model.OPSET, form="exact", **facts)
+    lines, runs = _measured(made, graph, 1) if args.form == "qdq" else ([], [])
+    answer = wrote(args.output, about, form=args.form, **facts, **({"runs": runs} if runs else {}))
+    return Answer([*answer.lines, *lines], answer.document)
+
+
+def _measured(made: Any, graph: Graph, windows: int) -> tuple[list[str], list[dict[str, object]]]:
+    """Lines and entries of a model in the runtimes that are installed, on random windows."""
+    import numpy as np
+
+    from intseg.export import onnx_check
+
+    numbers = np.random.default_rng(0)
+    images = [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(windows)]
+    exact = onnx_check.form(made) == "exact"
+    lines: list[str] = []
+    entries: list[dict[str, object]] = []
+    for found in onnx_check.compare(made, graph, images, onnx_check.installed(say)):
+        wrong, elements = (sum(getattr(node, part) for node in found.differ) for part in ("wrong", "elements"))
+        about = f"{count(found.compared, 'node')} of {count(found.images, 'window')} compared"
+        lines.append(f"{found.runtime}: {about}, {len(found.differ)} differ; {found.seconds:.2f} s a window")
+        if exact:
+            lines += [f"first: {node}" for node in found.differ[:1]]
+        elif found.differ:
+            last = next((node.largest for node in found.differ if node.node == graph.output), 0)
+            lines.append(
+                f"  {100 * wrong / elements:.1f}% of their elements, scores by {last} at most; "
+                f"labels: {found.labels} of {count(found.pixels, 'pixel')}"
+            )
+        entries.append(
+            {
+                "runtime": found.runtime,
+                "windows": found.images,
+                "compared": found.compared,
+                "different": len(found.differ),
+                "labels": found.labels,
+                "pixels": found.pixels,
+                "seconds": found.seconds,
+                "nodes": [
+                    {"node": n.node, "elements": n.elements, "differ": n.wrong, "largest": n.largest}
+                    for n in found.differ
+                ],
+            }
+        )
+    return lines, entries
 
 
 def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
     """An exported model in every ONNX runtime that is installed, node by node against the engine."""
-    import numpy as np
-
     from intseg import api, files
 
     _need_onnx()
@@ -76,19 +134,13 @@ def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
     graph = api.load(weights).graph
     made = onnx_check.read(path, files.read(path))
     onnx_check.require_export(path, made, graph)
-    numbers = np.random.default_rng(0)
-    images = [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(windows)]
-    lines, entries = [], []
-    for found in onnx_check.compare(made, graph, images, onnx_check.installed(say)):
-        differ = [node for node, *_ in found.differ]
-        lines.append(f"{found.runtime}: {count(found.compared, 'node')} compared, {len(differ)} differ")
-        lines += [f"first: {text}" for text in map(onnx_check.describe, found.differ[:1])]
-        entries.append(
-            {"runtime": found.runtime, "compared": found.compared, "different": len(differ), "nodes": differ}
-        )
+    lines, entries = _measured(made, graph, windows)
+    if onnx_check.form(made) != "exact":
+        return Answer([*lines, "form qdq: not exact, and not meant to be"], {"runs": entries, "form": "qdq"})
     wrong = [line for line in lines if line.startswith("first: ")]
     failure = MismatchError(f"{path}: {wrong[0].removeprefix('first: ')}") if wrong else None
-    return Answer(lines if wrong else [*lines, "ok: all equal"], {"runs": entries, "ok": not wrong}, failure=failure)
+    document = {"runs": entries, "form": "exact", "ok": not wrong}
+    return Answer(lines if wrong else [*lines, "ok: all equal"], document, failure=failure)
 
 
 EXPORT = Command("export", "write a model as ONNX", _EXPORT, _export_arguments, _export)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,31 +14,77 @@ import onnx
 from intseg import backends, executor, store
 from intseg.errors import InputError
 from intseg.export import onnx_model
-from intseg.graph import Graph
+from intseg.graph import Graph, ModelInfo
 from intseg.ops import Array
+from intseg.windows import class_map
 
-Difference = tuple[str, int, int, tuple[int, ...], int, int]
-"""Node, elements that differ, elements, index of the first, its value, the engine's."""
+Run = Callable[[Array], Mapping[str, Array]]
+"""An image to the values of the nodes."""
 
-Runtime = Callable[[onnx.ModelProto, Array], Mapping[str, Array]]
+SLOW = 3
+"""Images that the reference evaluator gets at most: it takes a hundred times as long."""
+
+
+@dataclass
+class Difference:
+    """A node whose value differs, over all images.
+
+    elements   compared
+    wrong      that differ
+    largest    largest difference
+    first      index, found and expected value of the first; an empty index where dtype or shape differ
+    """
+
+    node: str
+    elements: int = 0
+    wrong: int = 0
+    largest: int = 0
+    first: tuple[tuple[int, ...], int, int] | None = None
+
+    def add(self, given: Array, expected: Array) -> None:
+        """One more image."""
+        self.elements += expected.size
+        if given.dtype != expected.dtype or given.shape != expected.shape:
+            self.wrong += expected.size
+            self.first = self.first or ((), 0, 0)
+            return
+        far = np.abs(given.astype(np.int64) - expected)
+        if far.any():
+            index = tuple(int(i) for i in np.argwhere(far)[0])
+            self.wrong += int(np.count_nonzero(far))
+            self.largest = max(self.largest, int(far.max()))
+            self.first = self.first or (index, int(given[index]), int(expected[index]))
+
+    def __str__(self) -> str:
+        index, given, expected = self.first or ((), 0, 0)
+        where = f"{list(index)} is {given}, expected {expected}" if index else "another dtype or shape"
+        return f"{self.node}: {self.wrong} of {self.elements} elements differ, {where}"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one runtime gave for one image.
+    """What one runtime gave for all images.
 
     runtime   "onnxruntime", "onnxruntime, not optimized" or "onnx.reference"
+    images    that it was given
     compared  nodes
     differ    nodes with differences, in execution order
+    pixels    whose labels were compared
+    labels    that differ
+    seconds   of one image, the fastest
     """
 
     runtime: str
+    images: int
     compared: int
     differ: tuple[Difference, ...]
+    pixels: int
+    labels: int
+    seconds: float
 
 
-def _onnxruntime(optimize: bool) -> Runtime:
-    def run(made: onnx.ModelProto, image: Array) -> Mapping[str, Array]:
+def _onnxruntime(optimize: bool) -> Callable[[onnx.ModelProto], Run]:
+    def start(made: onnx.ModelProto) -> Run:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -45,19 +93,19 @@ def _onnxruntime(optimize: bool) -> Runtime:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {"image": image}), strict=True))
+        return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
 
-    return run
+    return start
 
 
-def _reference(made: onnx.ModelProto, image: Array) -> Mapping[str, Array]:
+def _reference(made: onnx.ModelProto) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(made)
-    return dict(zip(evaluator.output_names, evaluator.run(None, {"image": image}), strict=True))
+    return lambda image: dict(zip(evaluator.output_names, evaluator.run(None, {"image": image}), strict=True))
 
 
-RUNTIMES: dict[str, Runtime] = {
+RUNTIMES: dict[str, Callable[[onnx.ModelProto], Run]] = {
     "onnxruntime": _onnxruntime(True),
     "onnxruntime, not optimized": _onnxruntime(False),
     "onnx.reference": _reference,
@@ -77,12 +125,17 @@ def read(path: str, data: bytes) -> onnx.ModelProto:
 def require_export(path: str, made: onnx.ModelProto, graph: Graph) -> None:
     """Raise InputError where a model is not an export of this graph."""
     facts = {entry.key: entry.value for entry in made.metadata_props}
-    calls = {node.name for node in made.graph.node}
+    calls = {name for node in made.graph.node for name in node.output}
     missing = [node.name for node in graph.nodes if node.name not in calls]
     if "tensors_sha256" not in facts:
         raise InputError(f"{path}: not written by intseg export; export the model again")
     if facts["tensors_sha256"] != store.tensors_sha256(graph.tensors) or missing:
         raise InputError(f"{path}: exported from other weights than -w; give the model that it was made of")
+
+
+def form(made: onnx.ModelProto) -> str:
+    """That an export says it has."""
+    return next((entry.value for entry in made.metadata_props if entry.key == "form"), "exact")
 
 
 def installed(say: Callable[[str], None]) -> list[str]:
@@ -93,33 +146,38 @@ def installed(say: Callable[[str], None]) -> list[str]:
     return ["onnx.reference"]
 
 
-def describe(difference: Difference) -> str:
-    """One line of the first wrong element of a node."""
-    node, wrong, size, index, given, expected = difference
-    where = f"{list(index)} is {given}, expected {expected}" if index else "another dtype or shape"
-    return f"{node}: {wrong} of {size} elements differ, {where}"
-
-
 def compare(
     made: onnx.ModelProto, graph: Graph, images: Sequence[Array], runtimes: Sequence[str] = tuple(RUNTIMES)
 ) -> Iterator[Found]:
     """Every node of every image in every runtime. Each image is one window, uint8 [H, W, 3]."""
     whole = onnx_model.with_every_node(made, graph)
-    table = backends.table("auto")
-    for image in images:
-        expected: dict[str, Array] = {}
-        executor.execute(graph, image, table, lambda node, value: expected.__setitem__(node.name, value))  # noqa: B023
-        for runtime in runtimes:
-            given = RUNTIMES[runtime](whole, image)
-            differ = [d for name, value in expected.items() if (d := _difference(name, given[name], value)) is not None]
-            yield Found(runtime, len(expected), tuple(differ))
+    for runtime in runtimes:
+        run = RUNTIMES[runtime](whole)
+        given = images[:SLOW] if runtime == "onnx.reference" else images
+        nodes = {node.name: Difference(node.name) for node in graph.nodes}
+        fastest, pixels, labels = math.inf, 0, 0
+        for image in given:
+            start = time.perf_counter()
+            values = run(image)
+            fastest = min(fastest, time.perf_counter() - start)
+            wanted = expected_values(graph, image)
+            for name, expected in wanted.items():
+                nodes[name].add(values[name], expected)
+            pixels += image.shape[0] * image.shape[1]
+            labels += _labels_that_differ(values[graph.output], wanted[graph.output], graph.info)
+        differ = tuple(node for node in nodes.values() if node.wrong)
+        yield Found(runtime, len(given), len(nodes), differ, pixels, labels, fastest)
 
 
-def _difference(name: str, given: Array, expected: Array) -> Difference | None:
-    if given.dtype != expected.dtype or given.shape != expected.shape:
-        return name, expected.size, expected.size, (), 0, 0
-    wrong = np.argwhere(given != expected)
-    if not len(wrong):
-        return None
-    first = tuple(int(i) for i in wrong[0])
-    return name, len(wrong), expected.size, first, int(given[first]), int(expected[first])
+def _labels_that_differ(given: Array, expected: Array, info: ModelInfo) -> int:
+    if given.shape != expected.shape or np.array_equal(given, expected):
+        return 0 if given.shape == expected.shape else info.window[0] * info.window[1]
+    found = [class_map(scores, info.upsample, info.patch, *info.window) for scores in (given, expected)]
+    return int(np.count_nonzero(found[0] != found[1]))
+
+
+def expected_values(graph: Graph, image: Array) -> dict[str, Array]:
+    """The engine's value of every node."""
+    found: dict[str, Array] = {}
+    executor.execute(graph, image, backends.table("auto"), lambda node, value: found.__setitem__(node.name, value))
+    return found

@@ -15,11 +15,15 @@ from onnx import helper, numpy_helper
 from intseg import store
 from intseg._version import __version__
 from intseg.export.onnx_machine import DTYPES, OnnxMachine, Tensor
+from intseg.export.onnx_qdq import OPSET as QDQ_OPSET
+from intseg.export.onnx_qdq import Lowering
 from intseg.graph import IMAGE, Graph
 from intseg.ops import OPS, Attr
 
 OPSET = 18
 IR_VERSION = 9
+QDQ_IR_VERSION = 10
+FORMS = ("exact", "qdq")
 DOMAIN = "intseg"
 """Of the local functions."""
 
@@ -31,7 +35,8 @@ Operand = tuple[str, tuple[int, ...]]
 class Functions:
     """The functions of a model: one for every way in which an op is called, equal ones once."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int = OPSET) -> None:
+        self.opset = opset
         self.protos: list[onnx.FunctionProto] = []
         self._names: dict[bytes, str] = {}
 
@@ -45,7 +50,7 @@ class Functions:
         roles = {role: machine.input(role, *operand) for role, operand in params.items()}
         found: Tensor = define(machine, *given, **roles, **attrs)
         body = machine.finish(found)
-        opset = helper.make_opsetid("", OPSET)
+        opset = helper.make_opsetid("", self.opset)
         made = helper.make_function(DOMAIN, op, [*names, *roles], ["result"], body, [opset], [])
         made.doc_string = f"{inspect.getdoc(define)}\n\nattributes: {json.dumps(dict(attrs))}"
         key = made.SerializeToString(deterministic=True)
@@ -57,34 +62,39 @@ class Functions:
         return self._names[key], (found.dtype, found.shape)
 
 
-def model(graph: Graph, labels: bool = False) -> onnx.ModelProto:
+def model(graph: Graph, labels: bool = False, form: str = "exact") -> onnx.ModelProto:
     """A validated graph: `image` uint8 [H, W, 3] of one window to the scores, under the name of the output node.
 
     labels  also gives `labels`, the class of every pixel of the window (SPEC.md, section 7)
+    form    "exact": every node an integer function; "qdq": float operators between integer tensors (onnx_qdq)
     """
-    functions = Functions()
+    functions = Functions(QDQ_OPSET if form == "qdq" else OPSET)
     known: dict[str, Operand] = {IMAGE: ("uint8", (*graph.info.window, 3))}
     known |= {name: (array.dtype.name, array.shape) for name, array in graph.tensors.items()}
-    nodes, used = [], set()
+    lowering = Lowering(graph)
     for node in graph.nodes:
-        params = {role: known[tensor] for role, tensor in node.params.items()}
-        function, known[node.name] = functions.add(node.op, [known[i] for i in node.inputs], params, node.attrs)
-        operands = [*node.inputs, *node.params.values()]
-        used.update(operands)
-        nodes.append(helper.make_node(function, operands, [node.name], name=node.name, domain=DOMAIN))
+        if form == "exact" or not lowering.lower(node):
+            params = {role: known[tensor] for role, tensor in node.params.items()}
+            function, _ = functions.add(node.op, [known[i] for i in node.inputs], params, node.attrs)
+            operands = [*node.inputs, *node.params.values()]
+            lowering.nodes.append(helper.make_node(function, operands, [node.name], name=node.name, domain=DOMAIN))
+        known[node.name] = (node.dtype, node.shape)
     outputs = [_info(graph.output, known[graph.output])]
     if labels:
-        nodes += _labels(graph, functions, known)
+        lowering.nodes += _labels(graph, functions, known)
         outputs.append(_info(LABELS, known[LABELS]))
+    used = {name for node in lowering.nodes for name in node.input}
+    tensors = [numpy_helper.from_array(array, name) for name, array in sorted(graph.tensors.items()) if name in used]
     made = helper.make_graph(
-        nodes,
+        lowering.nodes,
         graph.info.name or "intseg",
         [_info(IMAGE, known[IMAGE])],
         outputs,
-        [numpy_helper.from_array(array, name) for name, array in sorted(graph.tensors.items()) if name in used],
+        [*tensors, *lowering.initializers],
         value_info=[_info(node.name, known[node.name]) for node in graph.nodes if node.name != graph.output],
     )
-    return _finished(made, functions, graph)
+    facts = {"form": form} | ({"exact_nodes": json.dumps(lowering.exact)} if form == "qdq" else {})
+    return _finished(made, functions, graph, facts)
 
 
 def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> list[onnx.NodeProto]:
@@ -107,14 +117,15 @@ def _info(name: str, operand: Operand) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, DTYPES[operand[0]], operand[1])
 
 
-def _finished(graph: onnx.GraphProto, functions: Functions, source: Graph) -> onnx.ModelProto:
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+def _finished(graph: onnx.GraphProto, functions: Functions, source: Graph, facts: dict[str, str]) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", functions.opset), helper.make_opsetid(DOMAIN, 1)]
+    version = IR_VERSION if functions.opset == OPSET else QDQ_IR_VERSION
     made = helper.make_model(
-        graph, functions=functions.protos, opset_imports=opsets, ir_version=IR_VERSION, producer_name="intseg"
+        graph, functions=functions.protos, opset_imports=opsets, ir_version=version, producer_name="intseg"
     )
     made.producer_version = __version__
-    facts = {"recipe": source.info.recipe, "tensors_sha256": store.tensors_sha256(source.tensors), "form": "exact"}
-    helper.set_model_props(made, facts | {"classes": json.dumps(source.info.classes)})
+    about = {"recipe": source.info.recipe, "tensors_sha256": store.tensors_sha256(source.tensors)}
+    helper.set_model_props(made, about | facts | {"classes": json.dumps(source.info.classes)})
     return made
 
 
