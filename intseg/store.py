@@ -94,6 +94,9 @@ def loads(data: bytes) -> Graph:
     document = _parse_json(_check_header(data), "metadata")
     if not isinstance(document, dict):
         raise ModelError("metadata is not a JSON object; export the model again with intseg convert")
+    other = "a trace" if document.get("kind") == "trace" else "an op case" if "op" in document else ""
+    if other:
+        raise ModelError(f"is {other}, expected the weights of a model; give the file that it was made with")
     found = document.get("format")
     if type(found) is not int or found != FORMAT:
         newer = type(found) is int and found > FORMAT

@@ -131,8 +131,8 @@ def _verify(args: argparse.Namespace) -> Answer:
     report = verify.verify(folder, names, say)
     for note in report.notes:
         say(f"note: {note}")
-    counts = ", ".join(f"{number} {kind}" for kind, number in report.counts.items()) or "nothing"
-    lines = [f"{report.source}: compared {counts} on {', '.join(report.backends)}", f"digest {report.digest}"]
+    kinds = ", ".join(f"{number:,} of {kind}" for kind, number in report.counts.items()) or "none"
+    lines = [f"{report.source}: compared results, {kinds}, on {', '.join(report.backends)}", f"digest {report.digest}"]
     document = {**report.__dict__, "backends": list(report.backends), "ok": report.ok}
     if report.ok:
         return Answer([*lines, "ok: all equal"], document)

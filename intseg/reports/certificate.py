@@ -71,8 +71,9 @@ def lines(found: Certificate, by: str, pattern: str) -> Iterator[str]:
             yield from rows[: len(registers)]
             del rows[: len(registers)]
     yield "* no register of a trace: a sum on the way to one, or one that only kernels hold"
-    counts = f"{found.registers} registers of {len(found.nodes)} nodes"
-    yield f"{found.model.info.name}: {counts} hold every value of any image"
+    inside = len(found.model.graph.nodes)
+    counts = f"{found.registers} registers of {inside} nodes and {len(found.nodes) - inside} steps"
+    yield f"{found.model.info.name}: {counts} hold every value"
     yield f"proved in {found.seconds:.3f} s of processor time"
 
 
