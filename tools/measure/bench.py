@@ -1,4 +1,4 @@
-"""Side by side: intseg and four float and INT8 peers on one Segmenter, whole image to labels.
+"""Side by side: intseg and eight float and INT8 peers (`peers.py`) on one Segmenter, whole image to labels, wall time.
 
 python tools/measure/bench.py --models tiny,small --threads 1,2 --json out.json
 """
@@ -10,19 +10,14 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import logging
 import math
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import types
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +31,7 @@ from intseg.ops import Array, Attr
 from intseg.plan.memory import Step
 from intseg.plan.plan import Plan
 from intseg.plan.threads import run_parallel, thread_count
+from intseg.tools.measure import peers
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A graph with the shapes of a Segmenter and random integers
@@ -234,11 +230,10 @@ class RandomGraph(GraphBuilder):
 # What runs
 # ---------------------------------------------------------------------------------------------------------------------
 
-Runner = Callable[[], Any]
-PEERS = ("torch fp32 sdpa", "ort fp32", "ort dynamic int8", "ort static qdq int8")
+Call = Callable[[], Any]
 
 
-def labels_of(graph: Graph, image: Array, backend: str, threads: int) -> Runner:
+def labels_of(graph: Graph, image: Array, backend: str, threads: int) -> Call:
     """Image to labels by one of our backends."""
     run = backends.compile(graph, backend, threads)
     info = graph.info
@@ -251,195 +246,53 @@ def labels_of(graph: Graph, image: Array, backend: str, threads: int) -> Runner:
     return call
 
 
-def float_model(name: str, shape: Shape) -> Any:
-    """The same Segmenter in PyTorch: uint8 [1, H, W, 3] to labels, attention through SDPA where asked."""
-    import torch
-
-    from intseg.tools.twin.segmenter import Attention, config_for, random_segmenter
-
-    window = (shape.image, shape.image)
-    model = random_segmenter(config_for(name, n_cls=shape.classes, image_size=window), 0)
-
-    class Labels(torch.nn.Module):
-        """Normalisation, scores, bilinear upsampling, argmax."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.register_buffer("mean", torch.tensor(model.config.mean).view(1, 3, 1, 1))
-            self.register_buffer("std", torch.tensor(model.config.std).view(1, 3, 1, 1))
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-            return self.model(x, False).argmax(1)
-
-    def sdpa(self: Any, x: torch.Tensor) -> torch.Tensor:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        z = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        out: torch.Tensor = self.proj(z.transpose(1, 2).reshape(batch, tokens, width))
-        return out
-
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.plain, module.forward = module.forward, types.MethodType(sdpa, module)
-    return Labels().eval()
-
-
-def export_onnx(name: str, shape: Shape, image: Array, wanted: Sequence[str], folder: Path) -> dict[str, Path]:
-    """The float graph and its INT8 forms, by peer name; attention as plain operators, which ONNX Runtime fuses.
-
-    Every stage is a process of its own: what one of them leaves behind in memory would not let the next one fit
-    (Segmenter-Large on 24 GiB).
-    """
-    paths = {peer: folder / f"{peer.replace(' ', '-')}.onnx" for peer in wanted}
-    exported, prepared = folder / "exported.onnx", folder / "prepared.onnx"
-    stages: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(_export_float, (name, shape, image, exported))]
-    if set(wanted) - {PEERS[1]}:
-        stages.append((_prepare, (exported, prepared)))
-    if PEERS[2] in wanted:
-        stages.append((_quantize_dynamic, (prepared, paths[PEERS[2]])))
-    if PEERS[3] in wanted:
-        stages.append((_quantize_static, (prepared, paths[PEERS[3]])))
-    for stage, arguments in stages:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pool.submit(stage, *arguments).result()
-    prepared.unlink(missing_ok=True)
-    return paths | ({PEERS[1]: exported} if PEERS[1] in wanted else {})
-
-
-def _export_float(name: str, shape: Shape, image: Array, path: Path) -> None:
-    import torch
-
-    from intseg.tools.twin.segmenter import Attention
-
-    labels = float_model(name, shape)
-    for module in labels.modules():
-        if isinstance(module, Attention):
-            module.forward = module.plain
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pixels = torch.from_numpy(image[None])
-        names = {"input_names": ["image"], "output_names": ["labels"]}
-        torch.onnx.export(labels, (pixels,), path, dynamo=False, opset_version=17, **names)
-
-
-def _prepare(source: Path, target: Path) -> None:
-    from onnxruntime.quantization import shape_inference
-
-    logging.disable(logging.WARNING)
-    shape_inference.quant_pre_process(source, target, skip_symbolic_shape=True)
-
-
-def _quantize_dynamic(source: Path, target: Path) -> None:
-    from onnxruntime import quantization
-
-    logging.disable(logging.WARNING)
-    quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QInt8)
-
-
-def _quantize_static(source: Path, target: Path) -> None:
-    """QDQ with the same range for every tensor: speed does not depend on scales, and the library's calibration keeps
-    every intermediate of the graph at once, 8 GB for Base."""
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.calibrate import TensorsData
-    from onnxruntime.quantization.quantize import save_tensors_data
-
-    logging.disable(logging.WARNING)
-    graph = onnx.load(source).graph
-    names = {name for node in graph.node for name in (*node.input, *node.output)} | {x.name for x in graph.input}
-    ranges = dict.fromkeys(sorted(names), (np.float32(-4), np.float32(4)))
-    del graph
-    cache = target.with_suffix(".json")
-    save_tensors_data(TensorsData(quantization.CalibrationMethod.MinMax, ranges), cache)
-    quantization.quantize_static(
-        source,
-        target,
-        None,
-        calibration_cache_path=cache,
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["MatMul", "Gemm", "Conv", "Add"],
-    )
-
-
-def ort_runner(path: Path, image: Array, threads: int) -> Runner:
-    """One ONNX Runtime session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"image": image[None]})[0]
-
-
-def torch_runner(labels: Any, image: Array, threads: int) -> Runner:
-    """Eager PyTorch."""
-    import torch
-
-    def call() -> Any:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return labels(torch.from_numpy(image[None]))
-
-    return call
-
-
-def peer_runners(name: str, shape: Shape, image: Array, wanted: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Peer -> function from a number of threads to a runner."""
-    if not wanted:
-        return {}
-    makers: dict[str, Any] = {}
-    if set(wanted) - {PEERS[0]}:
-        for peer, path in export_onnx(name, shape, image, wanted, folder).items():
-            makers[peer] = functools.partial(ort_runner, path, image)
-    if PEERS[0] in wanted:
-        makers[PEERS[0]] = functools.partial(torch_runner, float_model(name, shape), image)
-    return {peer: makers[peer] for peer in wanted}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def clock(threads: int) -> Callable[[], float]:
-    """CPU time of this thread for one thread (other programs do not count), wall time for more."""
-    return time.thread_time if threads == 1 else time.perf_counter
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """This process, and the threads it starts meanwhile, on that many cores, the last ones."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[-threads:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
-def medians(runners: Mapping[str, Runner], rounds: int, threads: int) -> dict[str, float]:
-    """Milliseconds by name: the median over rounds in which everybody runs once, after one run to warm up."""
-    now, times = clock(threads), {name: list[float]() for name in runners}
+@dataclass(frozen=True)
+class Times:
+    """Of one runner in milliseconds: wall time, and the CPU time of all its threads, which other programs do not stretch."""
+
+    median: float
+    least: float
+    cpu: float
+
+
+def times(runners: Mapping[str, Call], rounds: int, threads: int) -> dict[str, Times]:
+    """By name, over rounds in which everybody runs once, after one run to warm up."""
+    wall, cpu = ({name: list[float]() for name in runners} for _ in range(2))
     for i in range(rounds + 1):
         for name, run in runners.items():
             time.sleep(0.02 if threads == 1 else 0.3)  # pools of the one before spin for a while
-            start = now()
+            start, used = time.perf_counter(), time.process_time()
             run()
             if i:
-                times[name].append(now() - start)
-    return {name: 1e3 * statistics.median(found) for name, found in times.items()}
+                wall[name].append(1e3 * (time.perf_counter() - start))
+                cpu[name].append(1e3 * (time.process_time() - used))
+    return {name: Times(statistics.median(row), min(row), statistics.median(cpu[name])) for name, row in wall.items()}
 
 
-def scaling(graph: Graph, image: Array, threads: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Wall time of one thread and of every other number, by turns; how many times faster each is than one thread."""
-    runners = {str(n): labels_of(graph, image, "numba", n) for n in sorted({1, *threads})}
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for i in range(rounds + 1):
-        for name, run in runners.items():
-            time.sleep(0.02)
-            start = time.perf_counter()
-            run()
-            if i:
-                times[name].append(time.perf_counter() - start)
-    ms = {name: 1e3 * statistics.median(found) for name, found in times.items()}
-    return {"ms": ms, "speedup": {name: ms["1"] / found for name, found in ms.items() if name != "1"}}
+def scaling(graph: Graph, image: Array, threads: int, rounds: int) -> dict[str, float]:
+    """One thread and so many by turns, without peers: wall time, how many times faster."""
+    found = times({str(n): labels_of(graph, image, "numba", n) for n in (1, threads)}, rounds, 1)
+    one, many = found["1"], found[str(threads)]
+    return {"ms_1": one.median, "ms": many.median, "speedup": one.median / many.median, "least": one.least / many.least}
 
 
 @functools.cache
@@ -484,10 +337,9 @@ def peak_gmacs(threads: int = 1) -> float:
     run, macs = peak_kernel()
     rounds, best = 400_000, 0.0
     for _ in range(7):
-        now = clock(threads)
-        start = now()
+        start = time.perf_counter()
         run_parallel([lambda: run(rounds, 3)] * threads, threads)
-        best = max(best, threads * rounds * macs / (now() - start) / 1e9)
+        best = max(best, threads * rounds * macs / (time.perf_counter() - start) / 1e9)
     return best
 
 
@@ -592,7 +444,7 @@ def machine() -> dict[str, Any]:
     from intseg.kernels import _isa
 
     versions = {}
-    for name in ("numpy", "numba", "llvmlite", "torch", "onnx", "onnxruntime"):
+    for name in ("numpy", "numba", "llvmlite", "torch", "onnx", "onnxruntime", "openvino", "nncf"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     model = ""
@@ -610,44 +462,68 @@ def bench_model(name: str, options: argparse.Namespace, folder: Path) -> dict[st
     graph = RandomGraph(shape).build()
     validate(graph)
     image = np.random.default_rng(1).integers(0, 256, (shape.image, shape.image, 3)).astype(np.uint8)
-    peers = peer_runners(name, shape, image, options.peers, folder)
+    source = name, shape.classes, shape.image
+    paths = peers.files(source, [image], options.peers, folder)
     result: dict[str, Any] = {}
     for threads in options.threads:
-        runners = {"intseg": labels_of(graph, image, "numba", threads)}
-        runners |= {peer: make(threads) for peer, make in peers.items()}
-        peak = peak_gmacs(threads)
-        found = medians(runners, options.rounds, threads)
-        ours = found.pop("intseg")
-        numpy_ms = (
-            medians({"": labels_of(graph, image, "numpy", 1)}, 1, 1)[""] if options.numpy and threads == 1 else None
-        )
-        entry = {
-            "intseg_ms": ours,
-            "peers_ms": found,
-            "peak_gmacs": max(peak, peak_gmacs(threads)),
-            "numpy_ms": numpy_ms,
-        }
-        entry["ratio"] = min(found.values()) / ours if found else None
-        entry["ops"] = op_table(graph, image, options.rounds, entry["peak_gmacs"]) if threads == 1 else []
+        with pinned(threads):
+            runners = {"intseg": labels_of(graph, image, "numba", threads)}
+            for peer in options.peers:
+                runners[peer] = peers.on(image, peers.runner(peer, source, paths, threads))
+            entry = measure(runners, options.rounds, threads)
+            if threads == 1:
+                if options.numpy:
+                    entry["numpy_ms"] = times({"": labels_of(graph, image, "numpy", 1)}, 1, 1)[""].median
+                entry["ops"] = op_table(graph, image, options.rounds, entry["peak_gmacs"])
+                at_peak = 1e3 * sum(row["gmac"] for row in entry["ops"]) / entry["peak_gmacs"]
+                entry["of_peak"] = at_peak / entry["intseg_cpu_ms"]
+            else:
+                entry["scaling"] = scaling(graph, image, threads, 2 * options.rounds)
         result[str(threads)] = entry
         print_entry(name, threads, entry)
-    if max(options.threads) > 1:
-        result["scaling"] = scaling(graph, image, options.threads, 2 * options.rounds)
-        for number, speedup in result["scaling"]["speedup"].items():
-            print(f"{name}: {number} threads are {speedup:.2f} times as fast as one (wall time, by turns, alone)")
     result["peak_memory_mb"] = peak_memory_mb(graph, folder, max(options.threads))
     print(f"peak memory {result['peak_memory_mb']:.0f} MB\n", flush=True)
     return result
 
 
+def measure(runners: Mapping[str, Call], rounds: int, threads: int) -> dict[str, Any]:
+    """Times of all, the ratio of the fastest peer, and the register peak before and after."""
+    peak = peak_gmacs(threads)
+    found = times(runners, rounds, threads)
+    ours = found.pop("intseg")
+    fastest = min(found, key=lambda peer: found[peer].median, default="")
+    return {
+        "intseg_ms": ours.median,
+        "intseg_least_ms": ours.least,
+        "intseg_cpu_ms": ours.cpu,
+        "peers_cpu_ms": {peer: row.cpu for peer, row in found.items()},
+        "peers_ms": {peer: row.median for peer, row in found.items()},
+        "peers_least_ms": {peer: row.least for peer, row in found.items()},
+        "fastest": fastest,
+        "ratio": found[fastest].median / ours.median if found else None,
+        "cpu_ratio": min(row.cpu for row in found.values()) / ours.cpu if found else None,
+        "peak_gmacs": max(peak, peak_gmacs(threads)),
+        "numpy_ms": None,
+        "ops": [],
+    }
+
+
 def print_entry(name: str, threads: int, entry: Mapping[str, Any]) -> None:
-    """One block of text."""
+    """One block of text: median and least wall time, CPU time; ratios of both medians."""
+    ours = entry["intseg_ms"]
     print(f"{name}, {threads} thread(s): register peak {entry['peak_gmacs']:.0f} GMAC/s")
-    print(f"  {'intseg numba':22}{entry['intseg_ms']:10.1f} ms")
+    print(f"  {'':22}{'median':>10}{'least':>10}{'CPU':>10} ms")
+    print(f"  {'intseg numba':22}{ours:10.1f}{entry['intseg_least_ms']:10.1f}{entry['intseg_cpu_ms']:10.1f}")
     if entry["numpy_ms"]:
-        print(f"  {'intseg numpy':22}{entry['numpy_ms']:10.1f} ms   {entry['numpy_ms'] / entry['intseg_ms']:8.2f}x")
+        print(f"  {'intseg numpy':22}{entry['numpy_ms']:10.1f} ms   {entry['numpy_ms'] / ours:8.2f}x")
     for peer, ms in entry["peers_ms"].items():
-        print(f"  {peer:22}{ms:10.1f} ms   {ms / entry['intseg_ms']:8.2f}x")
+        cpu = entry["peers_cpu_ms"][peer]
+        row = f"{ms:10.1f}{entry['peers_least_ms'][peer]:10.1f}{cpu:10.1f}"
+        print(f"  {peer:22}{row}{ms / ours:9.2f}x{cpu / entry['intseg_cpu_ms']:9.2f}x")
+    if "of_peak" in entry:
+        print(f"  its own products at the register peak would take {entry['of_peak']:.0%} of its CPU time")
+    if "scaling" in entry:
+        print(f"  {entry['scaling']['speedup']:.2f} times as fast as one thread (by turns, without peers)")
     for row in entry["ops"]:
         rate = f"{row['gmacs']:8.1f} GMAC/s {row['of_peak']:5.0%} of peak" if row["gmac"] else ""
         print(f"    {row['op']:28}{row['calls']:4} x {row['ms']:9.2f} ms {row['share']:6.1%} {rate}")
@@ -661,7 +537,7 @@ def sweep(name: str, sides: Sequence[int], rounds: int) -> list[dict[str, float]
         shape = replace(SHAPES[name], image=side)
         graph = RandomGraph(shape).build()
         image = np.random.default_rng(1).integers(0, 256, (side, side, 3)).astype(np.uint8)
-        ms = medians({"intseg": labels_of(graph, image, "numba", 1)}, rounds, 1)["intseg"]
+        ms = times({"": labels_of(graph, image, "numba", 1)}, rounds, 1)[""].median
         attention = sum(row["share"] for row in op_table(graph, image, 2, 1.0) if row["op"] == "attention")
         tokens = (side // shape.patch) ** 2 + 1
         rows.append(
@@ -687,9 +563,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", default="tiny,small", help="of tiny, small, base, large")
     parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds that the medians are over")
-    parser.add_argument("--peers", default=",".join(PEERS), help="peers to run, by name; empty for none")
+    parser.add_argument("--peers", default=",".join(peers.PEERS), help="peers to run, by name; empty for none")
     parser.add_argument("--numpy", action="store_true", help="time the NumPy backend too (seconds an image)")
     parser.add_argument("--cold", action="store_true", help="time `intseg infer` as a new process")
+    parser.add_argument("--accuracy", type=Path, help="a checkpoint: how many pixels of every peer are as in float")
+    parser.add_argument("--root", type=Path, help="CamVid for --accuracy: train to calibrate with, val to count")
+    parser.add_argument("--images", type=int, default=10, help="images of val for --accuracy")
     parser.add_argument("--sweep", default="", help="cost against image size for these models")
     parser.add_argument("--sides", default="256,384,512,768,1024,1280,1536", help="image sizes of the sweep")
     parser.add_argument("--plot", type=Path, help="write the sweep as SVG")
@@ -697,9 +576,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name, kind in (("models", str), ("threads", int), ("peers", str), ("sweep", str), ("sides", int)):
         setattr(options, name, [kind(v.strip()) for v in getattr(options, name).split(",") if v.strip()])
-    unknown = set(options.models + options.sweep) - set(SHAPES) | set(options.peers) - set(PEERS)
+    unknown = set(options.models + options.sweep) - set(SHAPES) | set(options.peers) - set(peers.PEERS)
     if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; models: {', '.join(SHAPES)}; peers: {', '.join(PEERS)}")
+        known = f"models: {', '.join(SHAPES)}; peers: {', '.join(peers.PEERS)}"
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; {known}")
+    if options.accuracy and not options.root:
+        parser.error("--accuracy needs --root")
     return options
 
 
@@ -709,12 +591,19 @@ def _with_earlier(report: dict[str, Any], path: Path) -> dict[str, Any]:
     if earlier.get("machine") != report["machine"]:
         return report
     merged = {key: {**earlier.get(key, {}), **report[key]} for key in ("results", "sweep")}
+    for name, found in report["results"].items():  # each number of threads is a run of its own
+        merged["results"][name] = {**earlier.get("results", {}).get(name, {}), **found}
     return {**earlier, **report, **merged}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     options = parse(arguments)
+    if len(options.threads) > 1 and options.peers:  # their pools keep the number of cores that they found first
+        given = sys.argv[1:] if arguments is None else arguments
+        for threads in options.threads:
+            subprocess.run([sys.executable, __file__, *given, "--threads", str(threads)], check=True)
+        return 0
     report: dict[str, Any] = {"machine": machine(), "results": {}, "sweep": {}}
     print(json.dumps(report["machine"]), flush=True)
     for name in options.models:
@@ -724,6 +613,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             report["cold_start_s"] = cold_start_s(Path(folder))
         print("intseg infer:", {name: f"{seconds:.2f} s" for name, seconds in report["cold_start_s"].items()})
+    if options.accuracy:
+        with tempfile.TemporaryDirectory() as folder:
+            where = options.accuracy, options.root, options.images
+            report["accuracy"] = peers.accuracy(*where, options.peers, Path(folder))
+        for peer, share in report["accuracy"].items():
+            print(f"  {peer:22}{share:10.3%} of the pixels as in the float model")
     for name in options.sweep:
         report["sweep"][name] = sweep(name, options.sides, min(options.rounds, 3))
     if options.plot and report["sweep"]:
