@@ -27,8 +27,10 @@ from ._tile import (
     group_size,
     has_zmm,
     lane_order,
+    narrow_columns,
     tile,
     tile_columns,
+    tile_narrow,
     tile_rows,
 )
 from .linear import pack_quant, raise_shifts, stage
@@ -325,14 +327,31 @@ def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scrat
 
 @helper
 def score_strip(
-    query: int, steps: int, count: int, keys: int, init: int, quant: int, kind: int, scores: int, padded: int
+    query: int,
+    steps: int,
+    count: int,
+    keys: int,
+    init: int,
+    quant: int,
+    kind: int,
+    scores: int,
+    padded: int,
+    tokens: int,
 ) -> None:
-    """INT16 logits of `count` staged queries against all keys of one head; all but counts are addresses."""
+    """INT16 logits of `count` staged queries against all keys of one head; all but counts are addresses.
+
+    A class token beside a square of patches leaves the last panel with one key, or a few.
+    """
     columns = tile_columns()
-    for jp in range(padded // columns):
-        panel = keys + jp * steps * columns * 4
-        to = scores + jp * columns * 2
-        tile(query, steps * 4, count - 1, panel, steps, init + jp * columns * 4, quant, kind, to, padded * 2)
+    whole = padded // columns
+    if tokens - (padded - columns) <= narrow_columns():
+        whole -= 1
+        panel, start = keys + whole * steps * columns * 4, init + whole * columns * 4
+        to = scores + whole * columns * 2
+        tile_narrow(query, steps * 4, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+    for jp in range(whole):
+        panel, start = keys + jp * steps * columns * 4, init + jp * columns * 4
+        tile(query, steps * 4, count - 1, panel, steps, start, quant, kind, scores + jp * columns * 2, padded * 2)
 
 
 @helper

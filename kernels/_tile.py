@@ -101,8 +101,8 @@ def narrow_int8(e: Emit, vectors: list[Value]) -> Value:
     return _pack(e, "packsswb", words[0], words[1], I8)
 
 
-def _make_tile(dot: str) -> Any:
-    """The tile over one of the two dot products."""
+def _make_tile(dot: str, narrow: bool = False) -> Any:
+    """The tile over one of the two dot products; a narrow one leaves all but the first vector of columns as they are."""
 
     def product(
         typingctx: Any,
@@ -121,7 +121,7 @@ def _make_tile(dot: str) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emit(context, builder)
-            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, *args)
+            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, 1 if narrow else e.isa.vectors, *args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), codegen
@@ -135,10 +135,14 @@ tile = _make_tile("dot8")
 tile16 = _make_tile("dot16")
 """Over INT16 on every path."""
 
+tile_narrow = _make_tile("dot8", narrow=True)
+"""As `tile`, for panels with at most `narrow_columns` columns in use; the others have their results in init."""
+
 
 def _emit_tile(
     e: Emit,
     dot: Callable[[Value, Value, Value], Value],
+    used: int,
     a: Value,
     stride: Value,
     last: Value,
@@ -162,17 +166,17 @@ def _emit_tile(
 
     def step(k: Value, accs: list[Value]) -> list[Value]:
         here = builder.add(panel, builder.mul(k, e.i64(isa.vectors * width)))
-        for j in range(max(1, isa.vectors * width // 64)):
+        for j in range(max(1, used * width // 64)):
             e.prefetch(e.offset(here, _PREFETCH_STEPS * isa.vectors * width + 64 * j))
-        columns = [e.load(e.offset(here, j * width), vector) for j in range(isa.vectors)]
+        columns = [e.load(e.offset(here, j * width), vector) for j in range(used)]
         result = []
         for r, row in enumerate(rows):
             group = e.splat(e.load(builder.add(row, builder.shl(k, e.i64(2))), I32), isa.lanes)
-            result += [dot(accs[r * isa.vectors + j], group, columns[j]) for j in range(isa.vectors)]
+            result += [dot(accs[r * used + j], group, columns[j]) for j in range(used)]
         return result
 
-    accs = e.loop(e.i64(0), steps, 1, start * isa.rows, step)
-    tile_rows = [accs[r * isa.vectors : (r + 1) * isa.vectors] for r in range(isa.rows)]
+    accs = e.loop(e.i64(0), steps, 1, start[:used] * isa.rows, step)
+    tile_rows = [accs[r * used : (r + 1) * used] + start[used:] for r in range(isa.rows)]
     with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
         with raw:
             for row_out, values in zip(outs, tile_rows, strict=True):
@@ -249,6 +253,7 @@ def _constant(pick: Any) -> Any:
 
 tile_rows = _constant(lambda isa: isa.rows)
 tile_columns = _constant(lambda isa: isa.columns)
+narrow_columns = _constant(lambda isa: 4 if isa.zmm else isa.lanes)
 group_size = _constant(lambda isa: isa.group)
 biased = _constant(lambda isa: isa.name == "vnni")
 has_zmm = _constant(lambda isa: isa.zmm)

@@ -310,7 +310,7 @@ def softmax2_attention(
         for i in range(start, stop, rows):
             count = min(rows, stop - i)
             stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded)
+            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded, qkv.shape[0])
             _softmax_rows(
                 scores,
                 padded,
@@ -366,7 +366,7 @@ def shiftmax_attention(
         for i in range(start, stop, rows):
             count = min(rows, stop - i)
             stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded)
+            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded, qkv.shape[0])
             _shiftmax_rows(
                 words, strip[0] // 2, padded, count, qkv.shape[0], powers, normalized, bits, scratch, strip[1]
             )

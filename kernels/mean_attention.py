@@ -145,6 +145,6 @@ def mean_attention(
         for i in range(start, stop, rows):
             count = min(rows, stop - i)
             stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded)
+            score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
             _weigh(scratch, strip, count, tokens, padded, tables, h)
             _means(scratch, strip, padded, values, value_quant, out, i, count, h, dim)

@@ -143,7 +143,7 @@ def tile_module(triple: str, cpu: str, features: str) -> ir.Module:
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 10), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     e = Emit(OtherTarget(triple, cpu, features), builder)
-    _tile._emit_tile(e, e.dot8, *function.args)
+    _tile._emit_tile(e, e.dot8, e.isa.vectors, *function.args)
     builder.ret_void()
     return module
 

@@ -267,7 +267,7 @@ def pinned(threads: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one runner in milliseconds: wall time, and the CPU time of all its threads, which other programs do not stretch."""
+    """Of one runner, in milliseconds: wall time, and CPU time of all its threads, which other programs leave alone."""
 
     median: float
     least: float

@@ -47,6 +47,10 @@ PEERS = (
     ("ort fp32", "ONNX Runtime FP32"),
     ("ort dynamic int8", "ONNX Runtime dynamic INT8"),
     ("ort static qdq int8", "ONNX Runtime static QDQ INT8"),
+    ("openvino fp32", "OpenVINO FP32"),
+    ("openvino bf16", "OpenVINO bf16"),
+    ("openvino int8", "OpenVINO INT8 (NNCF)"),
+    ("openvino int8 + bf16", "OpenVINO INT8 and bf16"),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -539,7 +543,9 @@ def _latency(results: Results) -> Iterator[str]:
     def cell(value: float | None) -> str:
         return MISSING if value is None else f"{value:.1f}"
 
-    rows = [[title, *(cell(entry(n).get("peers_ms", {}).get(peer)) for n in names)] for peer, title in PEERS]
+    measured = {peer for name in names for peer in entry(name).get("peers_ms", {})}
+    shown = [(peer, title) for peer, title in PEERS if peer in measured or not bench]
+    rows = [[title, *(cell(entry(n).get("peers_ms", {}).get(peer)) for n in names)] for peer, title in shown]
     rows += [["intseg, numba", *(cell(entry(name).get("intseg_ms")) for name in names)]]
     rows += [["intseg, numpy (the definition)", *(cell(entry(name).get("numpy_ms")) for name in names)]]
     yield from table(("backend", *names), rows)
