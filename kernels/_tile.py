@@ -102,7 +102,7 @@ def narrow_int8(e: Emit, vectors: list[Value]) -> Value:
 
 
 def _make_tile(dot: str, narrow: bool = False) -> Any:
-    """The tile over one of the two dot products; a narrow one leaves all but the first vector of columns as they are."""
+    """The tile over one of the two dot products; a narrow one computes only the first vector of columns."""
 
     def product(
         typingctx: Any,

@@ -188,7 +188,9 @@ def test_logits_of_softmax2_have_room(ranges: str) -> None:
     """Large logits: the default of 10 fraction bits would saturate them."""
     model, images = random_segmenter(CONFIG, 1), windows(2, 1)
     model.encoder.blocks[0].attn.qkv.weight.data *= 20
-    twin = fq.FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges=ranges))
+    twin = fq.FakeQuantSegmenter(
+        model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], softmax="softmax2", ranges=ranges)
+    )
     cal.calibrate(twin, model, [images])
     largest = float(float_nodes(model, images, True)["encoder.blocks.0.attn.scores"].abs().max())
     assert largest > 32
