@@ -315,7 +315,7 @@ def test_a_palette_line_of_blanks_takes_no_time(tmp_path: Path):
 
 def test_a_list_with_a_null_byte(tmp_path: Path):
     (tmp_path / "l.txt").write_bytes(b"a\0b.png\n")
-    with pytest.raises(InputError, match="null byte"):
+    with pytest.raises(InputError, match="not a text file"):
         sources.find_sources([f"@{tmp_path / 'l.txt'}"])
 
 

@@ -414,8 +414,8 @@ def _restored(line: Mapping[str, Any], source: Source, model: api.Model, options
     notes = record.get("notes") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
         return None
-    digests = {kind: _digest(path) for kind, path in targets.items()}
-    if line.get("written") != digests or line.get("input") != _digest(Path(source.file)):
+    read, written = _digest(Path(source.file)), {kind: _digest(path) for kind, path in targets.items()}
+    if read is None or None in written.values() or line.get("input") != read or line.get("written") != written:
         return None
     names = {kind: f"{source.name}{ENDINGS[kind]}" for kind in targets}
     whole = {**record, "file": source.file, "model_sha256": model.sha256, "written": names, "ms": None}

@@ -1189,8 +1189,15 @@ class Journals(Kind):
             "classes": {"road": 1},
             "notes": [],
         }
-        line = {"of": journal._mark(header), "item": "a.png", "input": None, "written": {}, "record": record}
-        return {batch.JOURNAL: _spoil_lines([header, line, line | {"item": "b.png"}], steps)}
+        line = {
+            "of": journal._mark(header),
+            "item": "a.png",
+            "input": hashlib.sha256(b"a").hexdigest(),
+            "written": {},
+            "record": record,
+        }
+        journal_lines = _spoil_lines([header, line, line | {"item": "b.png"}], steps)
+        return {batch.JOURNAL: journal_lines, "a.png": b"a", "b.png": b"a"}
 
     def read(self, folder: Path, files: Files) -> str:
         model = api.load(home() / "model0.safetensors")
@@ -1200,7 +1207,8 @@ class Journals(Kind):
             lines = book.lines
         found = 0
         for name in ("a.png", "b.png"):
-            outcome = batch._restored(lines.get(name, {}), sources.Source(name, name), model, batch.Options())
+            source = sources.Source(str(folder / name), name)
+            outcome = batch._restored(lines.get(name, {}), source, model, batch.Options())
             if outcome is not None:
                 found += 1
                 batch._json_line(outcome.record)
