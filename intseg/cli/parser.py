@@ -14,7 +14,6 @@ from typing import NoReturn
 from intseg import files, models
 from intseg.cli.printing import Answer
 from intseg.errors import MAX_JOBS, MAX_THREADS, InputError, UsageError, number, suggest
-from intseg.graph import MAX_WORKING
 
 COMMAND = "COMMAND"
 BACKENDS = ("auto", "numpy", "numba")
@@ -204,6 +203,8 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
 
 
 def _scale(text: str) -> int | str:
+    from intseg.graph import MAX_WORKING  # NumPy comes with it
+
     return text if text == "native" else whole(1, MAX_WORKING // 4)(text)
 
 
