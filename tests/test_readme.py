@@ -28,7 +28,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(block, "README.md", "exec"), names)
     result = names["result"]
     assert isinstance(result, intseg.Result)
-    assert (result.labels.shape, result.scores.shape) == ((360, 480), (23, 30, 11))
+    assert (result.labels.shape, result.scores.shape) == ((360, 480), (4, 16, 16, 11))
     said = re.findall(r'"(\w+)": (0\.\d\d)', blocks[1])
     assert said
     assert {name: f"{result.shares()[name]:.2f}" for name, _ in said} == dict(said)
