@@ -82,9 +82,9 @@ class Row:
         self.confusion = np.zeros((n_cls, n_cls), np.int64)
         self.same = self.pixels = 0
 
-    def add(self, truth: Labels, labels: Labels, reference: Labels, ignore: int | None) -> None:
-        """Count one image."""
-        self.confusion += metrics.confusion(truth, labels, len(self.confusion), ignore)
+    def add(self, truth: Labels, labels: Labels, reference: Labels) -> None:
+        """Count one image; -1 in `truth` is not counted."""
+        self.confusion += metrics.confusion(truth, labels, len(self.confusion), ignore=-1)
         self.same += int((labels == reference).sum())
         self.pixels += labels.size
 
