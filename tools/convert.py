@@ -34,6 +34,7 @@ from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
+from intseg.tools.twin.onnx_import import load_onnx
 from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
 from intseg.windows import at_scale, cut_windows
 
@@ -156,7 +157,7 @@ def run(args: argparse.Namespace) -> Answer:
 def _run(args: argparse.Namespace) -> Answer:
     start = time.perf_counter()
     checkpoint, output = Path(args.checkpoint), Path(args.output)
-    model = load_checkpoint(checkpoint)
+    model = (load_onnx if checkpoint.suffix == ".onnx" else load_checkpoint)(checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.l2norm)
     dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)

@@ -16,7 +16,8 @@ RECIPES = ("i-vit", "intseg", "paper")
 
 _CONVERT = """\
 Convert a float Segmenter checkpoint into integer weights. The checkpoint is a file of rstrudel/segmenter (with its
-variant.yml) or of mmsegmentation, or a folder holding one. Needs PyTorch.
+variant.yml) or of mmsegmentation, a folder holding one, or the float ONNX file of a Segmenter that torch.onnx.export
+wrote, at one size. Needs PyTorch.
 
 examples:
   intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
@@ -35,7 +36,12 @@ class _Checkpoint(Read):
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=_Checkpoint, metavar="CHECKPOINT", help="checkpoint.pth, or the folder it is in")
+    add(
+        "checkpoint",
+        type=_Checkpoint,
+        metavar="CHECKPOINT",
+        help="checkpoint.pth, the folder it is in, or a float .onnx file",
+    )
     weights = written(".safetensors")
     add("-o", "--output", type=weights, required=True, metavar="FILE", help="weights to write (.safetensors)")
     images = "images or folders of images; one is enough"

@@ -97,7 +97,7 @@ def _measured(made: Any, graph: Graph, windows: int) -> tuple[list[str], list[di
     for found in onnx_check.compare(made, graph, images, onnx_check.installed(say)):
         wrong, elements = (sum(getattr(node, part) for node in found.differ) for part in ("wrong", "elements"))
         about = f"{count(found.compared, 'node')} of {count(found.images, 'window')} compared"
-        lines.append(f"{found.runtime}: {about}, {len(found.differ)} differ; {found.seconds:.2f} s a window")
+        lines.append(f"{found.runtime}: {about}, {len(found.differ)} differ; {found.seconds:.2g} s a window")
         if exact:
             lines += [f"first: {node}" for node in found.differ[:1]]
         elif found.differ:

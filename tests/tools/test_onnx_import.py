@@ -1,0 +1,81 @@
+"""A float ONNX file as the input of intseg convert."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from configs import CAMVID
+from patterns import pattern
+from PIL import Image
+
+from intseg import store
+from intseg.tools import convert
+from intseg.tools.twin import segmenter
+from intseg.tools.twin.onnx_import import load_onnx
+
+onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+
+SMALL = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(32, 48))
+LINEAR = dataclasses.replace(
+    SMALL, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0, distilled=True, normalization="deit"
+)
+
+
+def exported(config: segmenter.SegmenterConfig, path: Path) -> segmenter.Segmenter:
+    model = segmenter.random_segmenter(config, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.randn(1, 3, *config.window),), path, dynamo=False, opset_version=17)
+    return model
+
+
+@pytest.mark.parametrize("config", [SMALL, LINEAR], ids=["mask", "linear"])
+def test_what_torch_exports_is_the_model_again(config: segmenter.SegmenterConfig, tmp_path: Path) -> None:
+    model = exported(config, tmp_path / "m.onnx")
+    found = load_onnx(tmp_path / "m.onnx")
+    assert found.config == config
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_converting_it_gives_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
+    model = exported(SMALL, tmp_path / "m.onnx")
+    segmenter.save_checkpoint(model, tmp_path / "ck")
+    Image.fromarray(pattern(0, 32, 48)[0]).save(tmp_path / "photo.png")
+    made = []
+    for source in ("m.onnx", "ck"):
+        target = tmp_path / f"{source}.safetensors"
+        arguments = [str(tmp_path / source), "-o", str(target), "--calibrate", str(tmp_path / "photo.png"), "-q"]
+        assert convert.main(arguments) == 0
+        made.append(store.load(target).tensors)
+    assert made[0].keys() == made[1].keys()
+    assert all(np.array_equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def changed(made: Any, kind: str, change: Any) -> str:
+    """The graph with its first node of a kind changed; that node's name."""
+    node = next(node for node in made.graph.node if node.op_type == kind)
+    change(node)
+    return str(node.name)
+
+
+def test_the_first_node_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    exported(SMALL, tmp_path / "m.onnx")
+    made = onnx.load(tmp_path / "m.onnx")
+    name = changed(made, "Erf", lambda node: setattr(node, "op_type", "Tanh"))
+    onnx.save(made, tmp_path / "tanh.onnx")
+    with pytest.raises(segmenter.CheckpointError, match=f"Tanh '{name}', expected Erf"):
+        load_onnx(tmp_path / "tanh.onnx")
+    made = onnx.load(tmp_path / "m.onnx")
+    adds = [node for node in made.graph.node if node.op_type == "Add" and node.name.endswith("add2/Add")]
+    adds[0].input[0] = adds[0].input[1]  # the branch twice instead of the stream and the branch
+    onnx.save(made, tmp_path / "rewired.onnx")
+    with pytest.raises(segmenter.CheckpointError, match="connected otherwise"):
+        load_onnx(tmp_path / "rewired.onnx")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "m.onnx").read_bytes()[:-1000])
+    with pytest.raises(segmenter.CheckpointError, match="not a whole ONNX model"):
+        load_onnx(tmp_path / "cut.onnx")
