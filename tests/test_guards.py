@@ -6,7 +6,11 @@ import dataclasses
 import errno
 import io
 import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from intseg.cli import main as cli
 from intseg.errors import InputError
 from intseg.images import decode as pictures
 from intseg.workbench import diff, dump
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -169,6 +175,36 @@ def test_too_many_open_files_are_not_blamed_on_standard_output(
     assert capsys.readouterr().err == (
         "intseg: Too many open files; raise the limit of open files (ulimit -n), or use fewer --jobs\n"
     )
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sigterm_ends_in_order(small: Path, jobs: str) -> None:
+    """One line, no temporary, no process left, and the next run goes on."""
+    for i in range(300):
+        shutil.copy(small / "in" / "a.png", small / "in" / f"{i:03}.png")
+    argv = [sys.executable, "-m", "intseg.cli", "infer", "in", "-o", "out", "-w", "w.safetensors", "--backend", "numpy"]
+    argv += ["-q", "--jobs", jobs]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    while process.poll() is None and not list(small.glob("out/*_labels.png")):
+        time.sleep(0.01)
+    process.terminate()
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("intseg: ended by SIGTERM\n", 143)
+    assert not list(small.glob("out/.*.part"))
+    end = time.monotonic() + 20  # multiprocessing's tracker ends after its parent
+    while is_alive(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive(process.pid)
+    assert run("infer", "in", "-o", "out", "--resume") == 0
 
 
 def test_a_trace_cut_after_it_was_opened(small: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from intseg._version import __version__
 from intseg.cli import conformance, convert, evaluate, exchange, infer, reports, workbench
@@ -19,7 +24,7 @@ from intseg.errors import InputError, IntsegError, UsageError, suggest
 # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
 
 INTERNAL = 5
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 BROKEN_PIPE = 141
 
 _DESCRIPTION = "Integer-only semantic segmentation, the same bits on every machine."
@@ -134,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             open_streams()
             args = _parse(argv)
-            with quietly(args.quiet):
+            with quietly(args.quiet), _ended_in_order():
                 code = give(args.run(args), args.json)
             flush()
             return code
@@ -142,9 +147,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             if os.environ.get("INTSEG_DEBUG") == "1":
                 traceback.print_exc()
             return _explain(error)
+        except Terminated:
+            complain("intseg: ended by SIGTERM")
+            return TERMINATED
         except KeyboardInterrupt:
             complain("intseg: interrupted")
             return INTERRUPTED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: temporaries are removed and worker processes ended, as when a user interrupts."""
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, where nobody else has a use for it."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up
+        raise Terminated
+
+    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, end) if free else None
+    try:
+        yield
+    finally:
+        if free:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: Exception) -> int:
