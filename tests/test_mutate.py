@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from collections import Counter
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mutate_package
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +81,58 @@ def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]):
 def test_a_folder_without_op_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert tool().main(["--ops", str(tmp_path)]) == 2
     assert "holds no op files" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------- the whole package
+
+
+def test_mutants_of_the_package_compile_and_are_drawn_by_a_seed() -> None:
+    found = mutate_package.all_changes("intseg/files")
+    drawn = [change.mutant() for change in mutate_package.drawn(found, 10, 1)]
+    assert [m.path for m in mutate_package.drawn(found, 10, 1)] == [m.path for m in mutate_package.drawn(found, 10, 1)]
+    for mutant in drawn:
+        compile(mutant.tree, mutant.file, "exec")
+        assert mutant.before != mutant.after
+    assert all((ROOT / place).exists() for place in mutate_package.TESTS)
+    assert all((ROOT / file).exists() for place in mutate_package.TESTS for file in mutate_package.tests_of(place))
+
+
+def test_guards_are_mutated() -> None:
+    places = ("require_replaceable", "Growing._require_ours")
+    found = [change for change in mutate_package.all_changes("intseg/files") if change.function in places]
+    keys = " ".join(change.mutant().key for change in found)
+    for change in ("[ -> not ]kind == 'symbo", "choose another name') -> pass]", "st_nlink > [1 -> 2]", "[or -> and]"):
+        assert change in keys, change
+
+
+def test_a_mutant_cannot_leave_its_cage(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "victim").write_bytes(b"kept")
+    (tmp_path / "folder").mkdir()
+    code = """
+import os, shutil, sys
+sys.path.insert(0, sys.argv[1])
+import cage
+cage.enter("in")
+open("in/a", "w").close()
+os.rename("in/a", "in/b")
+shutil.rmtree("in/c", ignore_errors=True)
+assert open("victim").read() == "kept"
+os.symlink("../victim", "in/link")
+tries = [lambda: open("victim", "w"), lambda: os.remove("victim"), lambda: shutil.rmtree("folder")]
+tries += [lambda: os.rmdir("folder"), lambda: os.chmod("victim", 0), lambda: os.kill(-1, 0)]
+tries += [lambda: os.rename("victim", "in/v"), lambda: os.rename("in/b", "b"), lambda: os.truncate("victim", 0)]
+tries += [lambda: os.remove("victim", dir_fd=os.open(".", os.O_RDONLY))]
+for attempt in tries:
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    sys.exit("left the cage")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "tests" / "trust")], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "victim").read_bytes() == b"kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in", "victim"]

@@ -182,8 +182,7 @@ def _line(root: Any, path: Path_) -> str:
     for name, index in path:
         root = getattr(root, name) if index is None else getattr(root, name)[index]
         found = root if isinstance(root, ast.stmt) else found
-    lines = ast.unparse(found).splitlines()
-    return lines[0] if not isinstance(found, ast.FunctionDef) else "parameters"
+    return f"({ast.unparse(found.args)})" if isinstance(found, ast.FunctionDef) else ast.unparse(found).splitlines()[0]
 
 
 def all_changes(word: str) -> list[Change]:
@@ -388,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--module", default="", metavar="WORD", help="only modules whose path holds it")
     parser.add_argument("--sample", type=int, default=100, metavar="N", help="so many mutants (100); 0 for all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
+    parser.add_argument("--seconds", type=float, default=10**9, metavar="S", help="begin no mutant after so long")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     args = parser.parse_args(argv)
     found = all_changes(args.module)
@@ -401,10 +401,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        return _score(found, chosen, Path(folder))
+        return _score(found, chosen, Path(folder), args.seconds)
 
 
-def _score(found: list[Change], chosen: list[Change], folder: Path) -> int:
+def _score(found: list[Change], chosen: list[Change], folder: Path, seconds: float) -> int:
     preload()
     workshop = Workshop(folder)
     start = time.monotonic()
@@ -416,6 +416,8 @@ def _score(found: list[Change], chosen: list[Change], folder: Path) -> int:
     survived: Counter[str] = Counter()
     argued = 0
     for mutant in (change.mutant() for change in chosen):
+        if time.monotonic() - start > seconds:
+            break
         if mutant.key in EQUIVALENT:
             argued += 1
             continue
@@ -429,7 +431,7 @@ def _score(found: list[Change], chosen: list[Change], folder: Path) -> int:
     counted, dead = killed.total() + survived.total(), killed.total()
     score = 100 * dead / max(counted, 1)
     print(
-        f"{len(chosen)} of {len(found)} mutants in {time.monotonic() - start:.0f} s: {argued} argued, "
+        f"{counted + argued} of {len(found)} mutants in {time.monotonic() - start:.0f} s: {argued} argued, "
         f"{dead} of {counted} killed: {score:.1f} %"
     )
     return 0 if score >= 95 else 1
