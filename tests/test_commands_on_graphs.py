@@ -13,7 +13,7 @@ from PIL import Image
 from intseg import store
 from intseg.cli import main as cli
 
-CASES = ("random 5:0", "random 5:1", "adversarial 5:0", "adversarial 5:1")
+CASES = ("random 5:0", "random 5:1", "adversarial 5:0", "adversarial 7:7")
 ENDINGS = (0, 3, 4)
 """Done, a model that is refused, an input that is. The others would be this program's fault."""
 

@@ -20,7 +20,8 @@ _WORST = 10
 
 
 def as_json(report: QuantReport) -> dict[str, Any]:
-    """Everything of a report, for programs. A null SQNR: no error; a null effect: the swap has no meaning."""
+    """Everything of a report, for programs. A null SQNR: no error; a null effect: the swap has no meaning; a null
+    number: none that JSON knows, as of a float model that overflows."""
     info = report.model.info
     document = {
         "model": {"name": info.name, "recipe": info.recipe, "sha256": report.model.sha256},
@@ -37,7 +38,16 @@ def as_json(report: QuantReport) -> dict[str, Any]:
         "notes": list(report.notes),
         "decoded": report.decoded.as_json(),
     }
-    return document
+    return _known(document)
+
+
+def _known(value: Any) -> Any:
+    """The same, with None in place of infinities and what is no number."""
+    if isinstance(value, dict):
+        return {key: _known(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _metrics_json(found: tuple[float, float] | None) -> dict[str, float] | None:
