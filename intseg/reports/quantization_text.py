@@ -38,7 +38,8 @@ def as_json(report: QuantReport) -> dict[str, Any]:
         "notes": list(report.notes),
         "decoded": report.decoded.as_json(),
     }
-    return _known(document)
+    known: dict[str, Any] = _known(document)
+    return known
 
 
 def _known(value: Any) -> Any:
