@@ -600,7 +600,7 @@ def _remove_abandoned(path: str) -> None:
     """Remove a temporary file or folder whose writer is gone: nobody holds its lock. Nothing else is touched."""
     with contextlib.suppress(OSError):
         if fcntl is None:
-            os.unlink(path)
+            os.remove(path)
             return
         descriptor = os.open(path, os.O_RDONLY | _NO_LINK | _OPEN)
         try:

@@ -389,6 +389,7 @@ DEEP = "[" * 990 + "]" * 990
         b"\xff",
         "",
         r'"\ud800"',
+        '"\ud800"',
         rb'{"\udfff": 1}',
     ],
     ids=lambda t: "text",
