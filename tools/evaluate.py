@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from intseg import api, backends, store
 from intseg.batch import datasets, metrics
-from intseg.errors import IntsegError
+from intseg.errors import IntsegError, MismatchError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import truth as read_truth
@@ -215,6 +215,11 @@ def _evaluate(args: argparse.Namespace) -> list[Row]:
     model = load_checkpoint(args.checkpoint)
     named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
     data = datasets.open_dataset(args.layout, args.root, args.split).first(args.limit)
+    if data.n_cls not in (None, model.config.n_cls):
+        raise MismatchError(
+            f"layout {args.layout} has {data.n_cls} classes, the checkpoint has {model.config.n_cls}; "
+            "expected as many, choose another --layout"
+        )
     files = find_images(args.calibrate, args.samples)
     subjects = []
     for name in args.recipe:

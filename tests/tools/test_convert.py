@@ -1,6 +1,7 @@
 """tools/convert.py and tools/evaluate.py as a user runs them, on a small random checkpoint."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,6 +167,27 @@ def test_evaluate_finds_twin_and_engine_equal(data: Path, capsys: pytest.Capture
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["-", "-", "paper", "paper", "intseg", "intseg"]
     assert [row[-1] for row in rows if row[1] == "engine"] == ["0", "0"]
+
+
+def test_evaluate_knows_what_a_layout_stores(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels counted from 1, as ADE20K's, gave 0 % in every row."""
+    for folder, place in (("val", "images/validation"), ("valannot", "annotations/validation")):
+        (tmp_path / place).mkdir(parents=True)
+        pixels = np.asarray(Image.open(data / folder / "0.png"))
+        stored = pixels if folder == "val" else np.where(pixels == 11, 0, pixels + 1).astype(np.uint8)
+        Image.fromarray(stored).save(tmp_path / place / "0.png")
+    arguments = [str(data / "checkpoint"), "--calibrate", str(data / "photos" / "0.png"), "--limit", "1", "--json"]
+    assert evaluate.main([*arguments, "--root", str(tmp_path), "--layout", "ade20k"]) == 1
+    assert "150 classes, the checkpoint has 11" in capsys.readouterr().err
+    layout = dataclasses.replace(evaluate.datasets.LAYOUTS["ade20k"], n_cls=11)
+    monkeypatch.setitem(evaluate.datasets.LAYOUTS, "ade20k", layout)
+    assert evaluate.main([*arguments, "--root", str(tmp_path), "--layout", "ade20k"]) == 0
+    from_one = json.loads(capsys.readouterr().out)
+    assert evaluate.main([*arguments, "--root", str(data)]) == 0
+    assert from_one == json.loads(capsys.readouterr().out)
+    assert evaluate.main([*arguments, "--root", str(data), "--limit", "0"]) == 2
 
 
 def test_float_labels_of_one_window_are_the_models_own(data: Path) -> None:
