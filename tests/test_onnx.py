@@ -16,9 +16,8 @@ from compare import assert_equal
 from intseg import store, windows
 from intseg.conformance import vectors
 from intseg.exam import real
-from intseg.exam.real import MOVERS
 from intseg.graph import Graph, Node
-from intseg.ops import OPS, RUN, Array, Call
+from intseg.ops import MOVERS, OPS, RUN, Array, Call
 from intseg.workbench import trace
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")

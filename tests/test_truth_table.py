@@ -13,8 +13,8 @@ import pytest
 from compare import assert_equal
 
 from intseg import arith
+from intseg.cli import conformance
 from intseg.cli import main as cli
-from intseg.cli import workbench
 from intseg.conformance import truth_table
 from intseg.conformance.truth_table import Table
 from intseg.errors import InputError, UsageError
@@ -125,7 +125,7 @@ def test_exp2(frac_bits: int, a1: int, a2: int):
 
 def test_units_and_options_agree():
     assert set(truth_table.UNITS) == set(truth_table.DEFAULTS)
-    assert {name for options in truth_table.DEFAULTS.values() for name in options} == set(workbench._UNIT_OPTIONS)
+    assert {name for options in truth_table.DEFAULTS.values() for name in options} == set(conformance._UNIT_OPTIONS)
 
 
 def test_one_changed_value_changes_the_digest():

@@ -25,9 +25,6 @@ from intseg.windows import Tiling, counts, resize_taps, tile, working_size
 
 RealOp = Callable[..., Float]
 
-MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid", "upsample_nearest")
-"""Ops that only move values: the same function for integers and reals."""
-
 REAL: dict[str, RealOp] = {op: exam.real for op, exam in EXAMS.items() if exam.real is not None}
 """Op name -> real op: same inputs (float32 or float64), params and attributes as the integer op."""
 

@@ -17,9 +17,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from intseg.arith import INT_RANGE
-from intseg.exam.real import MOVERS
 from intseg.graph import Graph, Node
-from intseg.ops import Array
+from intseg.ops import MOVERS, Array
 
 OPSET = 21
 """The first in which QuantizeLinear has INT16."""

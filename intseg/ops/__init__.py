@@ -18,4 +18,7 @@ OPS: dict[str, Op] = {name: op for file in FILES for name, op in import_module(f
 RUN: dict[str, Run] = {name: partial(op.define, EXACT) for name, op in OPS.items()}
 """The NumPy op table, as `executor.execute` takes it."""
 
-__all__ = ["FILES", "MAX_DIM", "OPS", "RUN", "Array", "Attr", "Call", "Op", "Run", "Value"]
+MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid", "upsample_nearest")
+"""Ops that only move values: the same function for integers and reals."""
+
+__all__ = ["FILES", "MAX_DIM", "MOVERS", "OPS", "RUN", "Array", "Attr", "Call", "Op", "Run", "Value"]

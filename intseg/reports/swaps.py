@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from intseg.exam import EXAMS, real
+from intseg.exam import EXAMS
 from intseg.graph import Graph, Node
+from intseg.ops import MOVERS
 from intseg.reports.inspect import block_of
 
 KINDS = {exam.op: exam.kind for exam in EXAMS.values() if exam.kind}
@@ -124,7 +125,7 @@ def dropped_norm(graph: Graph) -> str | None:
     by_name = {node.name: node for node in graph.nodes}
 
     def source(name: str) -> Node | None:
-        while name in by_name and by_name[name].op in real.MOVERS:
+        while name in by_name and by_name[name].op in MOVERS:
             name = by_name[name].inputs[0]
         return by_name.get(name)
 
