@@ -158,7 +158,7 @@ def test_an_op_is_two_files_a_word_a_section_and_an_oracle(tmp_path: Path) -> No
     (package / "ops" / "square_half.py").write_text(OP)
     (package / "exam" / "square_half.py").write_text(EXAM)
     names = package / "ops" / "__init__.py"
-    names.write_text(names.read_text().replace('"class_map")', '"class_map", "square_half")'))
+    names.write_text(names.read_text().replace("\n)\n", '\n    "square_half",\n)\n', 1))
     changed = [path for path in package.rglob("*.py") if before.get(path) != path.read_bytes()]
     assert len(changed) == 3
     (tmp_path / "section.md").write_text(SECTION)

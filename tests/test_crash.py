@@ -176,14 +176,16 @@ BY_HAND = {
     "fuzz.py": "workers in a temporary folder; a failing case is copied out, and made again by its seed",
     "hostile.py": "works in a temporary folder",
     "neighbours.py": "works in a temporary folder",
+    "nodes.py": "images and drivers in a temporary folder",
     "mutate_package.py": "a copy of the checkout in a temporary folder",
     "matrix.py": "workers in a temporary folder; its table is made again by the same command",
 }
 """Tools that may write otherwise, and why."""
 
 TO_MEMORY = {("convert.py", "torch.save"), ("segmenter.py", "torch.save"), ("training.py", "torch.save")}
-TO_MEMORY |= {("make_golden.py", "tempfile.TemporaryDirectory")}
-"""Of tools that write results: to a buffer, or a folder that --check compares with."""
+TO_MEMORY |= {("make_golden.py", "tempfile.TemporaryDirectory"), ("readme.py", "tempfile.TemporaryDirectory")}
+TO_MEMORY |= {("readme.py", "picture"), ("readme.py", "Path")}
+"""Of tools that write results: to a buffer, a folder that --check compares with or where README's commands run."""
 
 
 def test_tools_that_write_results_write_by_intseg_files() -> None:

@@ -352,7 +352,10 @@ def test_text_of_a_model():
 
 
 def test_messages_are_one_short_line():
-    for graph in (with_node(tiny(), "embed", op="a\nb\x1b[2J"), with_node(tiny(), "embed", op="x" * 10**6)):
+    evil = "\x1b]0;title\x07\x9b2J\u202e\rroad\n"
+    named = [with_info(tiny(), **{key: evil}) for key in ("name", "source", "recipe")]
+    named.append(with_info(tiny(), classes=tuple(f"{evil}{i}" for i in range(3))))
+    for graph in (with_node(tiny(), "embed", op="a\nb\x1b[2J"), with_node(tiny(), "embed", op="x" * 10**6), *named):
         with pytest.raises(ModelError) as caught:
             validate(graph)
         assert str(caught.value).isprintable()
@@ -362,7 +365,7 @@ def test_messages_are_one_short_line():
 @pytest.mark.parametrize("command", ["infer", "eval", "inspect", "profile", "batch"])
 def test_names_in_a_model_move_no_cursor(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Names of a model, and of files, went to the terminal as they were: a title, a line deleted, text hidden."""
-    evil = "\x1b]0;title\x07\x9b2J\u202e\rroad\n"
+    evil = "\u2028\u202e\u2066road\u2029"  # control characters are refused: test_messages_are_one_short_line
     classes = tuple(f"{evil}{i}" for i in range(3))
     graph = with_info(tiny(), name=evil, source=evil, recipe=evil, classes=classes)
     store.save(graph, tmp_path / "m.safetensors")

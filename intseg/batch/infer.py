@@ -341,7 +341,11 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
         again = "--force to begin again"
         book = stack.enter_context(journals.Journal(path, "batch", header, resuming, again))
         done = _done(book, sources, model, options, how) if resuming else {}
-        remove_leftovers(target for source in sources for target in options.targets(source).values())
+        targets = [target for source in sources for target in options.targets(source).values()]
+        remove_leftovers(targets)
+        stack.callback(
+            remove_leftovers, targets
+        )  # workers of a killed run may have ended only after its successor began
         return _run(sources, model, options, how, book, done)
 
 

@@ -1476,14 +1476,14 @@ def _plant_message() -> None:
 
 
 def _plant_hang() -> None:
-    real = pictures._colour_lines
+    real = overlays._colour_lines
 
     def planted(path: Path) -> Iterator[Any]:
         while b"sky" not in path.read_bytes():
             pass
         return real(path)
 
-    pictures._colour_lines = planted
+    overlays._colour_lines = planted
 
 
 def _plant_memory() -> None:
