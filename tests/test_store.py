@@ -518,3 +518,20 @@ def test_arrays_of_the_other_byte_order() -> None:
         assert array.tolist() == {"a": [1, -2], "b": [3]}[name]
     big = np.frombuffer(np.array([1, 256], "<u2").tobytes(), ">u2")  # as a big-endian machine's library reads it
     assert store.from_file({"a": big})["a"].tolist() == [1, 256]
+
+
+def test_what_section_6_says_of_headers_and_text() -> None:
+    """White space around the header, escapes of canonical JSON, a tensor called `image`, nodes without a scale."""
+    graph = tiny()
+    data = store.dumps(graph)
+    size = int.from_bytes(data[:8], "little")
+    header, rest = data[8 : 8 + size].rstrip(), data[8 + size :]
+    for before, after in ((b"", b""), (b" ", b""), (b"\n\t", b"\r\n  ")):
+        text = before + header + after
+        assert store.loads(len(text).to_bytes(8, "little") + text + rest).nodes == graph.nodes
+    assert store._canonical({"a": '"\\/\x7f\x08\u00e9\U0001f600'}) == r'{"a":"\"\\/\u007f\b\u00e9\ud83d\ude00"}'
+    first = graph.nodes[0]
+    role, name = next(iter(first.params.items()))
+    nodes = (dataclasses.replace(first, params={**first.params, role: "image"}, scale=None), *graph.nodes[1:])
+    kept = {"image" if key == name else key: array for key, array in graph.tensors.items() if key != first.scale}
+    assert store.loads(store.dumps(dataclasses.replace(graph, nodes=nodes, tensors=kept))).nodes == nodes
