@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from intseg import api
 from intseg.batch import datasets, evaluate
 from intseg.images import decode as image
+from intseg.images.labels import Labelling
 from intseg.reports import inspect as inspect_model
 from intseg.tools import convert, qat
 from intseg.tools.measure import bench, experiments, report
@@ -75,7 +76,7 @@ def converted(data: Path, file: Path, *options: str) -> api.Model:
 
 def counted(data: Path, model: api.Model) -> list[list[int]]:
     pairs = datasets.find_pairs(data / "val", data / "valannot")
-    return evaluate.evaluate(pairs, model, backend="numpy", ignore=11).confusion.tolist()
+    return evaluate.evaluate(pairs, model, backend="numpy", labelling=Labelling(ignore=(11,))).confusion.tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_mac_counts_are_those_of_the_graph(name: str) -> None:
     shape = dataclasses.replace(bench.SHAPES[name], image=64, classes=7)
     graph = bench.RandomGraph(shape).build()
     linear = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op == "linear")
-    products = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op == "matmul")
+    products = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op in ("matmul", "weighted_mean"))
     assert experiments.mac_counts(shape) == (linear, products)
 
 
