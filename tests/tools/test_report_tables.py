@@ -105,19 +105,18 @@ def test_table_2_counts_what_eval_counts(
 
 
 def float_prediction(data: Path, name: str) -> Any:
-    """By the float model's windows, put together here: sum of the scores over their number, bilinear, argmax."""
+    """By the float model's windows, put together here: each upsampled (bilinear), the mean of every pixel, argmax."""
     model = segmenter.load_checkpoint(data / "checkpoint")
     info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
     rgb = image.decode(data / f"{name}.png", info.pad).rgb
-    total, count = np.zeros((5, 7, 11)), np.zeros((5, 7, 1))
+    total, count = torch.zeros((11, 40, 56), dtype=torch.float64), torch.zeros((40, 56))
     for (top, left), window in cut_windows(rgb, info):
         with torch.no_grad():
-            scores = model.forward_scores(calibrate.normalise(torch.from_numpy(window)[None], CONFIG))[0].double()
-        where = np.s_[top // 8 : top // 8 + 4, left // 8 : left // 8 + 4]
-        total[where] += scores.numpy()
-        count[where] += 1
-    mean = torch.from_numpy(total / count).permute(2, 0, 1)[None]
-    return F.interpolate(mean, scale_factor=8, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+            scores = model.forward_scores(calibrate.normalise(torch.from_numpy(window)[None], CONFIG)).double()
+        pixels = F.interpolate(scores.permute(0, 3, 1, 2), scale_factor=8, mode="bilinear", align_corners=False)[0]
+        total[:, top : top + 32, left : left + 32] += pixels
+        count[top : top + 32, left : left + 32] += 1
+    return (total / count).argmax(0).numpy()
 
 
 def test_ptq_and_qat_rows_are_those_of_the_written_models(data: Path, results: Path, tmp_path: Path) -> None:
@@ -510,13 +509,13 @@ def test_latencies_come_from_the_bench(docs: Path) -> None:
 
 def test_a_bench_of_one_model_keeps_the_others_of_the_same_machine(tmp_path: Path) -> None:
     file, here = tmp_path / "bench.json", {"cpu": "a"}
-    new = {"machine": here, "results": {"base": 1}, "sweep": {}}
+    new = {"machine": here, "results": {"base": {"2": 1}}, "sweep": {}}
     assert bench._with_earlier(new, file) == new
-    old = {"machine": here, "results": {"tiny": 2, "base": 3}, "sweep": {"tiny": 4}, "cold_start_s": 5}
-    file.write_text(json.dumps(old))
-    expected = {"machine": here, "results": {"tiny": 2, "base": 1}, "sweep": {"tiny": 4}, "cold_start_s": 5}
+    old = {"machine": here, "results": {"tiny": {"1": 2}}, "sweep": {"tiny": 4}, "cold_start_s": 5}
+    file.write_text(json.dumps({**old, "results": {**old["results"], "base": {"1": 3, "2": 6}}}))
+    expected = {**old, "results": {"tiny": {"1": 2}, "base": {"1": 3, "2": 1}}}
     assert bench._with_earlier(new, file) == expected
-    assert bench._with_earlier({**new, "machine": {"cpu": "b"}}, file)["results"] == {"base": 1}
+    assert bench._with_earlier({**new, "machine": {"cpu": "b"}}, file)["results"] == {"base": {"2": 1}}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": "other"}'])
