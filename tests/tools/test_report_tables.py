@@ -498,12 +498,15 @@ def test_checkpoints_without_an_experiment_are_named(docs: Path) -> None:
 def test_latencies_come_from_the_bench(docs: Path) -> None:
     entry = {"intseg_ms": 80.61, "numpy_ms": None, "peers_ms": {"ort fp32": 584.04}}
     found = {"machine": {"cpu": "A CPU", "path": "vnni", "torch": "2"}, "results": {"tiny": {"1": entry}}}
+    small = {"intseg_ms": 214.0, "peers_ms": {"ort dynamic int8": 745.3}}
+    found["results"]["small"] = {"1": small}
     (docs / "results" / "bench.json").write_text(json.dumps(found))
     assert report.main(["--docs", str(docs)]) == 0
     page = (docs / "RESULTS.md").read_text()
-    assert "| intseg, numba | 80.6 |" in page
-    assert "| ONNX Runtime FP32 | 584.0 |" in page
-    assert "| PyTorch FP32 | not measured |" in page
+    assert "| intseg, numba | 80.6 | 214.0 |" in page
+    assert "| ONNX Runtime FP32 | 584.0 | not measured |" in page
+    assert "| ONNX Runtime dynamic INT8 | not measured | 745.3 |" in page
+    assert "Not measured in that run: PyTorch FP32, ONNX Runtime static QDQ INT8, OpenVINO FP32," in page
     assert "On A CPU (vnni)" in page
 
 

@@ -556,6 +556,9 @@ def _latency(results: Results) -> Iterator[str]:
             {machine.get("onnxruntime", "?")}. The paper's integer-only row (TVM on an A100) is 1.14 times slower than
             FP32 for Tiny and 1.25 times faster for Large.
         """)
+        absent = [title for peer, title in PEERS if peer not in measured]
+        if absent:
+            yield from prose(f"Not measured in that run: {', '.join(absent)}.")
 
 
 def table_7(results: Results) -> Iterator[str]:
