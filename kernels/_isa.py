@@ -68,6 +68,35 @@ _NAMED = {
 }
 
 
+_ARM_WITH_DOTPROD = {
+    *(
+        "cortex-a55",
+        "cortex-a65",
+        "cortex-a65ae",
+        "cortex-a75",
+        "cortex-a76",
+        "cortex-a76ae",
+        "cortex-a77",
+        "cortex-a78",
+    ),
+    *(
+        "cortex-a78ae",
+        "cortex-a78c",
+        "cortex-a510",
+        "cortex-a520",
+        "cortex-a710",
+        "cortex-a715",
+        "cortex-a720",
+        "tsv110",
+    ),
+}
+
+
+def _has_dotprod(cpu: str) -> bool:
+    """Whether a CPU name of LLVM implies the dot products of Armv8.4, which llvmlite does not spell out on hosts."""
+    return cpu.startswith(("neoverse-", "apple-m", "ampere1", "oryon", "cortex-x")) or cpu in _ARM_WITH_DOTPROD
+
+
 def choose(target: Target) -> Isa:
     """The fastest path that the target surely has."""
     triple, cpu, features = target
@@ -80,7 +109,9 @@ def choose(target: Target) -> Isa:
                 return _VNNI_VBMI if "+avx512vbmi" in have else _VNNI
             return _AVX512BW
         return _AVX2 if "+avx2" in have else _SSE2
-    if triple.startswith(("aarch64", "arm64")) and "+dotprod" in have:
+    if triple.startswith(("aarch64", "arm64")) and (
+        "+dotprod" in have or (_has_dotprod(cpu) and "-dotprod" not in have)
+    ):
         return _DOTPROD
     return _GENERIC
 

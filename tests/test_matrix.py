@@ -155,16 +155,34 @@ def emit_tile(triple: str, cpu: str, features: str) -> str:
     return str(machine.emit_assembly(binding.parse_assembly(str(module))))
 
 
-def test_aarch64_gets_sdot() -> None:
+def need_target(triple: str) -> None:
+    """Skip the test where LLVM was built without the target."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
-    triple = "aarch64-unknown-linux-gnu"
     try:
         binding.Target.from_triple(triple)
     except RuntimeError:
-        pytest.skip("this build of LLVM has no AArch64")
+        pytest.skip(f"this build of LLVM has no {triple}")
+
+
+def test_aarch64_gets_sdot() -> None:
+    triple = "aarch64-unknown-linux-gnu"
+    need_target(triple)
     assert _isa.choose((triple, "generic", "+neon,+dotprod")).name == "dotprod"
     assert emit_tile(triple, "generic", "+neon,+dotprod").count("\tsdot\t") == 24
+
+
+@pytest.mark.parametrize(
+    "cpu", ["neoverse-n1", "neoverse-v2", "cortex-a76", "cortex-a55", "apple-m1", "cortex-x1", "tsv110"]
+)
+def test_a_processor_with_dot_products_is_known_by_its_name(cpu: str) -> None:
+    """llvmlite does not list +dotprod for hosts that have it; LLVM knows it from the name, so `sdot` is emitted."""
+    triple = "aarch64-unknown-linux-gnu"
+    need_target(triple)
+    assert _isa.choose((triple, cpu, "+neon")).name == "dotprod"
+    assert _isa.choose((triple, cpu, "+neon,-dotprod")).name == "generic"
+    assert _isa.choose((triple, "cortex-a53", "+neon")).name == "generic"
+    assert emit_tile(triple, cpu, "+neon").count("\tsdot\t") == 24
     assert "sdot" not in emit_tile(triple, "generic", "+neon")
 
 
