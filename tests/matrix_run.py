@@ -75,6 +75,7 @@ def main(path: str) -> None:
     names = ("linear.linear", "attention.softmax2_attention", "mean_attention.mean_attention", "layernorm.layernorm")
     kernels = [_jit.REGISTRY[name] for name in names]
     text = "\n".join(kernel.assembly() for kernel in kernels)
+    called = re.compile(r"llvm\.x86\.(?!atomic)[a-z0-9]+\.[a-z0-9.]+")
     words = ("vpdpbusd", "vpdpwssd", "vpmaddwd", "pmaddwd", "zmm", "ymm", "vpermi2b")
     floats = {name: float_lines(kernel.llvm())[:3] for name, kernel in _jit.REGISTRY.items() if kernel._compiled}
     print(
@@ -84,6 +85,7 @@ def main(path: str) -> None:
                 "target": _isa.current_target()[1],
                 "digests": digests,
                 "assembly": {word: len(re.findall(rf"\b{word}|%{word}", text)) for word in words},
+                "intrinsics": sorted({name for kernel in kernels for name in called.findall(kernel.llvm())}),
                 "kernels": sorted(floats),
                 "floats": {name: lines for name, lines in floats.items() if lines},
             }
