@@ -53,7 +53,8 @@ def test_branches_are_well_formed():
     assert len({branch.name for branch in BRANCHES}) == len(BRANCHES) > 400
     assert {branch.section for branch in BRANCHES} <= sections
     assert len(BRANCHES) == 484  # a case that no input may reach any more would go unnoticed
-    assert {branch.op for branch in BRANCHES} == set(EXAMS) == {*OPS, "cut_windows", "merge_scores", "class_map"}
+    steps = {"cut_windows", "merge_scores", "class_map", "pixel_map", "resize"}  # of SPEC.md, section 7
+    assert {branch.op for branch in BRANCHES} == set(EXAMS) == {*OPS, *steps}
 
 
 def test_every_branch_is_missed_by_some_call():
