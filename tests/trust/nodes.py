@@ -115,13 +115,14 @@ def compare(name: str, found: str, whole: str, count: int) -> None:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Any]:
-    """Two nodes of one core each."""
+def cluster(cores: int = 1) -> Iterator[Any]:
+    """Two nodes of one core each, or one of so many cores."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(environment())
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "include_dashboard": False})
+    if cores == 1:
+        nodes.add_node(num_cpus=1)
     try:
         yield nodes
     finally:
@@ -185,8 +186,8 @@ def losses(count: int, weights: str) -> None:
 
 
 def speed(count: int, weights: str) -> None:
-    """Images a second between the first and the last, twice each, in turns."""
-    with cluster() as nodes:
+    """Images a second between the first and the last on the same two cores, twice each, in turns."""
+    with cluster(2) as nodes:
         rates: dict[str, list[float]] = {}
         for i in (1, 2):
             for name, more in (("--ray", ["--ray", nodes.address]), ("--jobs 2", ["--jobs", "2"])):
