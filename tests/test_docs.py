@@ -51,13 +51,15 @@ def shell(script: str, folder: Path) -> None:
 def make_data(folder: Path) -> None:
     """A checkpoint, photos and their labels, as a reader of the pages has them."""
     pytest.importorskip("torch")
-    from intseg.tools.twin import segmenter
+    from intseg.tools.twin.checkpoint import save_checkpoint
+    from intseg.tools.twin.config import SegmenterConfig
+    from intseg.tools.twin.segmenter import random_segmenter
 
-    config = segmenter.SegmenterConfig(
+    config = SegmenterConfig(
         image_size=(32, 48), patch=8, d_model=32, n_layers=2, n_heads=2, mlp_dim=64, n_cls=11, window=(32, 48),
         stride=(24, 40), d_decoder=32, dec_layers=1, dec_heads=2, dec_mlp_dim=64,
     )  # fmt: skip
-    segmenter.save_checkpoint(segmenter.random_segmenter(config, 3), folder / "checkpoint")
+    save_checkpoint(random_segmenter(config, 3), folder / "checkpoint")
     for name in ("photos", "truth"):
         (folder / name).mkdir()
     for i in range(3):

@@ -32,10 +32,14 @@ from intseg.images import decode as pictures
 from intseg.reports.table import table
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
+from intseg.tools.twin.checkpoint import load_checkpoint
+from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, Recipe
+from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.onnx_import import load_onnx
-from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, VariantLoader, load_checkpoint
+from intseg.tools.twin.recipe import RECIPES, Recipe
+from intseg.tools.twin.segmenter import Segmenter
+from intseg.tools.twin.variant import VariantLoader
 from intseg.windows import at_scale, cut_windows
 
 

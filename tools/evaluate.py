@@ -34,9 +34,12 @@ from intseg.images.notes import Notes
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
+from intseg.tools.twin.checkpoint import load_checkpoint
+from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
-from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.segmenter import Segmenter
 from intseg.windows import cut_windows, merge_scores, step, tile, working_size
 
 Labels = NDArray[np.integer[Any]]

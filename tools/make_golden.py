@@ -4,7 +4,7 @@
     python tools/make_golden.py             rewrite golden/; images/ stays as it is
     python tools/make_golden.py --check     write it to a temporary folder instead and compare; status 1 on a difference
 
-Expected values come from the twin (tools/twin/model.py) and from the sums and labels written here with PyTorch; the
+Expected values come from the twin (tools/twin/) and from the sums and labels written here with PyTorch; the
 engine that they judge computes none of them.
 
 The same bytes on every machine: parameters are integers times powers of two, drawn by Python's generator. Ranges are
@@ -41,10 +41,16 @@ from intseg import store
 from intseg.graph import ModelInfo
 from intseg.ops import OPS
 from intseg.tools import make_golden_ops
+from intseg.tools.twin.act import Act
+from intseg.tools.twin.attention import QAttention, QExpWeights
 from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import LOG2_E, RECIPES, Act, FakeQuantSegmenter, QAttention, QExpWeights, QGelu, Recipe
-from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
+from intseg.tools.twin.gelu import QGelu
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.primitives import LOG2_E
+from intseg.tools.twin.recipe import RECIPES, Recipe
+from intseg.tools.twin.segmenter import Segmenter
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 SEED = 30

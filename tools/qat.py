@@ -26,10 +26,12 @@ from intseg.tools.evaluate import twin_labels
 from intseg.tools.train import add_common, fail, open_split, settings_from, val_data, val_miou
 from intseg.tools.twin import training
 from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.checkpoint import load_checkpoint
 from intseg.tools.twin.classes import for_model
+from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
-from intseg.tools.twin.segmenter import CheckpointError, load_checkpoint
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
 
 MOMENTUM = 0.01
 

@@ -30,8 +30,11 @@ from intseg.images import decode as pictures
 from intseg.images.labels import Labelling, truth
 from intseg.tools.convert import model_info, recipe_for
 from intseg.tools.evaluate import Labels, float_labels
-from intseg.tools.twin import classes, pretrained, segmenter, training
+from intseg.tools.twin import classes, pretrained, training
 from intseg.tools.twin.calibrate import normalise
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.config import SIZES, STATS, CheckpointError, config_for
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 from intseg.windows import cut_windows
 
 
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         _train(args)
-    except segmenter.CheckpointError as error:
+    except CheckpointError as error:
         return fail("train.py", error, 3)
     except IntsegError as error:
         return fail("train.py", error, error.exit_code)
@@ -56,7 +59,7 @@ def fail(program: str, error: Exception, code: int) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="train.py", description="Train a float Segmenter.")
-    p.add_argument("--model", choices=sorted(segmenter.SIZES), help="size of the model (default: --from's, or tiny)")
+    p.add_argument("--model", choices=sorted(SIZES), help="size of the model (default: --from's, or tiny)")
     p.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from these parameters")
     p.add_argument(
         "--encoder",
@@ -66,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--normalization",
-        choices=sorted(segmenter.STATS),
+        choices=sorted(STATS),
         help="how pixels enter --encoder (default: what config.json or variant.yml beside it says)",
     )
     p.add_argument("--classes", help="names: a file with one a line, or " + ", ".join(palettes.files()))
@@ -140,7 +143,7 @@ def settings_from(args: argparse.Namespace, crop: tuple[int, int], drop_path: fl
 
 def float_scores(model: nn.Module, images: Tensor) -> Tensor:
     """How the float model is trained: normalised pixels in, scores on the patch grid out."""
-    assert isinstance(model, segmenter.Segmenter)
+    assert isinstance(model, Segmenter)
     return model.forward_scores(normalise(images, model.config))
 
 
@@ -182,14 +185,14 @@ def _classes(args: argparse.Namespace, count: int | None) -> dict[str, classes.C
         raise UsageError(f"--classes: {error}") from None
 
 
-def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
+def _new_model(args: argparse.Namespace, n_cls: int) -> Segmenter:
     window = (args.window[0], args.window[1])
     stride = tuple(args.stride) if args.stride else tuple(side // args.patch * 7 // 8 * args.patch for side in window)
     if args.encoder is not None:
         return pretrained.segmenter_from(
             args.encoder, n_cls, window, (stride[0], stride[1]), args.normalization, args.seed
         )
-    config = segmenter.config_for(
+    config = config_for(
         args.model or "tiny",
         n_cls=n_cls,
         patch=args.patch,
@@ -198,13 +201,13 @@ def _new_model(args: argparse.Namespace, n_cls: int) -> segmenter.Segmenter:
         stride=(stride[0], stride[1]),
     )
     if args.start is None:
-        return segmenter.random_segmenter(config, args.seed)
-    start = segmenter.load_checkpoint(args.start)
+        return random_segmenter(config, args.seed)
+    start = load_checkpoint(args.start)
     if args.model is None:  # any width and depth that a checkpoint has
         config = dataclasses.replace(start.config, n_cls=n_cls)
     found, expected = ((c.d_model, c.n_layers, c.n_cls) for c in (start.config, config))
     if found != expected:
-        raise segmenter.CheckpointError(
+        raise CheckpointError(
             f"{args.start}: (width, blocks, classes) are {found}, expected {expected}: choose --model and --root to fit"
         )
     return start
@@ -229,11 +232,11 @@ def _train(args: argparse.Namespace) -> None:
 
     def measure(averaged: nn.Module) -> float:
         """Keep the average that is best on val; without val the last."""
-        assert isinstance(averaged, segmenter.Segmenter)
+        assert isinstance(averaged, Segmenter)
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
         score = val_miou(predict, info, val, args.device)
         if not val.pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
-            segmenter.save_checkpoint(averaged, args.output, dataset)
+            save_checkpoint(averaged, args.output, dataset)
         return score
 
     trainer.run(args.every, measure)
@@ -245,7 +248,7 @@ def _train(args: argparse.Namespace) -> None:
     )
 
 
-def print_plan(model: segmenter.Segmenter, settings: training.Settings, train: int, val: int, every: int) -> None:
+def print_plan(model: Segmenter, settings: training.Settings, train: int, val: int, every: int) -> None:
     """What the run will do, and what was assumed, on standard error."""
     for note in model.info.notes:
         print(f"assumed: {note}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from intseg.tools.twin.segmenter import SegmenterConfig
+from intseg.tools.twin.config import SegmenterConfig
 
 SMALL = SegmenterConfig(
     image_size=(32, 48),

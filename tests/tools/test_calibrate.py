@@ -12,9 +12,12 @@ from torch import Tensor
 
 from intseg.graph import ModelInfo
 from intseg.tools.twin import calibrate as cal
-from intseg.tools.twin import model as fq
+from intseg.tools.twin import recipe
+from intseg.tools.twin.act import Act
+from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import MOVERS, export
-from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, random_segmenter
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
 torch.set_num_threads(1)
 
@@ -24,9 +27,9 @@ CONFIGS = {
     "distilled": dataclasses.replace(CONFIG, distilled=True, normalization="deit"),
 }
 RECIPES = {
-    **fq.RECIPES,
-    "paper-kept": dataclasses.replace(fq.RECIPES["paper"], l2norm=True),
-    "sigmoid": dataclasses.replace(fq.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
+    **recipe.RECIPES,
+    "paper-kept": dataclasses.replace(recipe.RECIPES["paper"], l2norm=True),
+    "sigmoid": dataclasses.replace(recipe.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
 }
 
 
@@ -40,14 +43,14 @@ def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tens
 
 def calibrated(
     recipe: str, batches: list[Tensor], config: SegmenterConfig = CONFIG
-) -> tuple[fq.FakeQuantSegmenter, Segmenter]:
+) -> tuple[FakeQuantSegmenter, Segmenter]:
     model = random_segmenter(config, 1)
-    twin = fq.FakeQuantSegmenter(model, config.window, RECIPES[recipe])
+    twin = FakeQuantSegmenter(model, config.window, RECIPES[recipe])
     cal.calibrate(twin, model, batches)
     return twin.eval(), model
 
 
-def node_ops(twin: fq.FakeQuantSegmenter) -> dict[str, str]:
+def node_ops(twin: FakeQuantSegmenter) -> dict[str, str]:
     """Op of every node."""
     config = twin.config
     info = ModelInfo(
@@ -72,7 +75,7 @@ def float_nodes(model: Segmenter, images: Tensor, l2norm: bool) -> dict[str, Ten
     return found
 
 
-def integer_nodes(twin: fq.FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
+def integer_nodes(twin: FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         twin(images, found.__setitem__)
@@ -106,7 +109,7 @@ def test_calibrating_again_forgets_the_first_time(recipe: str) -> None:
 def test_neither_model_nor_images_change(recipe: str) -> None:
     model, images = random_segmenter(CONFIG, 1), windows(2, 1)
     state, kept = copy.deepcopy(model.state_dict()), images.clone()
-    cal.calibrate(fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES[recipe]), model, [images])
+    cal.calibrate(FakeQuantSegmenter(model, CONFIG.window, RECIPES[recipe]), model, [images])
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert torch.equal(images, kept)
     assert not any(module._forward_hooks for module in model.modules())
@@ -114,7 +117,7 @@ def test_neither_model_nor_images_change(recipe: str) -> None:
 
 def test_progress_is_called_once_a_batch() -> None:
     model, calls = random_segmenter(CONFIG, 1), []
-    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
+    twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
     cal.calibrate(twin, model, [windows(1, i) for i in range(3)], lambda: calls.append(1))
     assert len(calls) == 3
 
@@ -174,7 +177,7 @@ def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
 def test_a_gelu_table_of_moving_averages_is_the_gelu() -> None:
     images = windows(2, 1)
     model = random_segmenter(CONFIG, 1)
-    twin = fq.FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges="ema"))
+    twin = FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges="ema"))
     cal.calibrate(twin, model, [images])
     x = torch.arange(-128, 128)
     for block in twin.encoder.blocks:
@@ -188,7 +191,7 @@ def test_logits_of_softmax2_have_room(ranges: str) -> None:
     """Large logits: the default of 10 fraction bits would saturate them."""
     model, images = random_segmenter(CONFIG, 1), windows(2, 1)
     model.encoder.blocks[0].attn.qkv.weight.data *= 20
-    twin = fq.FakeQuantSegmenter(
+    twin = FakeQuantSegmenter(
         model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], softmax="softmax2", ranges=ranges)
     )
     cal.calibrate(twin, model, [images])
@@ -250,7 +253,7 @@ def test_augment_of_small_windows(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("batches", "expected"), [(1, 7), (8, 56), (9, 9)])
 def test_only_few_images_are_varied(batches: int, expected: int) -> None:
     model, calls = random_segmenter(CONFIG, 1), []
-    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+    twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
     cal.calibrate(twin, model, [windows(1, i) for i in range(batches)], lambda: calls.append(1))
     assert len(calls) == expected
 
@@ -309,14 +312,14 @@ def test_only_what_is_read_counts_for_the_choice() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_what_was_chosen_is_told(config: str, count: int) -> None:
     model = random_segmenter(CONFIGS[config], 1)
-    twin = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+    twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
     chosen = cal.calibrate(twin, model, [windows(1, i, CONFIGS[config]) for i in range(count)])
     ends = ("norm1", "norm2", "encoder.norm", "decoder_norm", "attn.qkv", "mlp.act")
     assert {node for node in chosen if not node.endswith(ends)} == set()
     assert set(chosen) == {node for node in twin.acts() if node.endswith(ends)}
     names = {str(candidate) for candidate in cal.estimators(count <= cal.FEW)}
     assert {chosen[node].removeprefix("v: ") for node in chosen if not node.endswith("act")} <= names
-    with_ema = fq.FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
+    with_ema = FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
     assert cal.calibrate(with_ema, model, [windows(1, 0, CONFIGS[config])]) == {}
 
 
@@ -325,7 +328,7 @@ def test_what_was_chosen_is_told(config: str, count: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def mean_errors(twin: fq.FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, float]:
+def mean_errors(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, float]:
     """Squared mean error per channel of the linear layers' outputs, added up, by node."""
     floats, integers = float_nodes(model, images, twin.recipe.l2norm), integer_nodes(twin, images)
     found = {}
@@ -372,7 +375,7 @@ def test_fitted_ranges_are_the_best_tried() -> None:
     for channel in range(3):
         errors = {}
         for factor in (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7):
-            act = fq.Act(1, 8)
+            act = Act(1, 8)
             act.set_max(largest[channel] * factor)
             column = x[:, channel]
             errors[float(largest[channel] * factor)] = float(

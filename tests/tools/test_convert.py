@@ -17,7 +17,8 @@ import intseg
 from intseg import palettes
 from intseg.images import overlay as overlays
 from intseg.tools import convert, evaluate
-from intseg.tools.twin import segmenter
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.segmenter import random_segmenter
 
 CONFIG = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(24, 40))
 
@@ -26,7 +27,7 @@ CONFIG = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), strid
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder, calibration images, and a labelled set in CamVid's layout."""
     root = tmp_path_factory.mktemp("data")
-    segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
+    save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
     for i in range(3):
         rgb, labels = pattern(i, 40, 60)
         for folder, array in (("val", rgb), ("valannot", labels), ("photos", rgb)):
@@ -191,7 +192,7 @@ def test_evaluate_knows_what_a_layout_stores(
 
 
 def test_float_labels_of_one_window_are_the_models_own(data: Path) -> None:
-    model = segmenter.load_checkpoint(data / "checkpoint")
+    model = load_checkpoint(data / "checkpoint")
     info = convert.model_info(CONFIG, convert.recipe_for("intseg"), "m", evaluate.classes.numbered(11))
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8))
     found = evaluate.float_labels(model, images, (32, 48), info, "bilinear")

@@ -20,10 +20,14 @@ from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node
 from intseg.ops import RUN
 from intseg.tools import make_golden
-from intseg.tools.twin import model as fq
+from intseg.tools.twin import recipe
+from intseg.tools.twin.act import Act
 from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import MOVERS, export
-from intseg.tools.twin.segmenter import SegmenterConfig, random_segmenter
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import Recipe
+from intseg.tools.twin.segmenter import random_segmenter
 
 torch.set_num_threads(1)
 
@@ -49,7 +53,7 @@ CONFIGS = {
     "two-classes-no-blocks": variant(n_cls=2, dec_layers=0, dec_mlp_dim=0),
     "other-numerics": variant(norm_eps=1e-6, pos_mode="bicubic", window=(48, 32), stride=(32, 16), n_layers=1),
 }
-NAMED = fq.RECIPES
+NAMED = recipe.RECIPES
 RECIPES = {
     **NAMED,
     "sigmoid": dataclasses.replace(NAMED["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
@@ -76,15 +80,15 @@ def windows(config: SegmenterConfig, count: int, seed: int = 0) -> Tensor:
     return images
 
 
-def build(config: SegmenterConfig, recipe: fq.Recipe, seed: int = 0) -> fq.FakeQuantSegmenter:
+def build(config: SegmenterConfig, recipe: Recipe, seed: int = 0) -> FakeQuantSegmenter:
     """A calibrated twin of a random model, in evaluation mode."""
     model = random_segmenter(config, seed)
-    twin = fq.FakeQuantSegmenter(model, config.window, recipe)
+    twin = FakeQuantSegmenter(model, config.window, recipe)
     calibrate(twin, model, [windows(config, 2, 11)[1:], windows(config, 3, 12)[2:]])
     return twin.eval()
 
 
-def info_for(twin: fq.FakeQuantSegmenter) -> ModelInfo:
+def info_for(twin: FakeQuantSegmenter) -> ModelInfo:
     config = twin.config
     return ModelInfo(
         name="random",
@@ -99,11 +103,11 @@ def info_for(twin: fq.FakeQuantSegmenter) -> ModelInfo:
     )
 
 
-def exported(twin: fq.FakeQuantSegmenter) -> bytes:
+def exported(twin: FakeQuantSegmenter) -> bytes:
     return store.dumps(export(twin, info_for(twin)))
 
 
-def assert_agree(twin: fq.FakeQuantSegmenter, graph: Graph, images: Tensor) -> int:
+def assert_agree(twin: FakeQuantSegmenter, graph: Graph, images: Tensor) -> int:
     """Every node of every window, both ways; returns how many were compared."""
     found: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -148,7 +152,7 @@ def test_saturated_models_agree(recipe: str) -> None:
     """Ranges four times too narrow: saturation everywhere is not where anyone looks, and it has to be the same."""
     twin = build(MASK, RECIPES[recipe])
     for act in twin.modules():
-        if isinstance(act, fq.Act) and act.bits == 16:
+        if isinstance(act, Act) and act.bits == 16:
             act.scale.mul_(0.25)
     found: dict[str, Tensor] = {}
     images = windows(MASK, 3, 4)
@@ -173,7 +177,7 @@ def test_one_changed_integer_is_noticed() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def whole_image(twin: fq.FakeQuantSegmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def whole_image(twin: FakeQuantSegmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """With PyTorch: sums of the scores, number of windows per cell, and labels, of an image of any size."""
     info = info_for(twin)
     patch, sizes = info.patch, []
@@ -248,7 +252,7 @@ def test_two_exports_are_the_same_bytes(recipe: str) -> None:
 def test_state_through_a_file_exports_the_same_bytes(config: str, recipe: str, tmp_path: Path) -> None:
     twin = build(CONFIGS[config], NAMED[recipe])
     torch.save(twin.state_dict(), tmp_path / "twin.pth")
-    fresh = fq.FakeQuantSegmenter(random_segmenter(CONFIGS[config], 99), twin.window, NAMED[recipe]).eval()
+    fresh = FakeQuantSegmenter(random_segmenter(CONFIGS[config], 99), twin.window, NAMED[recipe]).eval()
     fresh.load_state_dict(torch.load(tmp_path / "twin.pth", weights_only=True))
     assert exported(fresh) == exported(twin)
 

@@ -13,19 +13,23 @@ from configs import NO_DECODER, SMALL
 from torch import Tensor
 
 from intseg import arith
-from intseg.tools.twin import model as fq
+from intseg.tools.twin import recipe
+from intseg.tools.twin.act import Act
 from intseg.tools.twin.calibrate import calibrate
-from intseg.tools.twin.segmenter import SegmenterConfig, random_segmenter
+from intseg.tools.twin.config import SegmenterConfig
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.primitives import bit_length, clamp_bits, dyadic, int_div, isqrt, product, rsr, shift_exp
+from intseg.tools.twin.segmenter import random_segmenter
 
 torch.set_num_threads(1)
 
 CONFIG = dataclasses.replace(SMALL, image_size=(16, 24), window=(16, 24), stride=(8, 16))
 LINEAR = dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER)
 RECIPES = {
-    **fq.RECIPES,
-    "sigmoid": dataclasses.replace(fq.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
+    **recipe.RECIPES,
+    "sigmoid": dataclasses.replace(recipe.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
     "shift": dataclasses.replace(
-        fq.RECIPES["intseg"], gelu=fq.RECIPES["i-vit"].gelu, softmax="shiftmax", lam=6, k_inter=23
+        recipe.RECIPES["intseg"], gelu=recipe.RECIPES["i-vit"].gelu, softmax="shiftmax", lam=6, k_inter=23
     ),
 }
 
@@ -37,15 +41,15 @@ def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tens
     return (low + torch.randint(0, 106, (count, *config.window, 3), generator=generator)).byte()
 
 
-def build(recipe: str, config: SegmenterConfig = CONFIG, seed: int = 0) -> fq.FakeQuantSegmenter:
+def build(recipe: str, config: SegmenterConfig = CONFIG, seed: int = 0) -> FakeQuantSegmenter:
     """A calibrated twin of a random model, in evaluation mode."""
     model = random_segmenter(config, seed)
-    twin = fq.FakeQuantSegmenter(model, config.window, RECIPES[recipe])
+    twin = FakeQuantSegmenter(model, config.window, RECIPES[recipe])
     calibrate(twin, model, [windows(2, seed, config)])
     return twin.eval()
 
 
-def integers(twin: fq.FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
+def integers(twin: FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
     """Every intermediate of the twin."""
     found: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -73,8 +77,8 @@ POWERS = around(*(2**k for k in range(2, 61)))
 def test_rsr(c: int) -> None:
     x = [*POWERS, *(-v for v in POWERS), 0, 2**62, -(2**62), 2 ** (c - 1), -(2 ** (c - 1)), 3 * 2 ** min(c - 1, 60)]
     expected = [(v + (1 << (c - 1))) >> c for v in x]
-    assert fq.rsr(torch.tensor(x), c).tolist() == expected
-    assert fq.rsr(torch.tensor(x), torch.full((len(x),), c)).tolist() == expected
+    assert rsr(torch.tensor(x), c).tolist() == expected
+    assert rsr(torch.tensor(x), torch.full((len(x),), c)).tolist() == expected
     assert arith.rsr(np.array(x), c).tolist() == expected
 
 
@@ -82,21 +86,21 @@ def test_rsr(c: int) -> None:
 def test_clamp_bits(bits: int) -> None:
     x = around(0, 2 ** (bits - 1), -(2 ** (bits - 1)), 2**40, -(2**40))
     expected = [min(max(v, -(1 << (bits - 1))), (1 << (bits - 1)) - 1) for v in x]
-    assert fq.clamp_bits(torch.tensor(x), bits).tolist() == expected
+    assert clamp_bits(torch.tensor(x), bits).tolist() == expected
 
 
 def test_isqrt_around_every_kind_of_square() -> None:
     roots = [*range(300), *around(*(2**k for k in range(9, 26))), 2**26 - 1, 46341, 3037000, 2**25 + 12345]
     v = sorted({n for r in roots for n in (r * r - 1, r * r, r * r + 1) if 0 <= n < 2**52} | {2**52 - 1})
     expected = [math.isqrt(n) for n in v]
-    assert fq.isqrt(torch.tensor(v)).tolist() == expected
+    assert isqrt(torch.tensor(v)).tolist() == expected
     assert arith.isqrt(np.array(v)).tolist() == expected
 
 
 def test_bit_length() -> None:
     v = [n for n in [0, 1, 2, 3, *around(*(2**k for k in range(2, 53)))] if 0 <= n < 2**53]
     expected = [n.bit_length() for n in v]
-    assert fq.bit_length(torch.tensor(v)).tolist() == expected
+    assert bit_length(torch.tensor(v)).tolist() == expected
     assert arith.bit_length(np.array(v)).tolist() == expected
 
 
@@ -116,7 +120,7 @@ def test_int_div(kind: str, k_out: int) -> None:
     pairs = [(n, d) for d in divisors for n in {0, min(1, d), d // 3, d // 2, max(d - 1, 0), d}]
     n, d = (list(column) for column in zip(*pairs, strict=True))
     expected = [python_int_div(a, b, k_out, kind) for a, b in pairs]
-    assert fq.int_div(torch.tensor(n), torch.tensor(d), k_out, kind).tolist() == expected
+    assert int_div(torch.tensor(n), torch.tensor(d), k_out, kind).tolist() == expected
     assert arith.int_div(np.array(n), np.array(d), k_out, kind).tolist() == expected
 
 
@@ -133,13 +137,13 @@ def test_shift_exp(i0: int, k_inter: int, lam: int) -> None:
     edge = 16 * max(k_inter, 1) * i0 * lam // 23
     x = sorted({*range(-600, 1), *(-v for v in POWERS if v < 2**40), *(-v for v in around(edge) if v > 0)})
     expected = [python_shift_exp(v, i0, k_inter, lam) for v in x]
-    assert fq.shift_exp(torch.tensor(x), i0, k_inter, lam).tolist() == expected
+    assert shift_exp(torch.tensor(x), i0, k_inter, lam).tolist() == expected
     assert arith.shift_exp(np.array(x), i0, k_inter, lam).tolist() == expected
 
 
 def test_dyadic_is_the_nearest_multiplier() -> None:
     reals = [2.0**e * m for e in range(-32, 30) for m in (1.0, 1.25, 1.9999999, 1 + 2.0**-31, 2 - 2.0**-30)]
-    mult, shift = fq.dyadic(torch.tensor(reals, dtype=torch.float64))
+    mult, shift = dyadic(torch.tensor(reals, dtype=torch.float64))
     for real, m, s in zip(reals, mult.tolist(), shift.tolist(), strict=True):
         assert 2**30 <= m < 2**31, real
         assert 1 <= s <= 62, real
@@ -147,43 +151,43 @@ def test_dyadic_is_the_nearest_multiplier() -> None:
 
 
 def test_dyadic_carries_into_the_next_power() -> None:
-    mult, shift = fq.dyadic(torch.tensor([1 - 2.0**-40], dtype=torch.float64))
+    mult, shift = dyadic(torch.tensor([1 - 2.0**-40], dtype=torch.float64))
     assert (mult.item(), shift.item()) == (2**30, 30)
 
 
 @pytest.mark.parametrize("exponent", range(-62, -32))
 def test_dyadic_of_small_scales_keeps_shift_62(exponent: int) -> None:
     for real in (2.0**exponent, 1.7 * 2.0**exponent):
-        mult, shift = fq.dyadic(torch.tensor([real], dtype=torch.float64))
+        mult, shift = dyadic(torch.tensor([real], dtype=torch.float64))
         assert 0 <= mult.item() < 2**31
         assert shift.item() <= 62
         assert abs(Fraction(mult.item()) - Fraction(real) * 2 ** shift.item()) <= Fraction(3, 4)  # rounded twice
 
 
 def test_dyadic_of_nothing() -> None:
-    mult, shift = fq.dyadic(torch.zeros(1, dtype=torch.float64))
+    mult, shift = dyadic(torch.zeros(1, dtype=torch.float64))
     assert (mult.item(), shift.item()) == (0, 31)
 
 
 @pytest.mark.parametrize("real", [2.0**-70, 2.0**-100, 2.0**-200])
 def test_dyadic_of_tiny_scales_stays_in_range(real: float) -> None:
-    mult, shift = fq.dyadic(torch.tensor([real], dtype=torch.float64))
+    mult, shift = dyadic(torch.tensor([real], dtype=torch.float64))
     assert mult.item() == 0
     assert 1 <= shift.item() <= 62
 
 
 def test_dyadic_refuses_what_is_too_large() -> None:
     with pytest.raises(ValueError, match="too large"):
-        fq.dyadic(torch.tensor([2.0**30], dtype=torch.float64))
+        dyadic(torch.tensor([2.0**30], dtype=torch.float64))
 
 
 def test_product_is_exact_where_float32_is_not() -> None:
     a = torch.full((1, 4096), 32767)
-    assert fq.product(a, a.T).item() == 4096 * 32767**2
+    assert product(a, a.T).item() == 4096 * 32767**2
 
 
 def test_act_rounds_half_up_and_saturates() -> None:
-    act = fq.Act(1, 8)
+    act = Act(1, 8)
     act.set(0.5, 1.0)
     real = torch.tensor([1.0, 1.25, 0.75, 1.24, -63.0, -100.0, 64.5, 100.0], dtype=torch.float64)
     assert act.quantize(real).tolist() == [0, 1, 0, 0, -128, -128, 127, 127]
@@ -192,7 +196,7 @@ def test_act_rounds_half_up_and_saturates() -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_ranges_meet_their_ends(bits: int) -> None:
-    act, limit = fq.Act(1, bits), 2 ** (bits - 1)
+    act, limit = Act(1, bits), 2 ** (bits - 1)
     act.set_range(torch.tensor(-1.0), torch.tensor(3.0))
     assert act.dequantize(torch.tensor([-limit, limit - 1])).tolist() == pytest.approx([-1.0, 3.0])
     act.set_max(2.5)
@@ -238,7 +242,7 @@ def test_reals_are_the_dequantized_integers(recipe: str, config: SegmenterConfig
     assert torch.equal(quiet.real, expected)
 
 
-def loss_of(twin: fq.FakeQuantSegmenter, images: Tensor, target: Tensor) -> Tensor:
+def loss_of(twin: FakeQuantSegmenter, images: Tensor, target: Tensor) -> Tensor:
     """Cross entropy of the scores against classes [B, h, w]."""
     real = twin(images).real
     return torch.nn.functional.cross_entropy(real.flatten(0, 2), target.flatten())
@@ -311,7 +315,7 @@ def test_state_survives_a_file(recipe: str, tmp_path: Path) -> None:
     """Saved to disk and loaded into a twin of another random model that was never calibrated."""
     twin, images = build(recipe), windows(2, 9)
     torch.save(twin.state_dict(), tmp_path / "twin.pth")
-    other = fq.FakeQuantSegmenter(random_segmenter(CONFIG, 77), CONFIG.window, RECIPES[recipe])
+    other = FakeQuantSegmenter(random_segmenter(CONFIG, 77), CONFIG.window, RECIPES[recipe])
     other.load_state_dict(torch.load(tmp_path / "twin.pth", weights_only=True), strict=True)
     assert same_integers(integers(other.eval(), images), integers(twin, images))
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from intseg.tools.measure import make_hard
 from intseg.tools.twin.calibrate import normalise
-from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig, load_checkpoint, random_segmenter, save_checkpoint
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.config import SegmenterConfig
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
 torch.set_num_threads(1)
 

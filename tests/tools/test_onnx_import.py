@@ -14,8 +14,10 @@ from PIL import Image
 
 from intseg import store
 from intseg.tools import convert
-from intseg.tools.twin import segmenter
+from intseg.tools.twin.checkpoint import save_checkpoint
+from intseg.tools.twin.config import CheckpointError, SegmenterConfig
 from intseg.tools.twin.onnx_import import load_onnx
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 
@@ -25,8 +27,8 @@ LINEAR = dataclasses.replace(
 )
 
 
-def exported(config: segmenter.SegmenterConfig, path: Path) -> segmenter.Segmenter:
-    model = segmenter.random_segmenter(config, 3)
+def exported(config: SegmenterConfig, path: Path) -> Segmenter:
+    model = random_segmenter(config, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (torch.randn(1, 3, *config.window),), path, dynamo=False, opset_version=17)
@@ -34,7 +36,7 @@ def exported(config: segmenter.SegmenterConfig, path: Path) -> segmenter.Segment
 
 
 @pytest.mark.parametrize("config", [SMALL, LINEAR], ids=["mask", "linear"])
-def test_what_torch_exports_is_the_model_again(config: segmenter.SegmenterConfig, tmp_path: Path) -> None:
+def test_what_torch_exports_is_the_model_again(config: SegmenterConfig, tmp_path: Path) -> None:
     model = exported(config, tmp_path / "m.onnx")
     found = load_onnx(tmp_path / "m.onnx")
     assert found.config == config
@@ -44,7 +46,7 @@ def test_what_torch_exports_is_the_model_again(config: segmenter.SegmenterConfig
 
 def test_converting_it_gives_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
     model = exported(SMALL, tmp_path / "m.onnx")
-    segmenter.save_checkpoint(model, tmp_path / "ck")
+    save_checkpoint(model, tmp_path / "ck")
     Image.fromarray(pattern(0, 32, 48)[0]).save(tmp_path / "photo.png")
     made = []
     for source in ("m.onnx", "ck"):
@@ -68,14 +70,14 @@ def test_the_first_node_that_does_not_fit_is_named(tmp_path: Path) -> None:
     made = onnx.load(tmp_path / "m.onnx")
     name = changed(made, "Erf", lambda node: setattr(node, "op_type", "Tanh"))
     onnx.save(made, tmp_path / "tanh.onnx")
-    with pytest.raises(segmenter.CheckpointError, match=f"Tanh '{name}', expected Erf"):
+    with pytest.raises(CheckpointError, match=f"Tanh '{name}', expected Erf"):
         load_onnx(tmp_path / "tanh.onnx")
     made = onnx.load(tmp_path / "m.onnx")
     adds = [node for node in made.graph.node if node.op_type == "Add" and node.name.endswith("add2/Add")]
     adds[0].input[0] = adds[0].input[1]  # the branch twice instead of the stream and the branch
     onnx.save(made, tmp_path / "rewired.onnx")
-    with pytest.raises(segmenter.CheckpointError, match="connected otherwise"):
+    with pytest.raises(CheckpointError, match="connected otherwise"):
         load_onnx(tmp_path / "rewired.onnx")
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "m.onnx").read_bytes()[:-1000])
-    with pytest.raises(segmenter.CheckpointError, match="not a whole ONNX model"):
+    with pytest.raises(CheckpointError, match="not a whole ONNX model"):
         load_onnx(tmp_path / "cut.onnx")

@@ -15,9 +15,11 @@ from intseg.graph import Graph
 from intseg.tools import convert
 from intseg.tools.measure import quant_report
 from intseg.tools.twin import calibrate as cal
-from intseg.tools.twin import model as fq
+from intseg.tools.twin.checkpoint import save_checkpoint
 from intseg.tools.twin.export import export
-from intseg.tools.twin.segmenter import Segmenter, random_segmenter, save_checkpoint
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
 torch.set_num_threads(1)
 
@@ -31,8 +33,8 @@ def shot(folder: Path) -> Path:
 def exported(recipe: str, file: Path) -> tuple[Segmenter, Graph]:
     model = random_segmenter(CONFIG, 3)
     named = {f"class {i}": (i, i, i) for i in range(CONFIG.n_cls)}
-    info = convert.model_info(CONFIG, fq.RECIPES[recipe], "random", named)
-    twin = fq.FakeQuantSegmenter(model, info.window, fq.RECIPES[recipe])
+    info = convert.model_info(CONFIG, RECIPES[recipe], "random", named)
+    twin = FakeQuantSegmenter(model, info.window, RECIPES[recipe])
     cal.calibrate(twin, model, [convert.windows(file, info)])
     return model, export(twin, info)
 

@@ -23,8 +23,12 @@ from intseg.images.labels import Labelling
 from intseg.reports import inspect as inspect_model
 from intseg.tools import convert, qat
 from intseg.tools.measure import bench, experiments, report
-from intseg.tools.twin import calibrate, segmenter
-from intseg.tools.twin import model as fakequant
+from intseg.tools.twin import calibrate
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.gelu import QGelu
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.segmenter import random_segmenter
 from intseg.windows import cut_windows
 
 Capture = pytest.CaptureFixture[str]
@@ -34,7 +38,7 @@ Capture = pytest.CaptureFixture[str]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled set in CamVid's layout and a checkpoint in its folder "checkpoint"."""
     root = tmp_path_factory.mktemp("data")
-    segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
+    save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
     for split, seeds in (("train", range(3)), ("val", range(5, 8))):
         for folder in (split, f"{split}annot"):
             (root / folder).mkdir()
@@ -106,8 +110,8 @@ def test_table_2_counts_what_eval_counts(
 
 def float_prediction(data: Path, name: str) -> Any:
     """By the float model's windows, put together here: each upsampled (bilinear), the mean of every pixel, argmax."""
-    model = segmenter.load_checkpoint(data / "checkpoint")
-    info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
+    model = load_checkpoint(data / "checkpoint")
+    info = convert.model_info(CONFIG, RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
     rgb = image.decode(data / f"{name}.png", info.pad).rgb
     total, count = torch.zeros((11, 40, 56), dtype=torch.float64), torch.zeros((40, 56))
     for (top, left), window in cut_windows(rgb, info):
@@ -185,11 +189,11 @@ def test_recipes_that_are_left_out_of_the_steps_are_noticed(monkeypatch: pytest.
 def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, results: Path) -> None:
     """The same errors from the twin's own integers and from a loop over windows of the float model's blocks."""
     found = load(results, "activations_tiny.json")["checkpoint"]
-    model = segmenter.load_checkpoint(data / "checkpoint")
-    info = convert.model_info(CONFIG, fakequant.RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
+    model = load_checkpoint(data / "checkpoint")
+    info = convert.model_info(CONFIG, RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
     twins = {}
     for name in ("paper", "intseg"):
-        twins[name] = fakequant.FakeQuantSegmenter(model, info.window, fakequant.RECIPES[name])
+        twins[name] = FakeQuantSegmenter(model, info.window, RECIPES[name])
         calibrate.calibrate(twins[name], model, [convert.windows(data / "train" / "0.png", info)])
     inputs: dict[str, list[torch.Tensor]] = {}
 
@@ -203,7 +207,7 @@ def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, resul
     x = torch.cat(inputs[f"{name}.mlp.fc1"])
     found_gelu = found["gelu"][name]
     for variant, lam in (("ShiftGELU", 1), ("lambda-ShiftGELU", 6)):
-        layer = fakequant.QGelu(dataclasses.replace(fakequant.RECIPES["paper"], lam=lam), block.fc1_act, block.gelu_act)
+        layer = QGelu(dataclasses.replace(RECIPES["paper"], lam=lam), block.fc1_act, block.gelu_act)
         error = block.gelu_act.dequantize(layer.exact(block.fc1_act.quantize(x))) - F.gelu(x)
         assert found_gelu["rmse"][variant] == pytest.approx(float((error**2).mean().sqrt()))
     ours = twins["intseg"].encoder.blocks[1]
@@ -225,7 +229,7 @@ def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, resul
 
 
 def test_long_tailed_networks_are_almost_the_same_function() -> None:
-    model = segmenter.random_segmenter(CONFIG, 3)
+    model = random_segmenter(CONFIG, 3)
     changed = experiments.long_tailed(model, 8)
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     largest = [0.0, 0.0]

@@ -14,12 +14,14 @@ import yaml
 from torch import Tensor, nn
 
 from intseg.errors import InputError
-from intseg.tools.twin import segmenter as seg
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.config import CheckpointError, SegmenterConfig, backbone_defaults, backbone_name, config_for
+from intseg.tools.twin.segmenter import LoadInfo, Segmenter, random_segmenter, resize_pos_embed
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
-def tiny(**changes: Any) -> seg.SegmenterConfig:
+def tiny(**changes: Any) -> SegmenterConfig:
     """A small mask-transformer configuration: 2 + 1 blocks, 4 x 6 patches of 4 pixels, 5 classes."""
     fields: dict[str, Any] = {
         "image_size": (16, 24),
@@ -36,10 +38,10 @@ def tiny(**changes: Any) -> seg.SegmenterConfig:
         "dec_heads": 2,
         "dec_mlp_dim": 20,
     }
-    return seg.SegmenterConfig(**(fields | changes))
+    return SegmenterConfig(**(fields | changes))
 
 
-def linear(**changes: Any) -> seg.SegmenterConfig:
+def linear(**changes: Any) -> SegmenterConfig:
     """The same encoder with the linear decoder."""
     return tiny(decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0, **changes)
 
@@ -58,7 +60,7 @@ FAMILIES = {
 }
 
 
-def image(config: seg.SegmenterConfig, batch: int = 2, seed: int = 0) -> Tensor:
+def image(config: SegmenterConfig, batch: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(batch, 3, *config.image_size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -69,7 +71,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 # --- the forward, against a second wiring ---------------------------------------------------------------------------
 
 
-def reference_scores(p: dict[str, Tensor], c: seg.SegmenterConfig, x: Tensor) -> Tensor:
+def reference_scores(p: dict[str, Tensor], c: SegmenterConfig, x: Tensor) -> Tensor:
     """The published model written as functions of its parameters, with PyTorch's own attention and normalisation."""
 
     def norm(name: str, y: Tensor, eps: float) -> Tensor:
@@ -107,7 +109,7 @@ def reference_scores(p: dict[str, Tensor], c: seg.SegmenterConfig, x: Tensor) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_match_a_second_wiring(family: str) -> None:
     config = FAMILIES[family]
-    model = seg.random_segmenter(config, seed=1)
+    model = random_segmenter(config, seed=1)
     x = image(config)
     with torch.no_grad():
         scores = model.forward_scores(x)
@@ -117,14 +119,14 @@ def test_scores_match_a_second_wiring(family: str) -> None:
 
 def test_every_layernorm_has_the_eps_of_its_side() -> None:
     """Too small to show in the scores, so read directly."""
-    model = seg.random_segmenter(tiny(norm_eps=1e-3, dec_norm_eps=1e-2), seed=0)
+    model = random_segmenter(tiny(norm_eps=1e-3, dec_norm_eps=1e-2), seed=0)
     norms = {name: module.eps for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     assert len(norms) == 2 * 2 + 1 + 2 * 1 + 2
     assert all(eps == (1e-3 if name.startswith("encoder") else 1e-2) for name, eps in norms.items())
 
 
 def test_without_l2_the_masks_are_plain_products() -> None:
-    model = seg.random_segmenter(tiny(), seed=2)
+    model = random_segmenter(tiny(), seed=2)
     seen: dict[str, Tensor] = {}
     for name in ("matmul_patch", "matmul_classes", "l2_patch"):
         module = model.decoder.get_submodule(name)
@@ -138,7 +140,7 @@ def test_without_l2_the_masks_are_plain_products() -> None:
 
 @pytest.mark.parametrize("size", [(16, 24), (15, 23), (17, 1), (40, 32)])
 def test_forward_pads_below_and_right_and_crops(size: tuple[int, int]) -> None:
-    model = seg.random_segmenter(tiny(), seed=3)
+    model = random_segmenter(tiny(), seed=3)
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
     padded = torch.zeros(1, 3, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4)
     padded[:, :, : size[0], : size[1]] = x
@@ -150,34 +152,34 @@ def test_forward_pads_below_and_right_and_crops(size: tuple[int, int]) -> None:
 
 def test_scores_need_whole_patches() -> None:
     with pytest.raises(ValueError, match="15 x 24 pixels: expected multiples of 4"):
-        seg.random_segmenter(tiny(), seed=0).forward_scores(torch.zeros(1, 3, 15, 24))
+        random_segmenter(tiny(), seed=0).forward_scores(torch.zeros(1, 3, 15, 24))
 
 
 def test_position_embedding_is_resized_bilinearly_and_extra_tokens_stay() -> None:
     pos = torch.arange(2 + 6, dtype=torch.float32).reshape(1, 8, 1).repeat(1, 1, 2)  # tokens 0, 1; 2 x 3 grid from 2
-    out = seg.resize_pos_embed(pos, (2, 3), (4, 3), 2)
+    out = resize_pos_embed(pos, (2, 3), (4, 3), 2)
     assert out.shape == (1, 14, 2)
     assert out[0, :2, 0].tolist() == [0, 1]
     # Rows 2 and 5 become four rows whose centres lie at -1/4, 1/4, 3/4, 5/4 of the old rows, clamped to [0, 1].
     assert out[0, 2::3, 1].tolist() == [2, 2.75, 4.25, 5]
-    assert seg.resize_pos_embed(pos, (2, 3), (2, 3), 2) is pos
+    assert resize_pos_embed(pos, (2, 3), (2, 3), 2) is pos
 
 
 def test_same_token_count_on_another_grid_is_resized() -> None:
-    encoder = seg.random_segmenter(tiny(), seed=0).encoder
+    encoder = random_segmenter(tiny(), seed=0).encoder
     assert torch.equal(encoder.pos_embed_for((4, 6)), encoder.pos_embed)
     assert not torch.equal(encoder.pos_embed_for((6, 4)), encoder.pos_embed)
 
 
 def test_position_embedding_mode_reaches_the_encoder() -> None:
     modes = ("bilinear", "bicubic")
-    a, b = (seg.random_segmenter(tiny(pos_mode=mode), seed=0).encoder.pos_embed_for((8, 8)) for mode in modes)
+    a, b = (random_segmenter(tiny(pos_mode=mode), seed=0).encoder.pos_embed_for((8, 8)) for mode in modes)
     assert not torch.allclose(a, b)
 
 
 @pytest.mark.parametrize("family", ["mask", "linear", "distilled"])
 def test_every_leaf_module_fires_once_in_its_own_order(family: str) -> None:
-    model = seg.random_segmenter(FAMILIES[family], seed=0)
+    model = random_segmenter(FAMILIES[family], seed=0)
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
     fired: list[str] = []
     for name in leaves:
@@ -190,7 +192,7 @@ def test_every_leaf_module_fires_once_in_its_own_order(family: str) -> None:
 def test_hooks_can_replace_every_value_between_leaves() -> None:
     """Each leaf's output is what the next one gets: zeroing any of them changes the scores."""
     config = tiny(n_layers=1)
-    model = seg.random_segmenter(config, seed=5)
+    model = random_segmenter(config, seed=5)
     x = image(config, batch=1)
     with torch.no_grad():
         plain = model(x)
@@ -202,7 +204,7 @@ def test_hooks_can_replace_every_value_between_leaves() -> None:
 
 
 def test_random_models_repeat_and_differ_by_seed() -> None:
-    first, again, other = (seg.random_segmenter(tiny(), seed).state_dict() for seed in (7, 7, 8))
+    first, again, other = (random_segmenter(tiny(), seed).state_dict() for seed in (7, 7, 8))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
@@ -212,7 +214,7 @@ def test_random_models_repeat_and_differ_by_seed() -> None:
 )
 def test_named_configurations_have_the_parameters_counted_by_hand(name: str, width: int, layers: int) -> None:
     with torch.device("meta"):
-        model = seg.Segmenter(seg.config_for(name))
+        model = Segmenter(config_for(name))
     block = 12 * width**2 + 13 * width
     encoder = layers * block + 3 * 16**2 * width + (1 + 1 + 1 + 32 * 32 + 2) * width
     decoder = 2 * block + 3 * width**2 + (1 + 150 + 2) * width + 2 * 150
@@ -221,22 +223,22 @@ def test_named_configurations_have_the_parameters_counted_by_hand(name: str, wid
 
 def test_unknown_size_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'huge' is unknown, expected one of tiny, small, base, large"):
-        seg.config_for("huge")
+        config_for("huge")
 
 
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (seg.config_for("tiny"), "vit_tiny_patch16_384"),
-        (seg.config_for("base", patch=8), "vit_base_patch8_384"),
-        (seg.config_for("large", patch=32), "vit_large_patch32_384"),
-        (seg.config_for("base", distilled=True), "deit_base_distilled_patch16_384"),
+        (config_for("tiny"), "vit_tiny_patch16_384"),
+        (config_for("base", patch=8), "vit_base_patch8_384"),
+        (config_for("large", patch=32), "vit_large_patch32_384"),
+        (config_for("base", distilled=True), "deit_base_distilled_patch16_384"),
         (tiny(), "vit_custom_patch4_384"),
     ],
 )
-def test_backbone_names(config: seg.SegmenterConfig, name: str) -> None:
-    assert seg.backbone_name(config) == name
-    implied = seg.backbone_defaults(name)
+def test_backbone_names(config: SegmenterConfig, name: str) -> None:
+    assert backbone_name(config) == name
+    implied = backbone_defaults(name)
     assert (not implied) == ("custom" in name)
     renamed = {"patch_size": "patch"}
     assert all(getattr(config, renamed.get(key, key)) == value for key, value in implied.items())
@@ -247,21 +249,21 @@ def test_backbone_names(config: seg.SegmenterConfig, name: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_models_load_as_they_were(family: str, tmp_path: Path) -> None:
-    model = seg.random_segmenter(FAMILIES[family], seed=11)
-    seg.save_checkpoint(model, tmp_path)
+    model = random_segmenter(FAMILIES[family], seed=11)
+    save_checkpoint(model, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth", "variant.yml"]
     for path in (tmp_path, tmp_path / "checkpoint.pth"):
-        loaded = seg.load_checkpoint(path)
+        loaded = load_checkpoint(path)
         assert loaded.config == model.config
-        assert loaded.info == seg.LoadInfo()
+        assert loaded.info == LoadInfo()
         assert not loaded.training
         assert all(p.requires_grad for p in loaded.parameters())
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
 
 def test_failed_save_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = seg.random_segmenter(tiny(), seed=0)
-    seg.save_checkpoint(model, tmp_path)
+    model = random_segmenter(tiny(), seed=0)
+    save_checkpoint(model, tmp_path)
     before = (tmp_path / "checkpoint.pth").read_bytes()
 
     def full(_descriptor: int) -> None:
@@ -269,7 +271,7 @@ def test_failed_save_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        seg.save_checkpoint(model, tmp_path)
+        save_checkpoint(model, tmp_path)
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -277,8 +279,8 @@ def test_failed_save_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch
 def test_published_file_with_tuples_heads_and_optimizer_loads(tmp_path: Path) -> None:
     """As rstrudel/segmenter writes it: python/tuple in the YAML, classification heads and the optimizer in the file."""
     config = tiny(distilled=True, normalization="deit", image_size=(16, 16), window=(16, 16), stride=(12, 12))
-    model = seg.random_segmenter(config, seed=0)
-    seg.save_checkpoint(model, tmp_path)
+    model = random_segmenter(config, seed=0)
+    save_checkpoint(model, tmp_path)
     heads = {f"encoder.{name}.{kind}": torch.ones(2) for name in ("head", "head_dist") for kind in ("weight", "bias")}
     state = model.state_dict() | heads
     torch.save({"model": state, "optimizer": {"state": {}, "lr": 1e-3}, "n_cls": 5, "epoch": 3}, tmp_path / "c.pth")
@@ -286,7 +288,7 @@ def test_published_file_with_tuples_heads_and_optimizer_loads(tmp_path: Path) ->
     listed = "image_size:\n  - 16\n  - 16\n"
     assert listed in text
     (tmp_path / "variant.yml").write_text(text.replace(listed, listed.replace(":", ": !!python/tuple")))
-    loaded = seg.load_checkpoint(tmp_path / "c.pth")
+    loaded = load_checkpoint(tmp_path / "c.pth")
     assert loaded.config == config
     assert loaded.info.ignored == tuple(heads)
     with torch.no_grad():
@@ -297,9 +299,9 @@ def test_without_variant_the_tensors_decide(tmp_path: Path) -> None:
     config = tiny(
         d_model=128, n_heads=2, d_decoder=64, dec_heads=1, image_size=(16, 16), window=(16, 16), stride=(16, 16)
     )
-    seg.save_checkpoint(seg.random_segmenter(config, seed=0), tmp_path)
+    save_checkpoint(random_segmenter(config, seed=0), tmp_path)
     (tmp_path / "variant.yml").unlink()
-    loaded = seg.load_checkpoint(tmp_path)
+    loaded = load_checkpoint(tmp_path)
     assert loaded.config == config
     assert loaded.info.notes == (
         "image_size = 16 x 16: a square position embedding",
@@ -312,28 +314,28 @@ def test_without_variant_the_tensors_decide(tmp_path: Path) -> None:
 
 def test_backbone_name_stands_for_what_it_implies(tmp_path: Path) -> None:
     config = dataclasses.replace(linear(), d_model=192, mlp_dim=8, n_layers=12, patch=16, image_size=(32, 48))
-    seg.save_checkpoint(seg.random_segmenter(config, seed=0), tmp_path)
+    save_checkpoint(random_segmenter(config, seed=0), tmp_path)
     text = "net_kwargs: {backbone: vit_tiny_patch16_384, image_size: [32, 48]}"
     (tmp_path / "variant.yml").write_text(text)
-    loaded = seg.load_checkpoint(tmp_path)
+    loaded = load_checkpoint(tmp_path)
     assert (loaded.config.n_heads, loaded.config.normalization, loaded.config.grid) == (3, "vit", (2, 3))
     (tmp_path / "variant.yml").write_text(text.replace("tiny", "small"))
-    with pytest.raises(seg.CheckpointError, match=r"d_model is 384, but .* says 192"):
-        seg.load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"d_model is 384, but .* says 192"):
+        load_checkpoint(tmp_path)
 
 
 def test_explicit_variant_wins_over_the_one_beside(tmp_path: Path) -> None:
-    seg.save_checkpoint(seg.random_segmenter(tiny(), seed=0), tmp_path)
+    save_checkpoint(random_segmenter(tiny(), seed=0), tmp_path)
     other = tmp_path / "other.yml"
     other.write_text((tmp_path / "variant.yml").read_text().replace("n_heads: 3", "n_heads: 6"))
-    assert seg.load_checkpoint(tmp_path, other).config.n_heads == 6
+    assert load_checkpoint(tmp_path, other).config.n_heads == 6
 
 
 def test_half_precision_and_wrapped_checkpoints_load_as_float32(tmp_path: Path) -> None:
-    model = seg.random_segmenter(tiny(), seed=0)
-    seg.save_checkpoint(model, tmp_path)
+    model = random_segmenter(tiny(), seed=0)
+    save_checkpoint(model, tmp_path)
     torch.save({f"module.{k}": v.half() for k, v in model.state_dict().items()}, tmp_path / "bare.pth")
-    loaded = seg.load_checkpoint(tmp_path / "bare.pth")
+    loaded = load_checkpoint(tmp_path / "bare.pth")
     for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b.half().float())
@@ -341,12 +343,12 @@ def test_half_precision_and_wrapped_checkpoints_load_as_float32(tmp_path: Path) 
 
 def test_loaded_parameters_share_no_memory(tmp_path: Path) -> None:
     """Two parameters saved as one storage are trained apart afterwards."""
-    model = seg.random_segmenter(tiny(), seed=0)
-    seg.save_checkpoint(model, tmp_path)
+    model = random_segmenter(tiny(), seed=0)
+    save_checkpoint(model, tmp_path)
     state = model.state_dict()
     state["encoder.blocks.0.norm1.weight"] = state["encoder.blocks.0.norm2.weight"]
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
-    pointers = [p.data_ptr() for p in seg.load_checkpoint(tmp_path).parameters()]
+    pointers = [p.data_ptr() for p in load_checkpoint(tmp_path).parameters()]
     assert len(set(pointers)) == len(pointers)
 
 
@@ -393,7 +395,7 @@ class MmsegLayer(nn.Module):
 class MmsegTwin(nn.Module):
     """mmsegmentation's Segmenter with its own names and layout: nn.MultiheadAttention, nn.Linear projections."""
 
-    def __init__(self, c: seg.SegmenterConfig) -> None:
+    def __init__(self, c: SegmenterConfig) -> None:
         super().__init__()
         self.c = c
         self.backbone: Any = nn.Module()
@@ -449,15 +451,15 @@ def test_mmseg_checkpoint_gives_the_scores_of_mmseg(decoder: str, wrapped: bool,
     old, new = {"CLASSES": names, "PALETTE": colours}, {"dataset_meta": {"classes": tuple(names), "palette": colours}}
     meta = old if decoder == "mask" else new
     torch.save({"meta": meta, "state_dict": state} if wrapped else state, tmp_path / "iter.pth")
-    loaded = seg.load_checkpoint(tmp_path / "iter.pth")
+    loaded = load_checkpoint(tmp_path / "iter.pth")
     assert loaded.config == dataclasses.replace(config, norm_eps=1e-6, pos_mode="bicubic")
     assert (loaded.info.source, loaded.info.ignored) == ("mmseg", tuple(unused))
     assert loaded.info.classes == tuple((f"class {i}", (i, 2, 255)) for i in range(config.n_cls) if wrapped)
     x = image(config)
     with torch.no_grad():
         close(loaded.forward_scores(x).permute(0, 3, 1, 2), twin(x))
-    seg.save_checkpoint(loaded, tmp_path / "again")  # the published layout keeps mmseg's eps and resize mode
-    assert seg.load_checkpoint(tmp_path / "again").config == loaded.config
+    save_checkpoint(loaded, tmp_path / "again")  # the published layout keeps mmseg's eps and resize mode
+    assert load_checkpoint(tmp_path / "again").config == loaded.config
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -467,8 +469,8 @@ Edit = Callable[[dict[str, Tensor]], object]
 
 def error_of(path: Path, variant: Path | None = None) -> str:
     """The message of the CheckpointError that loading raises: one line, and it names the file."""
-    with pytest.raises(seg.CheckpointError) as caught:
-        seg.load_checkpoint(path, variant)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, variant)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message or "variant.yml" in message
@@ -477,7 +479,7 @@ def error_of(path: Path, variant: Path | None = None) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    seg.save_checkpoint(seg.random_segmenter(tiny(), seed=0), tmp_path)
+    save_checkpoint(random_segmenter(tiny(), seed=0), tmp_path)
     return tmp_path
 
 

@@ -19,15 +19,19 @@ import intseg
 from intseg.batch import datasets
 from intseg.errors import InputError
 from intseg.tools import convert, qat, train
-from intseg.tools.twin import calibrate, pretrained, segmenter, training
-from intseg.tools.twin import model as fakequant
+from intseg.tools.twin import calibrate, pretrained, training
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
+from intseg.tools.twin.config import CheckpointError
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.segmenter import random_segmenter, resize_pos_embed
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled set in CamVid's layout and a checkpoint."""
     root = tmp_path_factory.mktemp("data")
-    segmenter.save_checkpoint(segmenter.random_segmenter(CONFIG, 3), root / "checkpoint")
+    save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
     for split, seeds in (("train", range(5)), ("val", range(5, 7))):
         for folder in (split, f"{split}annot"):
             (root / folder).mkdir()
@@ -102,7 +106,7 @@ def test_training_resumes_as_if_unbroken(data: Path, tmp_path: Path, monkeypatch
     assert 0 <= lines[-1]["mIoU"] <= 100
     with Image.open(whole / "curves.png") as picture:
         assert picture.size == (900, 360)
-    saved = segmenter.load_checkpoint(whole)
+    saved = load_checkpoint(whole)
     variant = yaml.safe_load((whole / "variant.yml").read_text())
     assert variant["inference_kwargs"] == {"im_size": 48, "window_size": 64, "window_stride": 32}
     average = state(whole)["average"]
@@ -124,7 +128,7 @@ def test_qat_resumes_and_exports_the_twin(
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
 
     saved = torch.load(whole / "twin.pth", weights_only=True)
-    twin = fakequant.FakeQuantSegmenter(segmenter.random_segmenter(CONFIG, 0), (32, 32), fakequant.RECIPES[recipe])
+    twin = FakeQuantSegmenter(random_segmenter(CONFIG, 0), (32, 32), RECIPES[recipe])
     twin.load_state_dict(saved["model"])
     twin.eval()
     image = pattern(9, 32, 32)[0]
@@ -147,8 +151,8 @@ def test_qat_changes_the_integers(data: Path, tmp_path: Path) -> None:
 
 
 def test_ranges_follow_only_until_frozen(data: Path) -> None:
-    model = segmenter.load_checkpoint(data / "checkpoint")
-    twin = fakequant.FakeQuantSegmenter(model, (32, 32), fakequant.RECIPES["paper"])
+    model = load_checkpoint(data / "checkpoint")
+    twin = FakeQuantSegmenter(model, (32, 32), RECIPES["paper"])
     images = torch.from_numpy(pattern(1, 32, 32)[0])[None]
     calibrate.calibrate(twin, model, [images])
     act = twin.acts()["encoder.norm"]
@@ -234,7 +238,7 @@ def test_schedules_warm_up_and_end_near_zero(schedule: str) -> None:
 def save_encoder(folder: Path, stats: float = 0.5) -> Path:
     """A ViT in timm's names with a 1000-class head, 2 blocks of 32 channels, 4 x 4 patches; and its config.json."""
     config = dataclasses.replace(CONFIG, image_size=(64, 64), patch=16)
-    whole = segmenter.random_segmenter(config, 5).state_dict()
+    whole = random_segmenter(config, 5).state_dict()
     state = {name.removeprefix("encoder."): value for name, value in whole.items() if name.startswith("encoder.")}
     state["head.weight"], state["head.bias"] = torch.zeros(1000, config.d_model), torch.zeros(1000)
     folder.mkdir()
@@ -253,7 +257,7 @@ def test_a_pretrained_encoder_is_taken_whole(tmp_path: Path) -> None:
     assert set(model.info.ignored) == {"encoder.head.weight", "encoder.head.bias"}
     theirs, ours = safetensors.torch.load_file(file), model.encoder.state_dict()
     assert [name for name in ours if name != "pos_embed" and not torch.equal(ours[name], theirs[name])] == []
-    assert torch.equal(ours["pos_embed"], segmenter.resize_pos_embed(theirs["pos_embed"], (4, 4), (4, 6), 1))
+    assert torch.equal(ours["pos_embed"], resize_pos_embed(theirs["pos_embed"], (4, 4), (4, 6), 1))
     square = pretrained.segmenter_from(file, 7)
     assert torch.equal(square.encoder.pos_embed, theirs["pos_embed"])
     other = pretrained.segmenter_from(file, 7, seed=1)
@@ -262,21 +266,21 @@ def test_a_pretrained_encoder_is_taken_whole(tmp_path: Path) -> None:
 
 
 def test_the_encoders_own_normalization_or_a_word(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(segmenter.CheckpointError, match=r"mean and std are \(\(0.25, 0.25, 0.25\)"):
+    with pytest.raises(CheckpointError, match=r"mean and std are \(\(0.25, 0.25, 0.25\)"):
         pretrained.segmenter_from(save_encoder(tmp_path / "odd", 0.25), 7)
     file = save_encoder(tmp_path / "vit")
     (file.parent / "config.json").unlink()
     assert any("normalization = vit" in note for note in pretrained.segmenter_from(file, 7).info.notes)
     assert pretrained.segmenter_from(file, 7, normalization="deit").config.normalization == "deit"
     torch.save({"model": {"blocks": torch.ones(1)}}, tmp_path / "odd.pth")
-    with pytest.raises(segmenter.CheckpointError, match=r"odd\.pth: holds blocks, expected a ViT"):
+    with pytest.raises(CheckpointError, match=r"odd\.pth: holds blocks, expected a ViT"):
         pretrained.segmenter_from(tmp_path / "odd.pth", 7)
 
 
 def test_another_segmenters_encoder(data: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, normalization="deit")
-    first = segmenter.random_segmenter(config, 3)
-    segmenter.save_checkpoint(first, tmp_path)
+    first = random_segmenter(config, 3)
+    save_checkpoint(first, tmp_path)
     model = pretrained.segmenter_from(tmp_path / "checkpoint.pth", 7)
     assert (model.config.n_cls, model.config.normalization, model.config.n_heads) == (7, "deit", config.n_heads)
     assert torch.equal(model.encoder.pos_embed, first.encoder.pos_embed)
@@ -308,7 +312,7 @@ def test_the_best_average_is_kept(data: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(training.Trainer, "save", saving)
     assert run_train(data, tmp_path / "run", "--steps", "6") == 0
-    kept = segmenter.load_checkpoint(tmp_path / "run").encoder.norm.bias
+    kept = load_checkpoint(tmp_path / "run").encoder.norm.bias
     assert [step for step in average if torch.equal(kept, average[step])] == [4]
 
 
@@ -324,7 +328,7 @@ def test_idd_lite_and_pairs_train(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert train.main(["--root", str(tmp_path), "--layout", "idd_lite", "-o", str(tmp_path / "idd"), *window]) == 0
     assert "2 images" in (plan := capsys.readouterr().err)
     assert "times 1 a block" in plan
-    saved = segmenter.load_checkpoint(tmp_path / "idd")
+    saved = load_checkpoint(tmp_path / "idd")
     assert (saved.config.n_cls, convert.dataset_of(tmp_path / "idd")) == (7, "idd_lite")
     pairs = ["--root", str(data), "--layout", "pairs", "-o", str(tmp_path / "pairs"), *window]
     assert train.main(pairs) == 2

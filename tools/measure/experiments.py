@@ -54,10 +54,15 @@ from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for
 from intseg.tools.evaluate import float_labels
 from intseg.tools.measure import bench
 from intseg.tools.twin import classes
+from intseg.tools.twin.attention import QExpWeights, QSoftmax
 from intseg.tools.twin.calibrate import WIDEN_FEW, Estimator, calibrate, estimators, extremes, normalise, tapped
+from intseg.tools.twin.checkpoint import load_checkpoint
+from intseg.tools.twin.config import CheckpointError, config_for
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter, QBlock, QExpWeights, QGelu, QSoftmax, Recipe
-from intseg.tools.twin.segmenter import CheckpointError, Segmenter, config_for, load_checkpoint
+from intseg.tools.twin.gelu import QGelu
+from intseg.tools.twin.model import FakeQuantSegmenter, QBlock
+from intseg.tools.twin.recipe import RECIPES, Recipe
+from intseg.tools.twin.segmenter import Segmenter
 from intseg.windows import cut_windows
 
 Labels = NDArray[np.integer[Any]]

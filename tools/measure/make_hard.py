@@ -20,16 +20,10 @@ from torch import Tensor, nn
 from intseg.errors import IntsegError, UsageError
 from intseg.tools.convert import model_info, recipe_for, windows
 from intseg.tools.twin.calibrate import normalise, tapped
+from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
 from intseg.tools.twin.classes import for_model
-from intseg.tools.twin.segmenter import (
-    Attention,
-    Block,
-    CheckpointError,
-    MaskTransformer,
-    Segmenter,
-    load_checkpoint,
-    save_checkpoint,
-)
+from intseg.tools.twin.config import CheckpointError
+from intseg.tools.twin.segmenter import Attention, Block, MaskTransformer, Segmenter
 
 FIRST = 0.8
 """Share of a block's step that its first copy takes; the others share the rest."""

@@ -42,7 +42,9 @@ def float_model(source: Source) -> Any:
     """The Segmenter in PyTorch: uint8 [1, H, W, 3] to labels, attention through SDPA where asked."""
     import torch
 
-    from intseg.tools.twin.segmenter import Attention, config_for, load_checkpoint, random_segmenter
+    from intseg.tools.twin.checkpoint import load_checkpoint
+    from intseg.tools.twin.config import config_for
+    from intseg.tools.twin.segmenter import Attention, random_segmenter
 
     if isinstance(source, Path):
         model = load_checkpoint(source)
@@ -257,7 +259,7 @@ def accuracy(checkpoint: Path, root: Path, images: int, wanted: Sequence[str], f
     Everybody calibrates with the same eight images of train.
     """
     from intseg.tools import convert
-    from intseg.tools.twin.segmenter import load_checkpoint
+    from intseg.tools.twin.checkpoint import load_checkpoint
 
     model = load_checkpoint(checkpoint)
     names = {f"class {i}": (i, i, i) for i in range(model.config.n_cls)}
@@ -282,7 +284,8 @@ def _intseg(model: Any, info: Any, batches: Sequence[Any]) -> Runner:
     from intseg import backends
     from intseg.tools.twin.calibrate import calibrate
     from intseg.tools.twin.export import export
-    from intseg.tools.twin.model import RECIPES, FakeQuantSegmenter
+    from intseg.tools.twin.model import FakeQuantSegmenter
+    from intseg.tools.twin.recipe import RECIPES
 
     twin = FakeQuantSegmenter(model, info.window, RECIPES["intseg"])
     calibrate(twin, model, batches)

@@ -33,7 +33,9 @@ from intseg.reports.table import table
 from intseg.tools.convert import windows
 from intseg.tools.evaluate import float_labels
 from intseg.tools.twin.calibrate import node_of, normalise, tapped
-from intseg.tools.twin.segmenter import CheckpointError, Segmenter, load_checkpoint
+from intseg.tools.twin.checkpoint import load_checkpoint
+from intseg.tools.twin.config import CheckpointError
+from intseg.tools.twin.segmenter import Segmenter
 from intseg.windows import tile
 from intseg.workbench.trace import scales as scales_of
 

@@ -26,17 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intseg.tools.twin.model import (
-    LOG2_E,
-    FakeQuantSegmenter,
-    QAttention,
-    QBlock,
-    QLinear,
-    QMaskTransformer,
-    QSoftmax,
-    Quantized,
-)
-from intseg.tools.twin.segmenter import Segmenter, SegmenterConfig
+from intseg.tools.twin.act import Quantized
+from intseg.tools.twin.attention import QAttention, QSoftmax
+from intseg.tools.twin.config import SegmenterConfig
+from intseg.tools.twin.layers import QLinear
+from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QMaskTransformer
+from intseg.tools.twin.primitives import LOG2_E
+from intseg.tools.twin.segmenter import Segmenter
 
 MOMENTUM = 0.05
 MARGIN = 1.5

@@ -12,7 +12,8 @@ from torch import Tensor
 from intseg.build import GraphBuilder
 from intseg.graph import IMAGE, Graph, ModelInfo
 from intseg.ops import OPS
-from intseg.tools.twin.model import Constant, FakeQuantSegmenter, Layer, QBlock, QLinearDecoder
+from intseg.tools.twin.layers import Constant, Layer
+from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QLinearDecoder
 
 MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
 """Ops that only move integers: these mean what they meant before, and no scale is stored for them."""

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intseg import files
-from intseg.tools.twin.segmenter import CheckpointError, Segmenter, SegmenterConfig, State
+from intseg.tools.twin.config import CheckpointError, SegmenterConfig
+from intseg.tools.twin.names import State
+from intseg.tools.twin.segmenter import Segmenter
 
 _PASSED = ("Constant", "Identity", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Expand", "Gather")
 _PASSED += ("Flatten", "Pad", "Cast", "Dropout")

@@ -15,8 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from intseg.tools.twin import segmenter
-from intseg.tools.twin.segmenter import STATS, CheckpointError, Normalization, Pair, Segmenter, SegmenterConfig
+from intseg.tools.twin.checkpoint import check_state, encoder_fields, few, read_file
+from intseg.tools.twin.config import STATS, CheckpointError, Normalization, Pair, SegmenterConfig
+from intseg.tools.twin.names import UNUSED
+from intseg.tools.twin.segmenter import LoadInfo, Segmenter, resize_pos_embed
+from intseg.tools.twin.variant import Variant
 
 
 def segmenter_from(
@@ -36,12 +39,12 @@ def segmenter_from(
     """
     notes: list[str] = []
     state = {f"encoder.{name}": value for name, value in _tensors(file).items()}
-    ignored = tuple(name for name in state if segmenter.UNUSED.fullmatch(name))
+    ignored = tuple(name for name in state if UNUSED.fullmatch(name))
     state = {name: value.float() for name, value in state.items() if name not in ignored}
     folder = file if file.is_dir() else file.parent
     variant = folder / "variant.yml"
-    stated = segmenter.Variant.read(variant if variant.is_file() else None)
-    fields = segmenter._encoder_fields(state, stated, file, notes)
+    stated = Variant.read(variant if variant.is_file() else None)
+    fields = encoder_fields(state, stated, file, notes)
     trained, patch, width = fields.pop("image_size"), fields["patch"], fields["d_model"]
     window = window or trained
     config = SegmenterConfig(
@@ -59,15 +62,15 @@ def segmenter_from(
         **fields,
     )
     old = (trained[0] // patch, trained[1] // patch)
-    state["encoder.pos_embed"] = segmenter.resize_pos_embed(
+    state["encoder.pos_embed"] = resize_pos_embed(
         state["encoder.pos_embed"], old, config.grid, config.n_extra, config.pos_mode
     )
     with torch.device("meta"):
         model = Segmenter(config)
     state |= _decoder(model, seed)
-    segmenter._check_state(state, model, file)
+    check_state(state, model, file)
     model.load_state_dict(state, assign=True)
-    model.info = segmenter.LoadInfo(ignored=ignored, notes=tuple(notes))
+    model.info = LoadInfo(ignored=ignored, notes=tuple(notes))
     return model.eval()
 
 
@@ -98,7 +101,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         except (OSError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read as safetensors ({error}); download it again") from None
     else:
-        raw = segmenter._read(file)
+        raw = read_file(file)
     state = raw
     if isinstance(raw, dict):
         state = next((raw[key] for key in ("model", "state_dict") if isinstance(raw.get(key), dict)), raw)
@@ -108,7 +111,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         state = {name.removeprefix("encoder."): value for name, value in found if name.startswith("encoder.")}
     if not isinstance(state, dict) or "blocks.0.attn.qkv.weight" not in state:
         raise CheckpointError(
-            f"{file}: holds {segmenter._few(names)}, expected a ViT or DeiT in timm's names "
+            f"{file}: holds {few(names)}, expected a ViT or DeiT in timm's names "
             "(blocks.0.attn.qkv.weight, ...), or a Segmenter"
         )
     return {str(name): value for name, value in state.items()}

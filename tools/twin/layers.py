@@ -1,0 +1,206 @@
+"""Layers of the twin that every recipe uses: linear, norms, sums, products and learned constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intseg.tools.twin.act import Act, Quantized, through
+from intseg.tools.twin.primitives import clamp_bits, dyadic, isqrt, product, rsr
+
+Integers = dict[str, Tensor]
+Attrs = dict[str, int | str]
+
+
+class Layer(nn.Module):
+    """A node of the graph: its op, attributes and integer parameters, as the exporter writes them."""
+
+    op: str
+
+    def attrs(self) -> Attrs:
+        """Attributes of the node."""
+        return {}
+
+    def integers(self) -> Integers:
+        """Parameter tensors of the node, int64."""
+        return {}
+
+
+class QLinear(Layer):
+    """x W^T + b with INT8 weights per output channel; input scales fold into the weights, input mids into the bias."""
+
+    op = "linear"
+    weight_scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, x: Act, y: Act) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias.detach().clone())
+        self.x, self.y = x, y
+        self.register_buffer("weight_scale", torch.ones(len(weight), dtype=torch.float64))
+
+    def fit_weight_scale(self) -> None:
+        """The largest folded weight of a row becomes 127."""
+        self.weight_scale.copy_(self.folded().detach().abs().amax(dim=1).clamp(min=1e-12) / 127)
+
+    def folded(self) -> Tensor:
+        """The weights that meet the input's integers, float64 [N, K]."""
+        return self.weight.double() * self.x.scale
+
+    def attrs(self) -> Attrs:
+        return {"out": f"int{self.y.bits}"}
+
+    def integers(self) -> Integers:
+        weight = torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(-127, 127).long()
+        mid = self.weight.double() @ self.x.mid.expand(self.weight.shape[1])
+        bias = torch.floor((self.bias.double() + mid - self.y.mid) / self.weight_scale + 0.5)
+        room = 2**31 - 1 - 128 * weight.abs().sum(dim=1)
+        bias = torch.minimum(torch.maximum(bias.clamp(-(2.0**40), 2.0**40).long(), -room), room)
+        mult, shift = dyadic(self.weight_scale / self.y.scale)
+        return {"weight": weight, "bias": bias, "mult": mult.expand(len(weight)), "shift": shift.expand(len(weight))}
+
+    def forward(self, x: Quantized) -> Quantized:
+        with torch.no_grad():
+            if self.training:
+                self.fit_weight_scale()
+            p = self.integers()
+            acc = product(x.q, p["weight"].T) + p["bias"]
+            q = clamp_bits(rsr(acc * p["mult"], p["shift"]), self.y.bits)
+            weight = p["weight"].double() * self.weight_scale[:, None] / self.x.scale
+        return self.y.wrap(q, lambda: F.linear(x.real, through(self.weight, weight), self.bias))
+
+
+class QLayerNorm(Layer):
+    """I-LayerNorm on INT16; a scale and a mid for every output channel cost nothing."""
+
+    op = "layernorm"
+
+    def __init__(self, norm: nn.LayerNorm, y: Act) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(norm.weight.detach().clone())
+        self.bias = nn.Parameter(norm.bias.detach().clone())
+        self.eps, self.y = norm.eps, y
+
+    def _fixed(self) -> tuple[Tensor, Tensor, int]:
+        """gamma and beta at the output scale, and the largest shift that keeps both in range."""
+        gain = self.weight.double() * math.sqrt(len(self.weight)) * 2.0**-30 / self.y.scale
+        offset = (self.bias.double() - self.y.mid) / self.y.scale
+        room = min(_room(gain, 31), _room(offset, 61), 62)
+        if room < 1:
+            raise ValueError("layernorm: gamma or beta is too large for its output range; calibrate again")
+        return torch.round(gain * 2.0**room).long(), torch.round(offset * 2.0**room).long(), room
+
+    def attrs(self) -> Attrs:
+        return {"shift": self._fixed()[2], "out": f"int{self.y.bits}"}
+
+    def integers(self) -> Integers:
+        mult, bias, _ = self._fixed()
+        return {"mult": mult, "bias": bias}
+
+    def forward(self, x: Quantized) -> Quantized:
+        with torch.no_grad():
+            mult, bias, shift = self._fixed()
+            count = x.q.shape[-1]
+            mean = torch.div(2 * x.q.sum(-1, keepdim=True) + count, 2 * count, rounding_mode="floor")
+            y = x.q - mean
+            std = isqrt((y * y).sum(-1, keepdim=True)).clamp(min=1)
+            z = (y * torch.div(2**31 - 1, std, rounding_mode="floor")) >> 1
+            q = clamp_bits(rsr(z * mult + bias, shift), self.y.bits)
+        return self.y.wrap(q, lambda: F.layer_norm(x.real, (count,), self.weight, self.bias, self.eps))
+
+
+def _room(values: Tensor, bits: int) -> int:
+    """The largest shift with |round(values * 2^shift)| < 2^bits."""
+    largest = float(values.abs().max())
+    return 62 if largest == 0 else bits - math.frexp(largest * (1 + 2.0**-40))[1]
+
+
+class QAdd(Layer):
+    """a + b at the scale of the result."""
+
+    op = "add"
+
+    def __init__(self, a: Act, b: Act, y: Act) -> None:
+        super().__init__()
+        self.a, self.b, self.y = a, b, y
+
+    def attrs(self) -> Attrs:
+        (mult_a, shift_a), (mult_b, shift_b) = dyadic(self.a.scale / self.y.scale), dyadic(self.b.scale / self.y.scale)
+        return {
+            "mult_a": int(mult_a),
+            "shift_a": int(shift_a),
+            "mult_b": int(mult_b),
+            "shift_b": int(shift_b),
+        }
+
+    def forward(self, a: Quantized, b: Quantized) -> Quantized:
+        with torch.no_grad():
+            n = self.attrs()
+            left = rsr(a.q * int(n["mult_a"]), int(n["shift_a"]))
+            q = clamp_bits(left + rsr(b.q * int(n["mult_b"]), int(n["shift_b"])), 16)
+        return self.y.wrap(q, lambda: a.real + b.real)
+
+
+class QMatMul(Layer):
+    """a b, or a b^T, requantized by `scale`: real of an accumulator step, one per batch entry or per column of it."""
+
+    op = "matmul"
+
+    def __init__(self, transpose_b: bool, y: Act, scale: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.transpose_b, self.y, self._scale = transpose_b, y, scale
+
+    def attrs(self) -> Attrs:
+        return {"transpose_b": int(self.transpose_b), "out": f"int{self.y.bits}"}
+
+    def integers(self) -> Integers:
+        mult, shift = dyadic(self._scale())
+        return {"mult": mult, "shift": shift}
+
+    def exact(self, a: Tensor, b: Tensor) -> Tensor:
+        """The integers of the product."""
+        p = self.integers()
+        acc = product(a, b.transpose(-1, -2) if self.transpose_b else b)
+        return clamp_bits(rsr(acc * p["mult"].unsqueeze(-2), p["shift"].unsqueeze(-2)), self.y.bits)
+
+
+class QL2Norm(Layer):
+    """x / |x| on INT16, INT8 out."""
+
+    op = "l2norm"
+
+    def __init__(self, y: Act) -> None:
+        super().__init__()
+        self.y = y
+
+    def attrs(self) -> Attrs:
+        mult, shift = dyadic(2.0**-30 / self.y.scale)
+        return {"mult": int(mult), "shift": int(shift)}
+
+    def forward(self, x: Quantized) -> Quantized:
+        with torch.no_grad():
+            n = self.attrs()
+            norm = isqrt((x.q * x.q).sum(-1, keepdim=True)).clamp(min=1)
+            z = (x.q * torch.div(2**31 - 1, norm, rounding_mode="floor")) >> 1
+            q = clamp_bits(rsr(z * int(n["mult"]), int(n["shift"])), 8)
+        return self.y.wrap(q, lambda: F.normalize(x.real, dim=-1))
+
+
+class Constant(Layer):
+    """A learned INT16 tensor: class token, position embedding, class embeddings."""
+
+    op = "constant"
+
+    def __init__(self, value: Tensor, y: Act) -> None:
+        super().__init__()
+        self.value, self.y = nn.Parameter(value.detach().clone()), y
+
+    def integers(self) -> Integers:
+        return {"value": self.y.quantize(self.value)}
+
+    def forward(self) -> Quantized:
+        return self.y.wrap(self.integers()["value"].detach(), lambda: self.value)

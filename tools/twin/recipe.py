@@ -1,0 +1,27 @@
+"""Recipes: which arithmetic a model uses, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which arithmetic a model uses. The three named ones are in RECIPES."""
+
+    name: str
+    softmax: str  # "shiftmax", "softmax2" or "exp_weights"
+    gelu: str  # "shift_gelu", "sigmoid_gelu" or "gelu_table"
+    int_div: str  # "paper" or "normalized"; softmax2 is always normalized
+    lam: int  # lambda of the GELU's ShiftExp
+    k_inter: int  # of the GELU's ShiftExp
+    l2norm: bool
+    upsample: str  # "nearest" or "bilinear"
+    ranges: str  # "ema": symmetric per-tensor min/max; "fit": affine, per channel where that is free
+
+
+RECIPES = {
+    "i-vit": Recipe("i-vit", "shiftmax", "shift_gelu", "paper", 1, 23, False, "nearest", "ema"),
+    "paper": Recipe("paper", "shiftmax", "shift_gelu", "paper", 6, 23, False, "nearest", "ema"),
+    "intseg": Recipe("intseg", "exp_weights", "gelu_table", "normalized", 1, 0, True, "bilinear", "fit"),
+}
