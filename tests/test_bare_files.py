@@ -9,7 +9,7 @@ import pytest
 
 from intseg.errors import InputError, UsageError
 from intseg.ops import RUN
-from intseg.workbench import case, diff, dump
+from intseg.workbench import case, diff, dump, sides
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -21,7 +21,7 @@ def words(array: np.ndarray, bits: int) -> str:
 
 @pytest.mark.parametrize("bits", [0, 32])
 def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(tmp_path: Path, bits: int) -> None:
-    golden = diff.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
     first, second = "encoder.blocks.0.norm1", "encoder.blocks.0.attn.qkv"
     values = {name: golden.file.read(f"window0.{name}").copy() for name in (first, second)}
     values[second].flat[7] ^= 1
@@ -31,7 +31,7 @@ def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(tmp_path: Path, bi
         (tmp_path / f"{name}.hex").write_text(words(padded, bits or own))
     np.save(tmp_path / "window0.encoder.tokens.npy", golden.file.read("window0.encoder.tokens"))
     (tmp_path / "weights.hex").write_text("00\n")
-    other = diff.open_other(tmp_path, golden, words=diff.Words(bits, bits > 0))
+    other = sides.open_other(tmp_path, golden, words=sides.Words(bits, bits > 0))
     report = diff.compare(golden, other)
     assert report.first is not None
     assert (report.first.node, report.first.count, report.compared) == (second, 1, 3)
@@ -40,21 +40,21 @@ def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(tmp_path: Path, bi
 
 
 def test_a_folder_without_a_name_that_is_known_says_what_names_are(tmp_path: Path) -> None:
-    golden = diff.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
     for name in ("", "softmax.hex"):
         if name:
             (tmp_path / name).write_text("00\n")
         with pytest.raises(
             InputError, match=r"named like nodes \(found .*such as quantize_input\.hex|such as input\.hex"
         ):
-            diff.open_other(tmp_path, golden)
+            sides.open_other(tmp_path, golden)
     (tmp_path / "encoder.blocks.0.norm1.hex").write_text("1ff\n")
     with pytest.raises(InputError, match=r"norm1\.hex: "):
-        diff.open_other(tmp_path, golden)
+        sides.open_other(tmp_path, golden)
 
 
 def test_the_case_of_a_node_is_all_that_its_bench_needs(tmp_path: Path) -> None:
-    golden = diff.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
     assert golden.model is not None
     for node in golden.model.graph.nodes[:12]:
         folder = tmp_path / node.name

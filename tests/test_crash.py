@@ -53,7 +53,7 @@ ALLOWED = {
         "encode",
         "image.save(file, kind, **{'quality': 92} if kind == 'JPEG' else {'compress_level': level})",
     ): ("to memory"),
-    ("intseg/workbench/diff.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
+    ("intseg/workbench/sides.py", "open_golden", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
     ("intseg/workbench/case.py", "write_case", "tempfile.TemporaryDirectory()"): "removed at the end, nobody else's",
     ("intseg/cli/infer.py", "_infer_one", "result.save(labels_path, palette, values)"): "Result.save of intseg/api.py",
     ("intseg/cli/printing.py", "open_streams", "os.open(os.devnull, os.O_RDWR)"): "not a file",
@@ -182,7 +182,7 @@ BY_HAND = {
 }
 """Tools that may write otherwise, and why."""
 
-TO_MEMORY = {("convert.py", "torch.save"), ("segmenter.py", "torch.save"), ("training.py", "torch.save")}
+TO_MEMORY = {("convert.py", "torch.save"), ("checkpoint.py", "torch.save"), ("training.py", "torch.save")}
 TO_MEMORY |= {("make_golden.py", "tempfile.TemporaryDirectory"), ("readme.py", "tempfile.TemporaryDirectory")}
 TO_MEMORY |= {("readme.py", "picture"), ("readme.py", "Path")}
 """Of tools that write results: to a buffer, a folder that --check compares with or where README's commands run."""

@@ -28,8 +28,9 @@ from intseg.executor import execute
 from intseg.graph import Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import RUN, Call
+from intseg.reports import diff_text
 from intseg.windows import cut_windows
-from intseg.workbench import diff, dump
+from intseg.workbench import cause, diff, dump, sides
 from intseg.workbench import trace as traces
 from intseg.workbench.diff import Settings
 from intseg.workbench.mistakes import Hypothesis, catalogue, combine
@@ -385,8 +386,8 @@ def execution(subject: Subject, node: str = "", faulty: Callable[..., Array] | N
 def compare(subject: Subject, arrays: Mapping[str, Array], folder: Path, **settings: Any) -> diff.Report:
     path = folder / "other.safetensors"
     safetensors.numpy.save_file(dict(arrays), path)
-    golden = diff.open_golden(subject.trace, str(subject.weights))
-    return diff.compare(golden, diff.open_other(path, golden), Settings(**settings))
+    golden = sides.open_golden(subject.trace, str(subject.weights))
+    return diff.compare(golden, sides.open_other(path, golden), Settings(**settings))
 
 
 # ----------------------------------------------------------------------------------------------------------- faults
@@ -399,25 +400,16 @@ def test_a_fault_is_found_at_its_node_and_named(subjects: Mapping[str, Subject],
     assert report.first is not None, "the fault changes nothing on this image"
     assert report.first.node == fault.node
     assert report.explanation is not None
-    assert any(fault.cause in cause for cause in report.explanation.names()[:2]), report.explanation
+    assert any(fault.cause in name for name in report.explanation.names()[:2]), report.explanation
 
 
 def test_the_faults_cover_what_the_workbench_promises():
     words = " ".join(fault.cause for fault in FAULTS.values())
-    for cause in (
-        "half to even",
-        "half away",
-        "toward zero",
-        "floor",
-        "double",
-        "wraps",
-        "32-bit rec",
-        "31-bit rec",
-        "8-bit",
+    for word in (
+        *("half to even", "half away", "toward zero", "floor", "double", "wraps", "32-bit rec", "31-bit rec", "8-bit"),
+        *("I_0", "unsigned", "transposed", "(1,0,2)", "endianness", "bias", "off by one", "INT16", "INT32"),
     ):
-        assert cause in words
-    for cause in ("I_0", "unsigned", "transposed", "(1,0,2)", "endianness", "bias", "off by one", "INT16", "INT32"):
-        assert cause in words
+        assert word in words
     assert len(FAULTS) >= 20
 
 
@@ -487,7 +479,7 @@ def test_an_unexplained_difference_names_what_explains_a_part(subjects: Mapping[
     best, share = report.explanation.partial[0]
     assert best.name == "round down (floor)"
     assert 0.5 < share < 1
-    assert any("% of the wrong elements" in line for line in diff.lines(report))
+    assert any("% of the wrong elements" in line for line in diff_text.lines(report))
 
 
 @pytest.mark.parametrize(
@@ -508,12 +500,12 @@ def test_every_hypothesis_can_be_computed(subjects: Mapping[str, Subject]):
     """On every op of three models: nothing but the refusals that the search expects."""
     seen = set()
     for name in ("intseg", "i-vit", "tiny"):
-        golden = diff.open_golden(subjects[name].trace, str(subjects[name].weights))
+        golden = sides.open_golden(subjects[name].trace, str(subjects[name].weights))
         for node in subjects[name].model.graph.nodes:
             if node.op in seen:
                 continue
             seen.add(node.op)
-            case = diff.call_of(golden, 0, node)
+            case = cause.call_of(golden, 0, node)
             assert case is not None
             explanation = explain(case, evaluate(case).astype(np.int64) + 10**6, seconds=0.3)
             assert not explanation.matches
@@ -540,8 +532,8 @@ def test_a_dumped_folder_is_compared(subjects: Mapping[str, Subject], tmp_path: 
     arrays = execution(subject, "qkv", part(linear, bias_factor=0))
     safetensors.numpy.save_file(arrays, tmp_path / "other.safetensors")
     dump.write_folder(tmp_path / "other.safetensors", tmp_path / "d", kind)
-    golden = diff.open_golden(subject.trace, str(subject.weights))
-    report = diff.compare(golden, diff.open_other(tmp_path / "d", golden))
+    golden = sides.open_golden(subject.trace, str(subject.weights))
+    report = diff.compare(golden, sides.open_other(tmp_path / "d", golden))
     assert report.first is not None
     assert report.first.node == "qkv"
     assert report.explanation is not None
@@ -559,33 +551,33 @@ def test_one_tensor_npy_npz_hex(subjects: Mapping[str, Subject], tmp_path: Path)
     (tmp_path / "qkv.bin").write_bytes(wrong.tobytes())
     (tmp_path / "folder").mkdir()
     np.save(tmp_path / "folder" / "window0.qkv.npy", wrong)
-    golden = diff.open_golden(subject.trace, str(subject.weights))
+    golden = sides.open_golden(subject.trace, str(subject.weights))
     for name in ("qkv.npy", "x.npy", "some.npz", "qkv.hex", "qkv.bin", "folder"):
-        other = diff.open_other(tmp_path / name, golden, "qkv" if name == "x.npy" else None)
+        other = sides.open_other(tmp_path / name, golden, "qkv" if name == "x.npy" else None)
         report = diff.compare(golden, other)
         assert report.explanation is not None, name
         assert report.explanation.names()[0] == "bias missing", name
     with pytest.raises(UsageError, match="--node"):
-        diff.open_other(tmp_path / "x.npy", golden)
+        sides.open_other(tmp_path / "x.npy", golden)
 
 
 def test_golden_traces_of_the_twin_are_read(tmp_path: Path):
-    golden = diff.open_golden(
+    golden = sides.open_golden(
         GOLDEN / "traces" / "intseg.wide.safetensors", str(GOLDEN / "models" / "intseg.safetensors")
     )
     model = api.load(GOLDEN / "models" / "intseg.safetensors")
     traces.write(tmp_path / "mine.safetensors", GOLDEN / "images" / "wide.png", model)
-    report = diff.compare(golden, diff.open_other(tmp_path / "mine.safetensors", golden))
+    report = diff.compare(golden, sides.open_other(tmp_path / "mine.safetensors", golden))
     assert report.equal
     assert report.compared == 6 * len(model.graph.nodes) + 2
     with pytest.raises(UsageError, match="-w"):
-        diff.open_golden(GOLDEN / "traces" / "intseg.wide.safetensors", None)
+        sides.open_golden(GOLDEN / "traces" / "intseg.wide.safetensors", None)
 
 
 def test_the_earliest_of_several_differences_counts(tmp_path: Path):
     """Windows one after the other, in each the order of execution, not that of the names."""
     weights, path = GOLDEN / "models" / "intseg.safetensors", GOLDEN / "traces" / "intseg.odd.safetensors"
-    golden = diff.open_golden(path, str(weights))
+    golden = sides.open_golden(path, str(weights))
     arrays = safetensors.numpy.load_file(path)
     for name, first in (
         ("merged", ("merged", -1)),
@@ -598,7 +590,7 @@ def test_the_earliest_of_several_differences_counts(tmp_path: Path):
     ):
         arrays[name] = arrays[name] ^ 1
         safetensors.numpy.save_file(arrays, tmp_path / "other.safetensors")
-        report = diff.compare(golden, diff.open_other(tmp_path / "other.safetensors", golden), Settings(seconds=0.05))
+        report = diff.compare(golden, sides.open_other(tmp_path / "other.safetensors", golden), Settings(seconds=0.05))
         assert report.first is not None
         assert (report.first.node, report.first.window) == first
         assert report.explanation is None or not report.explanation.matches
@@ -606,8 +598,8 @@ def test_the_earliest_of_several_differences_counts(tmp_path: Path):
 
 def test_an_image_is_traced_when_it_is_the_golden_side(tmp_path: Path):
     weights, image = GOLDEN / "models" / "intseg.safetensors", GOLDEN / "images" / "small.png"
-    golden = diff.open_golden(image, str(weights))
-    other = diff.open_other(GOLDEN / "traces" / "intseg.small.safetensors", golden)
+    golden = sides.open_golden(image, str(weights))
+    other = sides.open_other(GOLDEN / "traces" / "intseg.small.safetensors", golden)
     assert diff.compare(golden, other).equal
 
 
@@ -679,27 +671,27 @@ def test_a_fault_in_a_node_that_the_other_side_does_not_show(
     assert report.first.node != fault.node
     assert report.explanation is not None
     assert report.explanation.node == fault.node
-    assert any(fault.cause in cause for cause in report.explanation.names()[:2])
-    assert any(f"unseen node {fault.node}" in line for line in diff.lines(report))
+    assert any(fault.cause in name for name in report.explanation.names()[:2])
+    assert any(f"unseen node {fault.node}" in line for line in diff_text.lines(report))
 
 
 def test_another_model_image_or_format_is_refused(subjects: Mapping[str, Subject], tmp_path: Path):
     tiny = subjects["tiny"]
-    golden = diff.open_golden(tiny.trace, str(tiny.weights))
+    golden = sides.open_golden(tiny.trace, str(tiny.weights))
     with pytest.raises(UsageError, match="another model"):
-        diff.compare(golden, diff.open_other(subjects["intseg"].trace, golden))
+        diff.compare(golden, sides.open_other(subjects["intseg"].trace, golden))
     traces.write(tmp_path / "t.safetensors", 255 - tiny.window, tiny.model)
     with pytest.raises(UsageError, match="another image"):
-        diff.compare(golden, diff.open_other(tmp_path / "t.safetensors", golden))
+        diff.compare(golden, sides.open_other(tmp_path / "t.safetensors", golden))
     with pytest.raises(UsageError, match="is a trace of the model"):
-        diff.open_golden(tiny.trace, str(subjects["intseg"].weights))
+        sides.open_golden(tiny.trace, str(subjects["intseg"].weights))
     file = traces.TensorFile(tiny.trace)
     for change, kind in (({"format": 2}, "format"), ({"kind": "model"}, "not a trace")):
         with traces.Writer(tmp_path / "n.safetensors", {**(file.metadata or {}), **change}, file.names()) as writer:
             for name in file.names():
                 writer.put(name, file.read(name))
         with pytest.raises(IntsegError, match=kind):
-            diff.open_golden(tmp_path / "n.safetensors", str(tiny.weights))
+            sides.open_golden(tmp_path / "n.safetensors", str(tiny.weights))
 
 
 def test_a_golden_trace_that_is_wrong_itself_is_said(subjects: Mapping[str, Subject], tmp_path: Path):
@@ -708,8 +700,8 @@ def test_a_golden_trace_that_is_wrong_itself_is_said(subjects: Mapping[str, Subj
     with traces.Writer(tmp_path / "bad.safetensors", file.metadata, file.names()) as writer:
         for name in file.names():
             writer.put(name, file.read(name) + (1 if name == "window0.qkv" else 0))
-    golden = diff.open_golden(tmp_path / "bad.safetensors", str(tiny.weights))
-    report = diff.compare(golden, diff.open_other(tiny.trace, golden))
+    golden = sides.open_golden(tmp_path / "bad.safetensors", str(tiny.weights))
+    report = diff.compare(golden, sides.open_other(tiny.trace, golden))
     assert report.explanation is None
     assert any("does not follow the definition at qkv" in note for note in report.notes)
 
@@ -728,17 +720,17 @@ def test_a_golden_trace_that_is_wrong_itself_is_said(subjects: Mapping[str, Subj
     ],
 )
 def test_files_that_are_something_else(subjects: Mapping[str, Subject], tmp_path: Path, name: str, data: bytes):
-    golden = diff.open_golden(subjects["tiny"].trace, str(subjects["tiny"].weights))
+    golden = sides.open_golden(subjects["tiny"].trace, str(subjects["tiny"].weights))
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=name.replace(".", "[.]")):
-        diff.open_other(tmp_path / name, golden)
+        sides.open_other(tmp_path / name, golden)
 
 
 def test_big_endian_arrays_are_the_same_numbers(subjects: Mapping[str, Subject], tmp_path: Path):
     arrays = execution(subjects["tiny"])
     np.savez(tmp_path / "a.npz", **{name: x.astype(x.dtype.newbyteorder(">")) for name, x in arrays.items()})
-    golden = diff.open_golden(subjects["tiny"].trace, str(subjects["tiny"].weights))
-    assert diff.compare(golden, diff.open_other(tmp_path / "a.npz", golden)).equal
+    golden = sides.open_golden(subjects["tiny"].trace, str(subjects["tiny"].weights))
+    assert diff.compare(golden, sides.open_other(tmp_path / "a.npz", golden)).equal
 
 
 # ---------------------------------------------------------------------------------------------------- command line

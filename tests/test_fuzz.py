@@ -30,7 +30,7 @@ from intseg.graph import MAX_NODES, Node, validate
 from intseg.images import labels as label_images
 from intseg.images import overlay as overlays
 from intseg.reports import card
-from intseg.workbench import diff, dump
+from intseg.workbench import dump, sides
 from intseg.workbench import trace as traces
 
 ROOT = Path(__file__).parent.parent
@@ -339,7 +339,7 @@ def test_a_trace_that_does_not_fit_its_model(tmp_path: Path):
             for key, value in held.items():
                 writer.put(key, array if key == name else value)
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
-            diff.open_golden(tmp_path / "bad", str(tmp_path / "m"))
+            sides.open_golden(tmp_path / "bad", str(tmp_path / "m"))
     assert traces.real(np.array([1, 0, -(2**31) + 1], np.int32).reshape(3, 1), (0,), 5) is None
 
 

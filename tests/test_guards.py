@@ -23,7 +23,7 @@ from intseg import api, store
 from intseg.cli import main as cli
 from intseg.errors import InputError
 from intseg.images import decode as pictures
-from intseg.workbench import diff, dump
+from intseg.workbench import diff, dump, sides
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -209,7 +209,7 @@ def test_sigterm_ends_in_order(small: Path, jobs: str) -> None:
 
 def test_a_trace_cut_after_it_was_opened(small: Path) -> None:
     assert run("trace", "in/a.png", "-o", "t.safetensors") == 0
-    trace = diff.open_golden("t.safetensors", "w.safetensors")
+    trace = sides.open_golden("t.safetensors", "w.safetensors")
     os.truncate("t.safetensors", 5000)
     with pytest.raises(InputError, match=r"t\.safetensors: was truncated while it was read"):
         [trace.file.read(name) for name in trace.file.names()]

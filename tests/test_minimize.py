@@ -23,7 +23,7 @@ from intseg.arith.variant import Variant
 from intseg.cli import main as cli
 from intseg.executor import execute
 from intseg.ops import OPS, RUN, Call, Value
-from intseg.workbench import axes, diff, minimize
+from intseg.workbench import axes, diff, minimize, sides
 from intseg.workbench import trace as traces
 from intseg.workbench.registers import evaluate
 
@@ -174,8 +174,10 @@ def test_an_image_as_the_golden_side(tmp_path: Path):
     name = "window0.encoder.blocks.0.attn.softmax"
     arrays[name] = arrays[name] + np.int16(1)
     safetensors.numpy.save_file(arrays, tmp_path / "other.safetensors")
-    golden = diff.open_golden(GOLDEN / "images" / "small.png", str(weights))
-    _, minimal = minimize.minimize(golden, diff.open_other(tmp_path / "other.safetensors", golden), diff.Settings(0, 1))
+    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(weights))
+    _, minimal = minimize.minimize(
+        golden, sides.open_other(tmp_path / "other.safetensors", golden), diff.Settings(0, 1)
+    )
     assert minimal is not None
     assert minimal.node == "encoder.blocks.0.attn.softmax"
     assert minimal.call.inputs[0].shape == (1, 1, 9)

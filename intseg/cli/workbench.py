@@ -108,7 +108,7 @@ def _dump(args: argparse.Namespace) -> Answer:
         raise UsageError("give -o, or --case DIR and --node NAME together; see intseg dump --help")
     if args.format == "flat":
         return _flat(args)
-    from intseg.workbench import diff, dump
+    from intseg.workbench import dump, sides
     from intseg.workbench.case import write_case
 
     options = dump.Options(args.width, args.per_word, args.endian, args.order, args.tile)
@@ -116,7 +116,7 @@ def _dump(args: argparse.Namespace) -> Answer:
         require_ending(args.output, ".safetensors")
         tensors = dump.read_folder(args.read, args.output)
     elif args.case is not None:
-        golden = diff.open_golden(args.source, args.weights)
+        golden = sides.open_golden(args.source, args.weights)
         tensors = write_case(golden, args.node, args.window, args.case, args.format, options)
     else:
         source = models.path(args.source) if args.source in models.names() else args.source
@@ -173,11 +173,12 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 def _diff(args: argparse.Namespace) -> Answer:
     from intseg import store
     from intseg.reports import diff_page as diff_report
-    from intseg.workbench import diff, minimize
+    from intseg.reports import diff_text
+    from intseg.workbench import diff, minimize, sides
 
-    golden = diff.open_golden(args.golden, args.weights)
-    words = diff.Words(args.width, args.unsigned)
-    other = diff.open_other(args.other, golden, args.node, args.window, words)
+    golden = sides.open_golden(args.golden, args.weights)
+    words = sides.Words(args.width, args.unsigned)
+    other = sides.open_other(args.other, golden, args.node, args.window, words)
     settings = diff.Settings(args.lsb, args.seconds, args.partial)
     minimal = None
     if args.minimize:
@@ -187,7 +188,7 @@ def _diff(args: argparse.Namespace) -> Answer:
     if args.html:
         page = diff_report.page(report, args.golden, args.other)
         store.write_atomically(Path(args.html), page.encode())
-    lines, document = list(diff.lines(report)), diff.as_json(report)
+    lines, document = list(diff_text.lines(report)), diff_text.as_json(report)
     if minimal is not None:
         minimize.save(minimal, args.minimize)
         lines += [*minimize.lines(minimal), f"wrote {args.minimize}"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from intseg.reports.diff_text import hexadecimal
 from intseg.reports.markup import escape
-from intseg.workbench.diff import Difference, Report, hexadecimal
+from intseg.workbench.diff import Difference, Report
 from intseg.workbench.search import Explanation
 
 _STYLE = """\

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from intseg.errors import InputError, UsageError, suggest
-from intseg.workbench.diff import call_of
+from intseg.workbench.cause import call_of
 from intseg.workbench.dump import Options, write_folder
 from intseg.workbench.trace import Trace, Writer
 

@@ -26,9 +26,11 @@ from intseg.arith.variant import Variant
 from intseg.errors import UsageError
 from intseg.ops import Array, Call
 from intseg.workbench.axes import Dim, dims, is_valid, take
-from intseg.workbench.diff import Other, Report, Settings, call_of, comparable, compare
+from intseg.workbench.cause import call_of
+from intseg.workbench.diff import Report, Settings, comparable, compare
 from intseg.workbench.mistakes import combine
 from intseg.workbench.registers import evaluate
+from intseg.workbench.sides import Other
 from intseg.workbench.trace import Trace, Writer
 
 SECONDS = 10.0

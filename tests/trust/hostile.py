@@ -41,8 +41,8 @@ from intseg.images import overlay as overlays
 from intseg.images.labels import decode_labels
 from intseg.kernels import _jit
 from intseg.ops import OPS, Array, Value
-from intseg.reports import card
-from intseg.workbench import diff, dump
+from intseg.reports import card, diff_text
+from intseg.workbench import diff, dump, sides
 from intseg.workbench import trace as traces
 
 Files = dict[str, bytes]
@@ -831,7 +831,7 @@ def _golden(i: int) -> traces.Trace:
     path = home() / f"trace{i}.safetensors"
     file = traces.TensorFile(path)
     held = {name: file.read(name) for name in file.names()}
-    return traces.Trace(diff._Held(file, held), api.load(home() / f"model{i}.safetensors"))
+    return traces.Trace(sides._Held(file, held), api.load(home() / f"model{i}.safetensors"))
 
 
 @functools.cache
@@ -888,7 +888,7 @@ class Traces(Kind):
             return "dumped"
         if which < 3:
             golden = _golden(1 if size > 9000 else 0)
-            report = diff.compare(golden, diff.open_other(path, golden), settings)
+            report = diff.compare(golden, sides.open_other(path, golden), settings)
         else:
             weights = str(home() / f"model{1 if size > 9000 else 0}.safetensors")
             trace = traces.open_trace(path, weights)
@@ -896,7 +896,7 @@ class Traces(Kind):
                 trace.registers(name)
                 trace.scale(name)
             report = diff.compare(trace, _golden(1 if size > 9000 else 0).file, settings)
-        return "equal" if not list(diff.lines(report)) or report.equal else "different"
+        return "equal" if not list(diff_text.lines(report)) or report.equal else "different"
 
 
 @functools.cache
@@ -1015,7 +1015,7 @@ class Tables(Kind):
         (name,) = files
         golden = _golden(0)
         path = folder if len(files[name]) % 3 == 0 and name.endswith("npy") else folder / name
-        report = diff.compare(golden, diff.open_other(path, golden), diff.Settings(seconds=0.0, partial=True))
+        report = diff.compare(golden, sides.open_other(path, golden), diff.Settings(seconds=0.0, partial=True))
         return "equal" if report.equal else "different"
 
 

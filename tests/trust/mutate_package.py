@@ -60,6 +60,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/batch": ("test_batch", "test_evaluate", "test_labels", "test_guards"),
     "intseg/plan": ("test_kernels",),
     "intseg/workbench/diff.py": ("test_diff", "test_guards"),
+    "intseg/workbench/sides.py": ("test_diff", "test_bare_files", "test_guards"),
+    "intseg/workbench/cause.py": ("test_diff",),
     "intseg/workbench/dump.py": ("test_dump", "test_guards"),
     "intseg/workbench/trace.py": ("test_trace", "test_guards"),
     "intseg/cli": ("test_cli", "test_batch"),
