@@ -188,6 +188,8 @@ def check_call(
     for role, array in params.items():
         if array.dtype.name != op.params[role]:
             raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
+        if 0 in array.shape:
+            raise ModelError(f"parameter {role} has shape {list(array.shape)}, expected at least 1 element an axis")
     _require_names("attribute", attrs, op.attrs)
     known: dict[str, Attr] = {}
     for name, attr in attrs.items():

@@ -1,4 +1,4 @@
-"""The overflow certificate: bounds of every register of a graph, for every image, by interval analysis (SPEC.md 3.1).
+"""The overflow certificate: bounds of every register of a graph, for every image, by interval analysis (SPEC.md 10).
 
 A bound follows from the interval of an op's inputs, the tensors and the attributes; nothing is run. The ops say their
 steps to a machine of intervals, which proves every register; those that only kernels hold (plan/lanes.py) come beside

@@ -300,7 +300,7 @@ def class_map(scores: Array, upsample: str, patch: int, height: int, width: int)
 
 
 def bounds(info: ModelInfo, low: int, high: int) -> list[Bound]:
-    """What the sum of windows may hold for scores in [low, high] and images of any size (SPEC.md, section 3.1).
+    """What the sum of windows may hold for scores in [low, high] and images of any size (SPEC.md, section 10).
 
     The multiple L of the mean depends on the image, from 1 on: the last bound is the hull over all of them.
     """

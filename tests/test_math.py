@@ -47,7 +47,7 @@ def test_isqrt_is_the_floor_of_the_root():
 
 
 def check_int_div(n: int, d: int, k_out: int, kind: str) -> None:
-    """The bound of SPEC 2.7, in exact fractions."""
+    """The bound of SPEC 11.1, in exact fractions."""
     error = Fraction(n * 2 ** (k_out - 1), d) - int(arith.int_div(np.int64(n), np.int64(d), k_out, kind))
     if kind == "paper":
         assert 0 <= error < 1 + Fraction(n, 2 ** (32 - k_out))

@@ -112,7 +112,7 @@ def test_no_register_of_a_random_call_exceeds_its_bound(op: str) -> None:
 
 @pytest.mark.parametrize("op", ARITHMETIC)
 def test_whatever_validation_accepts_is_proved_and_its_witnesses_are_inside(op: str) -> None:
-    """SPEC 3.1 says that section 5.2 is enough; witnesses raise IntsegError where a bound does not hold."""
+    """SPEC 10 says that section 5.2 is enough; witnesses raise IntsegError where a bound does not hold."""
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(CASES[op])

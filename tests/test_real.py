@@ -237,7 +237,7 @@ def test_add_rounds_each_branch(seed: int) -> None:
 
 @given(st.integers(0, 2**32), st.integers(2, 200), st.integers(3, 2**15))
 def test_layernorm_and_l2norm_are_within_their_bounds(seed: int, width: int, size: int) -> None:
-    """SPEC 4.5 and 4.12, from z to the result: times mult 2^30 2^-shift, and half a step."""
+    """SPEC 11.3 and 11.9, from z to the result: times mult 2^30 2^-shift, and half a step."""
     random = np.random.default_rng(seed)
     x = random.integers(-size, size, (4, width)).astype(np.int16)
     mult, shift = random.integers(-(2**29), 2**29, width).astype(np.int32), 45
@@ -257,13 +257,13 @@ def test_softmaxes_are_within_their_bounds(seed: int, count: int, spread: int) -
     top = x.max(axis=-1, keepdims=True).astype(np.int64)
     powers = 32767 * 2.0 ** ((x - top) / 256)
     exact = powers / powers.sum(axis=-1, keepdims=True)
-    # SPEC 4.8 with A = 0.0028; sum e is within A of sum T, and half a step for each element
+    # SPEC 11.5 with A = 0.0028; sum e is within A of sum T, and half a step for each element
     total = powers.sum(axis=-1, keepdims=True)
     low = np.maximum(total * (1 - 0.0028) - count / 2, 32767)
     bound = (2 * 0.0028 * exact * (1 - exact) * total + (1 - exact + (count - 1) * exact) / 2) / low + 1.51 / 2**15
     off = steps_off("softmax2", [x], {"frac_bits": 8, "a1": 21955, "a2": 5571})
     assert (off / 2**15 <= bound + 1e-9).all()
-    # SPEC 4.7 with i0 = 64, k_inter = 9: E = 0.0497
+    # SPEC 11.4 with i0 = 64, k_inter = 9: E = 0.0497
     powers = np.exp((x - top) / 64)
     exact = powers / powers.sum(axis=-1, keepdims=True)
     low = np.maximum(powers.sum(axis=-1, keepdims=True) - 0.003 * count, 1)
@@ -277,7 +277,7 @@ def test_softmaxes_are_within_their_bounds(seed: int, count: int, spread: int) -
     ("i0", "limit"), [(8, 0.056), (13, 0.041), (16, 0.040), (31, 0.040), (32, 0.036), (100, 0.036)]
 )
 def test_sigmoid_gelu_is_within_its_bound(i0: int, limit: float) -> None:
-    """SPEC 4.10 over every input: mult 2^-shift = 2^-7, so a step of the result is 1 / i0, and half of it rounds."""
+    """SPEC 11.7 over every input: mult 2^-shift = 2^-7, so a step of the result is 1 / i0, and half of it rounds."""
     x = np.arange(-128, 128, dtype=np.int8)[None]
     keywords = {**GELU, "int_div_kind": "normalized", "i0": i0, "k_out": 8, "mult": 1, "shift": 7}
     off = steps_off("sigmoid_gelu", [x], keywords)
@@ -286,7 +286,7 @@ def test_sigmoid_gelu_is_within_its_bound(i0: int, limit: float) -> None:
 
 @pytest.mark.parametrize(("top", "limit"), [(2, 0.056), (4, 0.061), (8, 0.061)])
 def test_shift_gelu_is_within_its_bound(top: int, limit: float) -> None:
-    """SPEC 4.9: the bound grows with the real value of the row's maximum."""
+    """SPEC 11.6: the bound grows with the real value of the row's maximum."""
     i0 = 12
     x = np.stack([np.minimum(np.arange(-128, 128), top * i0)]).astype(np.int8)
     keywords = {**GELU, "int_div_kind": "normalized", "i0": i0, "k_out": 8, "mult": 1, "shift": 7}

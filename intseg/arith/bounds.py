@@ -1,4 +1,4 @@
-"""The machine of the certificate: intervals in place of values, every register proved to hold its own (SPEC 3.1)."""
+"""The machine of the certificate: intervals in place of values, every register proved to hold its own (SPEC 10)."""
 
 from __future__ import annotations
 
