@@ -172,8 +172,7 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _diff(args: argparse.Namespace) -> Answer:
     from intseg import store
-    from intseg.reports import diff_page as diff_report
-    from intseg.reports import diff_text
+    from intseg.reports import diff_page, diff_text, diff_view
     from intseg.workbench import diff, minimize, sides
 
     golden = sides.open_golden(args.golden, args.weights)
@@ -186,7 +185,8 @@ def _diff(args: argparse.Namespace) -> Answer:
     else:
         report = diff.compare(golden, other, settings)
     if args.html:
-        page = diff_report.page(report, args.golden, args.other)
+        view = diff_view.view(report, golden, other, args.lsb)
+        page = diff_page.page(report, view, args.golden, args.other)
         store.write_atomically(Path(args.html), page.encode())
     lines, document = list(diff_text.lines(report)), diff_text.as_json(report)
     if minimal is not None:

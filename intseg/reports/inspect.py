@@ -18,6 +18,8 @@ from intseg.ops import OPS
 from intseg.reports.table import table
 
 BLOCK = re.compile(r"(.*\.blocks)\.(\d+)\.(.+)")
+_STRETCH = 24
+"""Nodes that are drawn in a row, at most: as many as a telephone shows."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,19 @@ def block_of(name: str) -> str:
     """The transformer block of a node, or the node itself: "encoder.blocks.0"."""
     match = BLOCK.fullmatch(name)
     return f"{match[1]}.{match[2]}" if match else name
+
+
+def stretches(names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Nodes in execution order, cut where a block begins or ends: (title, names), at most _STRETCH each."""
+    found: list[tuple[str, list[str]]] = []
+    last = ""
+    for name in names:
+        block = block_of(name) if BLOCK.fullmatch(name) else ""
+        if not found or block != last or len(found[-1][1]) == _STRETCH:
+            found.append((block or name, []))
+        found[-1][1].append(name)
+        last = block
+    return found
 
 
 GROUPS: Mapping[str, Callable[[Row], str]] = {

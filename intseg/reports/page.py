@@ -2,15 +2,15 @@
 
 The page is one file: pictures are data URLs, plots are inline SVG, style and script are inside, and a content security
 policy forbids the browser to load anything. It follows the reader's light or dark theme, works with the keyboard, and
-every plot has its numbers as text.
+every plot has its numbers as text. Without the script the class map is seen beside the image, not over it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from intseg._version import __version__
 from intseg.executor import execute
 from intseg.graph import Node
 from intseg.images import overlay as overlays
-from intseg.reports.markup import escape, number
+from intseg.reports import layer_plot, markup
+from intseg.reports.layer_plot import Layer
+from intseg.reports.markup import escape, number, picture
 from intseg.windows import cut_windows, image_scores
 
 Array = NDArray[Any]
@@ -33,34 +35,17 @@ _MOVES = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid"
 _BINS = 48
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What a node gave, over all windows of an image.
-
-    low, high    least and greatest value
-    share_low, share_high   parts of its elements at the ends of its dtype
-    """
-
-    name: str
-    op: str
-    dtype: str
-    low: int
-    high: int
-    share_low: float
-    share_high: float
-
-
 @dataclass(frozen=True, eq=False)
 class Look:
     """An image with everything the page says about it.
 
-    margins  int32 or int64 [h, w]: best minus second best score of every cell of the patch grid
+    cells    int32, int16 or int64 [h, w, C]: scores of the cells of the patch grid, one for each patch of the image
     layers   in execution order; empty when they were not asked for
     """
 
     name: str
     result: api.Result
-    margins: NDArray[np.signedinteger[Any]]
+    cells: NDArray[np.signedinteger[Any]]
     layers: tuple[Layer, ...]
 
 
@@ -68,14 +53,14 @@ def look(image: Any, model: api.Model, backend: str = "auto", threads: int | Non
     """Run a model on an image and collect what the page shows. Arguments and errors as of `api.run`."""
     result = api.run(image, model, backend, threads)
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
-    return Look(str(name), result, margins(_cells(result)), _layers(result) if layers else ())
+    return Look(str(name), result, _cells(result), _layers(result) if layers else ())
 
 
 def _cells(result: api.Result) -> NDArray[np.signedinteger[Any]]:
     """Scores [h, w, C] of the cells: merged on the grid, or of the pixels in their middle where windows merge there."""
-    if result.scores.ndim == 3:
-        return result.scores
     info, (height, width) = result.model.info, result.labels.shape
+    if result.scores.ndim == 3:
+        return result.scores[: -(-height // info.patch), : -(-width // info.patch)]
     middles = range(min(info.patch // 2, height - 1), height, info.patch)
     rows = [image_scores(result.scores, info, height, width, y, y + 1)[0] for y in middles]
     return np.stack(rows)[:, min(info.patch // 2, width - 1) :: info.patch]
@@ -132,7 +117,7 @@ def page(model: api.Model, looks: Sequence[Look]) -> bytes:
     text = _PAGE.format(
         title=escape(f"{model.info.name}: {len(looks)} image{'s' if len(looks) != 1 else ''}"),
         model=escape(model.info.name),
-        style=_STYLE,
+        style=markup.STYLE + layer_plot.STYLE + _STYLE,
         script=_SCRIPT,
         navigation="".join(
             f'<li><a href="#image-{i}">{escape(_short(found.name))}</a></li>' for i, found in enumerate(looks, 1)
@@ -169,75 +154,75 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _section(i: int, found: Look) -> str:
+    """An image: the views, then areas beside margins, then the layers; what the script needs in data attributes."""
     height, width = found.result.labels.shape
     notes = "".join(f"<p>Note: {escape(note)}.</p>" for note in found.result.notes)
     parts = [
-        f'<section aria-labelledby="image-{i}"><h2 id="image-{i}" tabindex="-1">{escape(_short(found.name))}</h2>',
+        f'<section class="image" aria-labelledby="image-{i}" data-patch="{found.result.model.info.patch}" '
+        f'data-names="{escape(json.dumps(found.result.classes))}" data-cells="{_cell_texts(found.cells)}">'
+        f'<h2 id="image-{i}" tabindex="-1">{escape(_short(found.name))}</h2>',
         f"<p>{width} × {height} pixels.</p>{notes}",
-        _viewer(i, found),
-        _areas(i, found.result),
-        _margins(i, found),
-        _plots(i, found.layers) if found.layers else "",
+        _views(i, found),
+        f'<div class="pair"><div>{_areas(i, found.result)}</div><div>{_margins(i, found)}</div></div>',
+        layer_plot.plots(i, found.layers) if found.layers else "",
         _digests(found),
         "</section>",
     ]
     return "".join(parts)
 
 
-def _viewer(i: int, found: Look) -> str:
+def _cell_texts(cells: Array) -> str:
+    """Of every cell, row by row: columns of the grid, then best class, second class, margin, all after each other."""
+    order = np.argsort(-cells.astype(np.int64), axis=-1, kind="stable")
+    second = order[..., min(1, cells.shape[-1] - 1)]
+    numbers = np.stack([order[..., 0], second, margins(cells)], axis=-1)
+    return ",".join(map(str, [cells.shape[1], *numbers.ravel().tolist()]))
+
+
+def _views(i: int, found: Look) -> str:
+    """The image beside its classes, which the script lays over a copy of it."""
     result = found.result
-    alt = f"{_short(found.name)}, the image"
     shares = ", ".join(f"{name} {overlays.percent(share)}" for name, share in list(result.shares().items())[:5])
     colours = np.array(result.palette, np.uint8)[result.labels]
     height, width = result.labels.shape
+    indices = np.stack([result.labels & 255, result.labels >> 8, result.labels * 0], axis=-1).astype(np.uint8)
+    size, cross = f'width="{width}" height="{height}"', '<i class="cross" hidden></i>'
+    hint = "Classes; arrow keys move the cross by a patch, with Shift by a pixel"
     return (
-        f'<div class="viewer" style="max-width:{max(width, 320)}px">'
-        f'<div class="stack"><img src="{_picture(result.image)}" width="{width}" height="{height}" alt="{escape(alt)}">'
-        f'<img class="classes" id="classes-{i}" src="{_picture(colours, lossy=False)}" width="{width}" '
-        f'height="{height}" alt="{escape("Class map: " + shares)}"></div>'
+        f'<div class="views" style="--most:{max(2 * width, 320)}px">'
+        f'<div class="stack"><img class="original" src="{picture(result.image, lossy=True)}" {size} '
+        f'alt="{escape(f"{_short(found.name)}, the image")}">{cross}</div>'
+        f'<div class="stack" tabindex="0" role="group" aria-label="{hint}" aria-describedby="under-{i}">'
+        f'<canvas {size} aria-hidden="true"></canvas><img class="classes" id="classes-{i}" src="{picture(colours)}" '
+        f'{size} alt="{escape("Class map: " + shares)}">{cross}</div></div>'
+        f'<img class="indices" src="{picture(indices)}" {size} alt="Class indices, for the script" hidden>'
+        f'<p class="under" id="under-{i}" role="status">Point at a pixel, or move the cross with the arrow keys.</p>'
         f'<p class="slider"><label for="opacity-{i}">Opacity of the classes</label>'
-        f'<input type="range" id="opacity-{i}" min="0" max="100" step="5" value="50" data-for="classes-{i}">'
-        f'<output for="opacity-{i}" id="opacity-value-{i}">50 %</output></p></div>'
+        f'<input type="range" id="opacity-{i}" min="0" max="100" step="5" value="50">'
+        f'<output for="opacity-{i}" id="opacity-value-{i}">50 %</output></p>'
     )
-
-
-def _picture(rgb: Array, lossy: bool = True) -> str:
-    """A data URL of uint8 [H, W, 3]: PNG, or JPEG where that is allowed and smaller."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(rgb))
-    kinds = ("PNG", "JPEG") if lossy else ("PNG",)
-    data, kind = min(((overlays.encode(image, kind), kind) for kind in kinds), key=lambda item: len(item[0]))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
 
 def _areas(i: int, result: api.Result) -> str:
     rows = []
     largest = max(result.shares().values())
-    colours = dict(zip(result.classes, result.palette, strict=True))
+    index = {name: k for k, name in enumerate(result.classes)}
     for name, count in result.counts().items():
-        share = count / result.labels.size
-        colour = "#{:02x}{:02x}{:02x}".format(*colours[name])
+        share, k = count / result.labels.size, index[name]
+        colour = "#{:02x}{:02x}{:02x}".format(*result.palette[k])
         rows.append(
-            f'<tr><th scope="row">{_swatch(colour)}{escape(name)}</th><td class="number">{count:,}</td>'
-            f'<td class="number">{overlays.percent(share)}</td>'
-            f'<td class="bar">{_bar(share / largest, colour)}</td></tr>'
+            f'<tr><th scope="row"><input type="checkbox" id="show-{i}-{k}" data-class="{k}" checked> '
+            f'<label for="show-{i}-{k}">{_swatch(colour)}{escape(name)}</label></th>'
+            f'<td class="number">{count:,}</td><td class="number">{overlays.percent(share)}</td>'
+            f'<td class="bar"><span style="width:{100 * share / largest:.1f}%;background:{colour}"></span></td></tr>'
         )
-    return "<h3>Class areas</h3>" + _table(
-        f"areas-{i}",
-        "Pixels of every class that was found",
-        '<th scope="col">Class</th><th scope="col" class="number">Pixels</th>'
-        '<th scope="col" class="number">Share</th><th><span class="hidden">Bar</span></th>',
-        rows,
-    )
-
-
-def _table(key: str, caption: str, head: str, rows: Sequence[str]) -> str:
-    """A table that can be scrolled with the keyboard when it is wider than the screen."""
     return (
-        f'<div class="scroll" role="region" aria-labelledby="{key}" tabindex="0"><table>'
-        f'<caption id="{key}">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<h3>Class areas</h3><p class="choose">Show <button type="button" data-show="1">all classes</button> '
+        '<button type="button" data-show="">none</button></p>'
+        f'<div class="scroll" role="region" aria-labelledby="areas-{i}" tabindex="0"><table class="areas">'
+        f'<caption id="areas-{i}">Pixels of every class that was found</caption><thead><tr><th scope="col">Class</th>'
+        '<th scope="col" class="number">Pixels</th><th scope="col" class="number">Share</th>'
+        f'<th><span class="hidden">Bar</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -248,15 +233,8 @@ def _swatch(colour: str) -> str:
     )
 
 
-def _bar(part: float, colour: str) -> str:
-    return (
-        '<svg width="160" height="12" aria-hidden="true">'
-        f'<rect x=".5" y=".5" width="{number(1 + 158 * part)}" height="11" fill="{colour}"/></svg>'
-    )
-
-
 def _margins(i: int, found: Look) -> str:
-    values = found.margins
+    values = margins(found.cells)
     quarter, median = (int(np.percentile(values, q, method="lower")) for q in (25, 50))
     ties = int((values == 0).sum())
     summary = (
@@ -266,16 +244,13 @@ def _margins(i: int, found: Look) -> str:
     )
     scaled = values.astype(np.float64) / max(1, int(values.max()))
     grey = (255 * np.sqrt(scaled)).astype(np.uint8)
-    map_picture = np.repeat(grey[..., None], 3, axis=2)
-    patch = found.result.model.info.patch
-    height, width = found.result.labels.shape
-    rows, columns = -(-height // patch), -(-width // patch)
+    rows, columns = values.shape
     return (
-        f'<h3 id="margins-{i}">Score margins</h3><p>{escape(summary)}</p><div class="pair">'
-        f'<figure><img class="cells" src="{_picture(map_picture[:rows, :columns], lossy=False)}" '
-        f'width="{columns * 12}" height="{rows * 12}" alt="Map of the margins, bright where the best class is clear">'
+        f'<h3 id="margins-{i}">Score margins</h3><p>{escape(summary)}</p>'
+        f'<figure><img class="cells" src="{picture(grey)}" '
+        f'width="{columns * 16}" height="{rows * 16}" alt="Map of the margins, bright where the best class is clear">'
         "<figcaption>Where: bright is a clear decision, black a tie</figcaption></figure>"
-        f"<figure>{_histogram(values)}<figcaption>How many cells have which margin</figcaption></figure></div>"
+        f"<figure>{_histogram(values)}<figcaption>How many cells have which margin</figcaption></figure>"
     )
 
 
@@ -296,91 +271,10 @@ def _histogram(values: Array) -> str:
         f'<text x="{width - 5}" y="188" text-anchor="end">{int(edges[-1]):,}</text>'
     )
     label = f"Histogram of {values.size:,} margins from {int(values.min()):,} to {int(values.max()):,}"
-    return _plot(width, height, label, axes + bars)
-
-
-def _plot(width: float, height: float, label: str, content: str) -> str:
     return (
-        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {number(width)} {number(height)}" '
-        f'width="{number(width)}" height="{number(height)}">{content}</svg>'
+        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}">{axes}{bars}</svg>'
     )
-
-
-# --------------------------------------------------------------------------------------------------------- layers
-
-
-def _plots(i: int, layers: Sequence[Layer]) -> str:
-    worst = max(layers, key=lambda layer: layer.share_low + layer.share_high)
-    share = worst.share_low + worst.share_high
-    summary = (
-        f"{len(layers)} nodes that compute, in execution order. A bar reaches from the least to the greatest value, "
-        "as a part of what the dtype can hold; below it is the share of elements at an end of the dtype, saturated or "
-        f"just reaching it. The largest such share is {share:.3%} ({worst.name})."
-    )
-    rows = [
-        f'<tr><th scope="row">{escape(layer.name)}</th><td>{escape(layer.op)}</td><td>{escape(layer.dtype)}</td>'
-        f'<td class="number">{layer.low:,}</td><td class="number">{layer.high:,}</td>'
-        f'<td class="number">{layer.share_low:.4%}</td><td class="number">{layer.share_high:.4%}</td></tr>'
-        for layer in layers
-    ]
-    head = '<th scope="col">Node</th><th scope="col">Op</th><th scope="col">Dtype</th>' + "".join(
-        f'<th scope="col" class="number">{name}</th>' for name in ("Least", "Greatest", "At least", "At greatest")
-    )
-    return (
-        f'<h3 id="layers-{i}">Layers</h3><p>{escape(summary)}</p>'
-        f'<div class="scroll" role="region" aria-labelledby="layers-{i}" tabindex="0">{_layer_plot(layers)}</div>'
-        '<p class="key"><span class="int8">■ int8</span> <span class="int16">■ int16</span></p>'
-        f"<details><summary>All numbers of the layers</summary>{_table(f'numbers-{i}', 'Layers', head, rows)}</details>"
-    )
-
-
-def _layer_plot(layers: Sequence[Layer]) -> str:
-    """Ranges above, saturation on a logarithmic scale below, one column a layer."""
-    step = max(5.0, min(16.0, 900 / len(layers)))
-    width = 70 + step * len(layers) + 10
-    columns = "".join(_column(layer, 70 + n * step, step - 1.5) for n, layer in enumerate(layers))
-    label = f"Ranges and saturation of {len(layers)} layers; the numbers are in the table below"
-    return _plot(width, 350, label, "".join([*_grid(width), *_marks(layers, step), columns]))
-
-
-def _grid(width: float) -> Iterator[str]:
-    ranges = ((20, "max"), (100, "0"), (180, "min"))
-    shares = ((210, "100 %"), (240, "1 %"), (270, "0.01 %"), (300, "0"))
-    for y, text in (*ranges, *shares):
-        yield f'<path class="rule" d="M65 {y}H{number(width)}"/>'
-        yield f'<text x="60" y="{y + 4}" text-anchor="end">{text}</text>'
-
-
-def _marks(layers: Sequence[Layer], step: float) -> Iterator[str]:
-    """A tick and a name where a block begins."""
-    last = ""
-    for n, layer in enumerate(layers):
-        parts = layer.name.split(".")
-        block = ".".join(parts[:3]) if "blocks" in parts else parts[0] if len(parts) > 1 else ""
-        if block != last and "blocks" in parts:
-            x = number(70 + n * step)
-            text = f"{parts[0][:3]} {parts[2]}"
-            yield f'<path class="rule" d="M{x} 14V320"/><text x="{x}" y="335">{escape(text)}</text>'
-        last = block
-
-
-def _column(layer: Layer, x: float, width: float) -> str:
-    limits = np.iinfo(layer.dtype)
-    end = float(max(-int(limits.min), int(limits.max)))
-    top, bottom = (100 - 80 * value / end for value in (layer.high, layer.low))
-    share = layer.share_low + layer.share_high
-    height = _log_height(share)
-    title = f"{layer.name} ({layer.op}): {layer.low:,} to {layer.high:,} of {layer.dtype}, {share:.4%} at its ends"
-    return (
-        f'<g class="{layer.dtype}"><title>{escape(title)}</title>'
-        f'<rect x="{number(x)}" y="{number(top)}" width="{number(width)}" height="{number(max(1.0, bottom - top))}"/>'
-        f'<rect x="{number(x)}" y="{number(300 - height)}" width="{number(width)}" height="{number(height)}"/></g>'
-    )
-
-
-def _log_height(share: float) -> float:
-    """0 for nothing, 90 for everything, 15 less for every power of ten, at least 2 for something."""
-    return 0.0 if share == 0 else max(2.0, 90 + 15 * float(np.log10(share)))
 
 
 def _digests(found: Look) -> str:
@@ -398,55 +292,108 @@ def _digests(found: Look) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #ffffff; --text: #1b1f24; --soft: #4b5560; --line: #8a94a0;
-  --panel: #f4f6f8; --int8: #1f6fb8; --int16: #a4500f; --focus: #0b57d0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #14181d; --text: #eef1f4; --soft: #b6c0ca; --line: #77828e; --panel: #1f252c;
-    --int8: #74b6f2; --int16: #f0a868; --focus: #9cc4ff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-header, nav, main, footer { padding: 0.5rem clamp(1rem, 4vw, 3rem); }
-header, footer { background: var(--panel); }
-h1 { margin: 0.5rem 0; font-size: 1.5rem; } h2 { margin-top: 2rem; overflow-wrap: anywhere; } h3 { margin-top: 2rem; }
-a { color: var(--focus); }
-:focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 .skip { position: absolute; left: -100vw; } .skip:focus { position: static; }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 nav ul { display: flex; flex-wrap: wrap; gap: 0 1.5rem; padding: 0; margin: 0; list-style: none; }
-nav a { display: inline-block; padding: 0.25rem 0; overflow-wrap: anywhere; } summary { padding: 0.25rem 0; }
-dl { margin: 0.5rem 0; } dl div { display: flex; flex-wrap: wrap; gap: 0 0.75rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
-.stack { position: relative; line-height: 0; } .stack img { width: 100%; height: auto; }
-.stack .classes { position: absolute; inset: 0; opacity: 0.5; image-rendering: pixelated; }
-.slider { display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 1rem; }
+nav a { display: inline-block; padding: 0.25rem 0; overflow-wrap: anywhere; }
+.views { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+.stack { position: relative; line-height: 0; max-width: var(--most); align-self: start; overflow: hidden; }
+.stack img, .stack canvas { width: 100%; height: auto; }
+canvas { position: absolute; inset: 0; } .classes { position: relative; image-rendering: pixelated; }
+.cross { position: absolute; width: 15px; height: 15px; margin: -7px; border-radius: 50%; pointer-events: none;
+  border: 2px solid #fff; outline: 1px solid #000; }
+.seen .stack { cursor: crosshair; }
+.under { min-height: 1.5em; font-variant-numeric: tabular-nums; }
+.slider { display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 1rem; max-width: 40rem; }
 .slider input { flex: 1 1 12rem; min-height: 1.5rem; accent-color: var(--focus); } output { min-width: 4rem; }
-.cells { image-rendering: pixelated; max-width: 100%; height: auto; border: 1px solid var(--line); }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; } figcaption { color: var(--soft); }
-.scroll { position: relative; overflow-x: auto; max-width: 100%; } table { border-collapse: collapse; }
-caption { text-align: left; color: var(--soft); padding: 0 0 0.5rem; }
-th, td { text-align: left; padding: 0.15rem 1rem 0.15rem 0; border-bottom: 1px solid var(--line); }
-th[scope=row] { font-weight: 400; white-space: nowrap; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.swatch { vertical-align: -2px; margin-right: 0.5rem; } .swatch rect, .bar rect { stroke: var(--line); }
-.plot { max-width: none; } figure .plot { max-width: 100%; height: auto; }
-.plot text { font-size: 12px; fill: var(--soft); } .plot .ink { fill: var(--int8); }
-.plot .axis, .plot .rule { fill: none; stroke: var(--line); } .plot .rule { stroke-opacity: 0.5; }
-g.int8 rect { fill: var(--int8); } g.int16 rect { fill: var(--int16); }
-.key .int8 { color: var(--int8); } .key .int16 { color: var(--int16); }
-@media print { nav, .slider, .skip { display: none; } }
+.choose button { font: inherit; color: var(--focus); background: var(--panel); border: 1px solid var(--line);
+  border-radius: 4px; padding: 0.1rem 0.6rem; }
+.areas { width: 100%; } .areas input { width: 1.1rem; height: 1.1rem; margin: 0; vertical-align: -2px;
+  accent-color: var(--focus); }
+.bar { width: 40%; padding-right: 0; } .bar span { display: block; height: 0.8rem; border: 1px solid var(--line); }
+.cells { image-rendering: pixelated; width: 100%; max-width: 40rem; height: auto; border: 1px solid var(--line); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem; }
+.pair > div { min-width: 0; } .pair figure { margin-bottom: 1rem; }
+.swatch { vertical-align: -2px; margin-right: 0.5rem; } .swatch rect { stroke: var(--line); }
+figure .plot { max-width: 100%; height: auto; }
+.plot text { font-size: 12px; fill: var(--soft); } .plot .title { font-size: 13px; fill: var(--text); }
+.plot .ink { fill: var(--ink); } .plot .axis, .plot .rule { fill: none; stroke: var(--line); }
+@media (max-width: 42rem) { .bar { display: none; } .areas thead th:last-child { display: none; } }
+@media print { nav, .slider, .skip, .choose, .under, .areas input { display: none; } }
 """
 
 _SCRIPT = """
-for (const slider of document.querySelectorAll("input[type=range]")) {
-  const show = () => {
-    document.getElementById(slider.dataset.for).style.opacity = slider.value / 100;
+for (const image of document.querySelectorAll(".image")) wake(image);
+
+async function wake(image) {
+  const get = selector => image.querySelector(selector);
+  const names = JSON.parse(image.dataset.names), patch = +image.dataset.patch;
+  const [columns, ...cells] = image.dataset.cells.split(",").map(Number);
+  const original = get(".original"), map = get(".classes"), stack = get("canvas").parentElement;
+  const under = get(".under"), slider = get("input[type=range]");
+  await Promise.all([original.decode(), get(".indices").decode()]);
+  const { naturalWidth: width, naturalHeight: height } = original;
+  get("canvas").getContext("2d").drawImage(original, 0, 0, width, height);
+  const pixels = pictured(get(".indices")), colours = pictured(map);
+  const label = at => pixels[4 * at] + 256 * pixels[4 * at + 1];
+  const fade = () => {
+    map.style.opacity = slider.value / 100;
     slider.nextElementSibling.textContent = slider.value + " %";
     slider.setAttribute("aria-valuetext", slider.value + " percent");
   };
-  slider.addEventListener("input", show);
-  show();
+  slider.addEventListener("input", fade);
+  fade();
+
+  function pictured(picture) {
+    const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d");
+    context.drawImage(picture, 0, 0);
+    return context.getImageData(0, 0, width, height).data;
+  }
+
+  let x = width >> 1, y = height >> 1;
+  const point = (toX, toY) => {
+    x = Math.min(width - 1, Math.max(0, Math.floor(toX)));
+    y = Math.min(height - 1, Math.max(0, Math.floor(toY)));
+    const row = Math.floor(y / patch), column = Math.floor(x / patch);
+    const at = 3 * (row * columns + column), [best, second, margin] = cells.slice(at, at + 3);
+    under.textContent = `x ${x}, y ${y}: ${names[label(y * width + x)]}. Scores of cell [${row}, ${column}]: ` +
+      (best === second ? names[best] : `${names[best]}, ${margin.toLocaleString("en")} above ${names[second]}`) + ".";
+    for (const cross of image.querySelectorAll(".cross")) {
+      cross.hidden = false;
+      cross.style.left = 100 * (x + 0.5) / width + "%";
+      cross.style.top = 100 * (y + 0.5) / height + "%";
+    }
+  };
+  for (const one of image.querySelectorAll(".stack")) {
+    one.addEventListener("pointermove", event => {
+      const box = one.getBoundingClientRect();
+      point((event.clientX - box.left) * width / box.width, (event.clientY - box.top) * height / box.height);
+    });
+  }
+  stack.addEventListener("keydown", event => {
+    const step = event.shiftKey ? 1 : patch;
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    point(x + moves[event.key][0], y + moves[event.key][1]);
+  });
+
+  const boxes = [...image.querySelectorAll("[data-class]")];
+  const filter = () => {
+    const shown = new Set(boxes.filter(box => box.checked).map(box => +box.dataset.class));
+    const canvas = document.createElement("canvas");
+    canvas.width = width;
+    canvas.height = height;
+    const drawn = new ImageData(new Uint8ClampedArray(colours), width, height);
+    for (let at = 0; at < width * height; at++) if (!shown.has(label(at))) drawn.data[4 * at + 3] = 0;
+    canvas.getContext("2d").putImageData(drawn, 0, 0);
+    map.src = canvas.toDataURL();
+  };
+  for (const box of boxes) box.addEventListener("change", filter);
+  for (const button of image.querySelectorAll("[data-show]")) button.addEventListener("click", () => {
+    for (const box of boxes) box.checked = !!button.dataset.show;
+    filter();
+  });
+  image.classList.add("seen");
 }
 """
 

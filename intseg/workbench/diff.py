@@ -103,7 +103,7 @@ def compare(golden: Trace, other: Other, settings: Settings | None = None) -> Re
         expected = golden.file.read(name)
         found, note = comparable(name, expected, other.read(name))
         notes += [note] if note and note not in notes else []
-        wrong = int(_differs(expected, found, settings.lsb).sum())
+        wrong = int(differs(expected, found, settings.lsb).sum())
         if wrong:
             differing.append((name, wrong))
             first = first or (window, node, expected, found)
@@ -186,7 +186,8 @@ def comparable(name: str, expected: Array, found: Array) -> tuple[Array, str]:
     return (exact.astype(expected.dtype) if fits else exact), note
 
 
-def _differs(expected: Array, found: Array, lsb: int) -> Array:
+def differs(expected: Array, found: Array, lsb: int) -> Array:
+    """bool, where |found - expected| is above `lsb`."""
     if lsb == 0:
         return np.asarray(expected != found)
     return np.asarray(np.abs(expected.astype(np.int64) - found.astype(np.int64)) > lsb)
@@ -195,7 +196,7 @@ def _differs(expected: Array, found: Array, lsb: int) -> Array:
 def _describe(
     golden: Trace, other: Other, window: int, node: str, expected: Array, found: Array, lsb: int
 ) -> Difference:
-    wrong = _differs(expected, found, lsb)
+    wrong = differs(expected, found, lsb)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
     delta = found.astype(np.int64)[wrong] - expected.astype(np.int64)[wrong]
     values = int(expected[index]), int(found[index])
