@@ -21,6 +21,37 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 --disable-component-update --disable-sync --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"""
 TIMEOUT = 60
 
+CONTRASTS = """
+(() => {
+  const light = c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const found = numbers(getComputedStyle(e).backgroundColor);
+      if (found.length === 3 || found[3] > 0) return found;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll("body *:not(script)")) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || e.closest("title")) continue;
+    const style = getComputedStyle(e);
+    const ink = numbers(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [luminance(ink), luminance(ground(e))].sort((x, y) => y - x);
+    found.push([e.tagName, (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+})()
+"""
+"""[tag, contrast to its ground] of every element with text."""
+
+CUT = """
+[...document.querySelectorAll(".number, dd, .plot, code")].filter(e => e.getClientRects().length && (
+  e.getBoundingClientRect().right > innerWidth || e.getBoundingClientRect().left < 0)).map(e => e.textContent)
+"""
+"""Texts of numbers and drawings that reach beyond the window."""
+
 
 @functools.cache
 def find() -> str | None:
