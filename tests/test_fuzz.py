@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -10,15 +9,21 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from graphs import tiny, with_info, with_node
+from hostile import weights
+from hostile.cases import KINDS, drawn
+from hostile.graphs import graphs
+from hostile.images import image_bases
+from hostile.packs import pack_bases
+from hostile.plants import PLANTS as ALL_PLANTS
+from hostile.spoil import joined, split, spoil_header
+from hostile.traces import dump_bases, table_bases, trace_parts
 from PIL import Image
 
 from intseg import api, store
@@ -26,7 +31,7 @@ from intseg.batch import compare, journal, sources
 from intseg.cli import main as cli
 from intseg.conformance import verify
 from intseg.errors import MAX_MESSAGE, InputError, IntsegError, ModelError
-from intseg.graph import MAX_NODES, Node, validate
+from intseg.graph import MAX_NODES, Graph, Node, validate
 from intseg.images import labels as label_images
 from intseg.images import overlay as overlays
 from intseg.reports import card
@@ -35,17 +40,6 @@ from intseg.workbench import trace as traces
 
 ROOT = Path(__file__).parent.parent
 FUZZ = ROOT / "tests" / "trust" / "fuzz.py"
-
-
-@cache
-def hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tests" / "trust" / "hostile.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def fuzz(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -65,7 +59,7 @@ def test_spoiled_files_are_read_or_refused(tmp_path: Path):
     for kind, outcome, stage, count in found["stages"]:
         kinds[kind] += count
         reached[kind, outcome, stage] += count
-    assert set(kinds) == set(hostile().KINDS)
+    assert set(kinds) == set(KINDS)
     assert sum(kinds.values()) == 3000
     # The mutations go deep: every check of weights refuses some, and some run.
     for stage in ("header", "metadata", "graph validation"):
@@ -76,12 +70,12 @@ def test_spoiled_files_are_read_or_refused(tmp_path: Path):
 
 
 def test_a_seed_is_always_the_same_files():
-    module, kinds = hostile(), tuple(hostile().KINDS)
-    first = [module.case(3, i, kinds).files() for i in range(150)]
-    for name in ("image_bases", "dump_bases", "table_bases", "pack_bases", "graphs", "_documents", "_trace_parts"):
-        getattr(module, name).cache_clear()
-    assert [module.case(3, i, kinds).files() for i in range(150)] == first
-    assert [module.case(4, i, kinds).files() for i in range(150)] != first
+    kinds = tuple(KINDS)
+    first = [drawn(3, i, kinds).files() for i in range(150)]
+    for base in (image_bases, dump_bases, table_bases, pack_bases, graphs, weights._documents, trace_parts):
+        base.cache_clear()
+    assert [drawn(3, i, kinds).files() for i in range(150)] == first
+    assert [drawn(4, i, kinds).files() for i in range(150)] != first
 
 
 PLANTS = {
@@ -123,7 +117,7 @@ def _size(folder: Path) -> int:
 
 
 def test_every_plant_is_looked_for():
-    assert {name for plants in PLANTS.values() for name in plants} | {"crash", "unbuilt"} == set(hostile().PLANTS)
+    assert {name for plants in PLANTS.values() for name in plants} | {"crash", "unbuilt"} == set(ALL_PLANTS)
 
 
 def test_a_crash_is_found(tmp_path: Path):
@@ -150,12 +144,11 @@ def test_a_node_whose_op_is_no_text_is_spoiled():
     for op in ({}, [], None, 3):
         for seed in range(200):
             document = {"nodes": [{"name": "a", "op": op, "attrs": {"out": "int8"}, "inputs": ["a"], "shape": [1]}]}
-            hostile()._spoil_node(document, Random(seed))
+            weights._spoil_node(document, Random(seed))
 
 
 def test_a_header_spoiled_twice():
     """A change of the header on top of one that left no dictionary, or an entry that is none."""
-    spoil_header = hostile().spoil_header
     for header in ({}, {"a": 5}, {"a": None, "b": []}, {"__metadata__": {}}, {"a": "x", "__metadata__": 3}):
         for seed in range(300):
             spoil_header(json.loads(json.dumps(header)), Random(seed))
@@ -399,18 +392,18 @@ def test_limits_of_a_graph():
     graph = tiny()
     copies = tuple(Node(f"n{i}", "patchify", ("input",), {}, {"patch": 4}, "int8", (4, 48)) for i in range(MAX_NODES))
     with pytest.raises(ModelError, match=f"expected at most {MAX_NODES}"):
-        validate(hostile().Graph((*graph.nodes, *copies), graph.tensors, graph.output, graph.info))
+        validate(Graph((*graph.nodes, *copies), graph.tensors, graph.output, graph.info))
     last, nodes = "scores", list(graph.nodes)
     for i in range(3):
         shape = (2 * 64 ** (i + 1), 2 * 64 ** (i + 1), 3)
         nodes.append(Node(f"up{i}", "upsample_nearest", (last,), {}, {"factor": 64}, "int16", shape))
         last = f"up{i}"
     with pytest.raises(ModelError, match=r"up2.*2\^30 elements"):
-        validate(hostile().Graph(tuple(nodes), graph.tensors, graph.output, graph.info))
+        validate(Graph(tuple(nodes), graph.tensors, graph.output, graph.info))
     wide = nodes[: len(graph.nodes) + 2]
     count = math.ceil(2**44 / (8192 * 8192 * 3))
     assert count > MAX_NODES  # the work limit needs products, here the sum of elements stays below it
-    validate(hostile().Graph(tuple(wide), graph.tensors, graph.output, graph.info))
+    validate(Graph(tuple(wide), graph.tensors, graph.output, graph.info))
 
 
 @pytest.mark.parametrize(
@@ -429,13 +422,13 @@ def test_limits_of_a_graph():
 )
 def test_attributes_of_op_cases(op: str, name: str, value: int | str):
     """Kernels do not check what they are given: a pack does before it runs them."""
-    files = next(files for files in hostile().pack_bases() if f"ops/{op}.safetensors" in files)
-    header, body = hostile().split(files[f"ops/{op}.safetensors"])
+    files = next(files for files in pack_bases() if f"ops/{op}.safetensors" in files)
+    header, body = split(files[f"ops/{op}.safetensors"])
     document = json.loads(header["__metadata__"]["intseg"])
     document["attrs"][0][name] = value
     header["__metadata__"]["intseg"] = json.dumps(document)
     with pytest.raises(InputError, match="not a file of op cases"):
-        verify.read_op_file(Path("x"), hostile().joined(header, body))
+        verify.read_op_file(Path("x"), joined(header, body))
 
 
 @pytest.mark.parametrize(
@@ -451,7 +444,7 @@ def test_attributes_of_op_cases(op: str, name: str, value: int | str):
     ids=lambda change: next(iter(change)),
 )
 def test_lists_of_packs(change: dict[str, Any], tmp_path: Path):
-    files = hostile().pack_bases()[0]
+    files = pack_bases()[0]
     document = json.loads(files["runner.json"]) | change
     for name, data in {**files, "runner.json": json.dumps(document).encode()}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -461,7 +454,7 @@ def test_lists_of_packs(change: dict[str, Any], tmp_path: Path):
 
 
 def test_a_golden_folder_with_an_odd_name(tmp_path: Path):
-    files = hostile().pack_bases()[-1]
+    files = pack_bases()[-1]
     document = json.loads(files["MANIFEST.json"])
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "x").write_bytes(b"")

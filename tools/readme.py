@@ -17,7 +17,7 @@ from PIL import Image
 
 from intseg import api
 from intseg.cli import main as cli
-from intseg.tools.measure.report import Results, latencies, metrics, miou, same
+from intseg.tools.measure.tables.results import Results, latencies, metrics, miou, same
 
 ROOT = Path(__file__).resolve().parents[1]
 STREET = ROOT / "golden" / "images" / "street.png"

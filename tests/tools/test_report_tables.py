@@ -18,11 +18,17 @@ from torch.nn import functional as F
 
 from intseg import api
 from intseg.batch import datasets, evaluate
+from intseg.errors import UsageError
 from intseg.images import decode as image
 from intseg.images.labels import Labelling
 from intseg.reports import inspect as inspect_model
 from intseg.tools import convert, qat
 from intseg.tools.measure import bench, experiments, report
+from intseg.tools.measure.experiment import activations, choices, quantized, sizes
+from intseg.tools.measure.experiment.subject import Subject
+from intseg.tools.measure.tables.markdown import significant
+from intseg.tools.measure.tables.results import PAPER_TRAFFIC, Results
+from intseg.tools.measure.tables.sizes import formula
 from intseg.tools.twin import calibrate
 from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
 from intseg.tools.twin.gelu import QGelu
@@ -144,13 +150,13 @@ def test_simplifications_go_from_intseg_to_paper(data: Path, results: Path, tmp_
     assert found["together"]["no L2 norm"]["confusion"] == counted(data, near)
     floats = load(results, "upsampling_tiny.json")["rows"]["float"]
     assert found["in float"]["no L2 norm"] == floats["bilinear, no L2"]
-    assert set(experiments.IN_FLOAT) <= set(found["in float"])
+    assert set(choices.IN_FLOAT) <= set(found["in float"])
     assert found["in float"]["lambda-ShiftGELU"] != found["in float"]["table, fitted ranges"]
 
 
 def test_calibrations_are_counted_on_images_that_they_did_not_see(data: Path, results: Path, tmp_path: Path) -> None:
     found = load(results, "calibration_tiny.json")
-    assert list(found["ways"]) == list(experiments.CALIBRATIONS)
+    assert list(found["ways"]) == list(choices.CALIBRATIONS)
     assert found["images"] == 2  # of three, one calibrates
     root = tmp_path / "data"
     shutil.copytree(data, root)
@@ -173,12 +179,12 @@ def test_calibrations_are_counted_on_images_that_they_did_not_see(data: Path, re
 
 
 def test_recipes_that_are_left_out_of_the_steps_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = dict(experiments.STEPS)
+    steps = dict(choices.STEPS)
     del steps["Shiftmax"]
-    monkeypatch.setattr(experiments, "STEPS", steps)
+    monkeypatch.setattr(choices, "STEPS", steps)
     subject: Any = type("Subject", (), {"memo": staticmethod(lambda key, work: {})})
-    with pytest.raises(experiments.UsageError, match="complete them"):
-        experiments.simplifications(subject)
+    with pytest.raises(UsageError, match="complete them"):
+        choices.simplifications(subject)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,7 +236,7 @@ def test_errors_of_the_operators_against_the_fake_quant_layers(data: Path, resul
 
 def test_long_tailed_networks_are_almost_the_same_function() -> None:
     model = random_segmenter(CONFIG, 3)
-    changed = experiments.long_tailed(model, 8)
+    changed = activations.long_tailed(model, 8)
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     largest = [0.0, 0.0]
     for i, which in enumerate((model, changed)):
@@ -257,14 +263,14 @@ def test_measured_sees_memory_time_and_failure(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import time\nx = bytearray(b'x') * 300_000_000\ny = sum(range(10**7))\ntime.sleep(0.3)\n")
     ballast = bytearray(b"x") * 500_000_000  # memory of this process must not count
-    found = experiments.measured([script])
+    found = quantized.measured([script])
     assert len(ballast) == 500_000_000
     assert 300e6 < found["peak_bytes"] < 450e6
     assert found["seconds"] > 0.3
     assert found["cpu_seconds"] > 0.05
     script.write_text("raise SystemExit('no such thing')")
-    with pytest.raises(experiments.UsageError, match=r"script\.py: no such thing"):
-        experiments.measured([script])
+    with pytest.raises(UsageError, match=r"script\.py: no such thing"):
+        quantized.measured([script])
 
 
 def test_the_cost_of_a_training_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +280,10 @@ def test_the_cost_of_a_training_step(data: Path, tmp_path: Path, monkeypatch: py
         commands.append(qat.parser().parse_args([str(word) for word in command[1:]]))
         return {"cpu_seconds": 5.0 + 2 * commands[-1].steps, "peak_bytes": 10**9}
 
-    monkeypatch.setattr(experiments, "measured", measured)
+    monkeypatch.setattr(quantized, "measured", measured)
     options = experiments.parser().parse_args(["ptq", "--root", str(data), "--qat-steps", "4"])
-    subject = experiments.Subject("tiny", data / "checkpoint", options)
-    assert experiments._training_cost(subject) == {"batch": 8, "cpu_seconds_per_step": 2.0, "peak_bytes": 10**9}
+    subject = Subject("tiny", data / "checkpoint", options)
+    assert quantized._training_cost(subject) == {"batch": 8, "cpu_seconds_per_step": 2.0, "peak_bytes": 10**9}
     assert [command.steps for command in commands] == [1, 5]
     assert commands[0].root == data
 
@@ -288,20 +294,20 @@ def test_mac_counts_are_those_of_the_graph(name: str) -> None:
     graph = bench.RandomGraph(shape).build()
     linear = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op == "linear")
     products = sum(inspect_model.macs(graph, node) for node in graph.nodes if node.op in ("matmul", "weighted_mean"))
-    assert experiments.mac_counts(shape) == (linear, products)
+    assert sizes.mac_counts(shape) == (linear, products)
 
 
 def test_the_formula_gives_the_papers_table_7() -> None:
-    for name, printed in report.PAPER_TRAFFIC.items():
-        linear, products = experiments.mac_counts(dataclasses.replace(bench.SHAPES[name], image=512))
+    for name, printed in PAPER_TRAFFIC.items():
+        linear, products = sizes.mac_counts(dataclasses.replace(bench.SHAPES[name], image=512))
         entry = {"linear_macs": linear, "product_macs": products}
-        assert report._formula(entry, experiments.PAPER_BITS) == pytest.approx(printed, rel=0.006)
+        assert formula(entry, sizes.PAPER_BITS) == pytest.approx(printed, rel=0.006)
 
 
 def test_traffic_of_a_graph() -> None:
     shape = bench.Shape(64, 2, 1, image=64, decoder_layers=0, classes=5)
     graph = bench.RandomGraph(shape).build()
-    found = experiments.traffic(graph)
+    found = sizes.traffic(graph)
     assert found["weights"] == sum(array.nbytes for array in graph.tensors.values())
     assert found["macs"] == sum(inspect_model.macs(graph, node) for node in graph.nodes)
     rows = inspect_model.rows(graph)
@@ -353,7 +359,7 @@ def test_an_experiment_that_was_ended_continues(
     data: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked = []
-    measure = experiments._both_upsamplings
+    measure = choices._both_upsamplings
 
     def dying(subject: Any, recipe: str, l2norm: str) -> Any:
         if len(worked) == 3:
@@ -361,7 +367,7 @@ def test_an_experiment_that_was_ended_continues(
         worked.append((recipe, l2norm))
         return measure(subject, recipe, l2norm)
 
-    monkeypatch.setattr(experiments, "_both_upsamplings", dying)
+    monkeypatch.setattr(choices, "_both_upsamplings", dying)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path, "upsampling")
     worked.clear()
@@ -462,18 +468,18 @@ def test_numbers_on_the_page_are_those_of_the_results(docs: Path) -> None:
     (row,) = load(docs, "ptq_tiny.json")["rows"]
     matrix = np.array(row["confusion"])
     unions = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
-    miou = 100 * np.mean([r / u for r, u in zip(matrix.diagonal(), unions, strict=True) if u])
+    mean = 100 * np.mean([r / u for r, u in zip(matrix.diagonal(), unions, strict=True) if u])
     accuracy = 100 * matrix.trace() / matrix.sum()
     equal = 100 * row["same_as_float"] / row["pixels"]
-    base = report.miou(load(docs, "ptq_tiny.json")["float"]["bilinear, L2"])
-    assert f"| PTQ | 1 | intseg | {miou:.2f} | {miou - base:+.2f} | {accuracy:.2f} | {equal:.2f} |" in page
+    base = miou(load(docs, "ptq_tiny.json")["float"]["bilinear, L2"])
+    assert f"| PTQ | 1 | intseg | {mean:.2f} | {mean - base:+.2f} | {accuracy:.2f} | {equal:.2f} |" in page
     assert f"| float | - | bilinear, L2 norm | {base:.2f} |  |" in page
     errors = load(docs, "activations_tiny.json")["checkpoint"]["gelu"].values()
     square = sum(entry["rmse"]["ShiftGELU"] ** 2 * entry["elements"] for entry in errors)
     overall = math.sqrt(square / sum(entry["elements"] for entry in errors))
     first = page[page.index("## Table 1") : page.index("## Table 2")]
     (line,) = (line for line in first.splitlines() if line.startswith("| tiny |"))
-    assert line.split(" | ")[2] == report.significant(overall)
+    assert line.split(" | ")[2] == significant(overall)
     assert all(len(line) <= 120 or line[0] in "|!`p" for line in page.splitlines() if line)
 
 
@@ -492,7 +498,7 @@ def test_checkpoints_without_an_experiment_are_named(docs: Path) -> None:
         document = json.loads((docs / "results" / "ptq_tiny.json").read_text())
         document["checkpoint"]["name"] = name
         (docs / "results" / f"ptq_{name}.json").write_text(json.dumps(document))
-    assert report.Results(docs / "results").names == ["tiny", "bundled", "another"]
+    assert Results(docs / "results").names == ["tiny", "bundled", "another"]
     assert report.main(["--docs", str(docs)]) == 0
     page = (docs / "RESULTS.md").read_text()
     assert page.count("Not measured: bundled, another.") == 4  # Tables 1 and 2, simplifications, calibration
@@ -536,7 +542,7 @@ def test_a_file_that_is_no_result_is_named(docs: Path, capsys: Capture, content:
 
 def test_significant() -> None:
     values = {0.0: "0.00", 0.012345: "0.0123", 1.5: "1.50", 123.4: "123", 5231.0: "5231", -0.5: "-0.500"}
-    assert {value: report.significant(value) for value in values} == values
+    assert {value: significant(value) for value in values} == values
 
 
 def test_the_command_line_imports_no_torch_for_the_page() -> None:

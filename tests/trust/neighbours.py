@@ -42,7 +42,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import hostile
+from hostile.graphs import linear_graph
 
 from intseg import api, files, store
 from intseg.cli import main as cli
@@ -123,7 +123,7 @@ def _furnished() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="neighbours-"))
         for name in ("in", "in/sub", "truth", "truth/sub", "out", "folder"):
             (folder / name).mkdir()
-        store.save(hostile.linear_graph(), folder / "w.safetensors")
+        store.save(linear_graph(), folder / "w.safetensors")
         shutil.copy(folder / "w.safetensors", folder / "folder" / "model.safetensors")
         (folder / "folder" / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}}')
         for name in "ab":
@@ -240,7 +240,7 @@ def _name(r: Random) -> str:
 
 def drawing(r: Random, work: Path) -> str:
     """A model with names of anybody's choice: refused, or drawn in every way."""
-    graph = hostile.linear_graph()
+    graph = linear_graph()
     classes = tuple(_name(r) + str(i) * r.randint(0, 1) for i in range(3))
     info = dataclasses.replace(graph.info, name=_name(r), recipe=_name(r), source=_name(r), classes=classes)
     path = work / "m.safetensors"
@@ -273,7 +273,7 @@ def two(r: Random, work: Path) -> str:
     folder = work / "folder"
     shutil.rmtree(folder, ignore_errors=True)
     furnish(folder)
-    other = dataclasses.replace(hostile.linear_graph(), info=dataclasses.replace(hostile.linear_graph().info, name="x"))
+    other = dataclasses.replace(linear_graph(), info=dataclasses.replace(linear_graph().info, name="x"))
     other.tensors["head.bias"][:] = [0, 10**6, -(10**6)]
     store.save(other, folder / "x.safetensors")
     argv = [sys.executable, "-m", "intseg.cli", "infer", "in", "-o", "out", "--backend", "numpy", "-q", "-w"]

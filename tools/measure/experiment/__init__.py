@@ -1,0 +1,1 @@
+"""What experiments.py measures, table by table."""
