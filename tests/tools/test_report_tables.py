@@ -27,7 +27,7 @@ from intseg.tools.measure import bench, experiments, report
 from intseg.tools.measure.experiment import activations, choices, quantized, sizes
 from intseg.tools.measure.experiment.subject import Subject
 from intseg.tools.measure.tables.markdown import significant
-from intseg.tools.measure.tables.results import PAPER_TRAFFIC, Results
+from intseg.tools.measure.tables.results import PAPER_TRAFFIC, Results, miou
 from intseg.tools.measure.tables.sizes import formula
 from intseg.tools.twin import calibrate
 from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
