@@ -4,10 +4,10 @@ import json
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from pathlib import Path
 
 from intseg.errors import InputError, IntsegError, MismatchError, UsageError
 from intseg.tools.bits import allocation as al
@@ -65,7 +65,6 @@ def test_large_shapes_are_quick_and_equal_the_solver(both: bool) -> None:
     assert time.process_time() - start < 10
     solver = al.by_milp(problem, budget)
     assert solver.value <= found.value <= solver.value * (1 + 1e-6)
-    assert found == al.allocate(problem, budget)
 
 
 def test_value_and_costs_are_what_they_say() -> None:

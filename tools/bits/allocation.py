@@ -386,7 +386,9 @@ def load(path: Path, layers: Sequence[LayerCost]) -> Allocation:
         raise InputError(f"{path}: not JSON ({str(error)[:100]}); give what convert --save-bits wrote") from None
     found = document.get("layers") if isinstance(document, dict) else None
     if not isinstance(found, dict) or document.get("format") != FORMAT:
-        raise InputError(f"{path}: not an allocation, expected format {FORMAT!r} and layers; give what --save-bits wrote")
+        raise InputError(
+            f"{path}: not an allocation, expected format {FORMAT!r} and layers; give what --save-bits wrote"
+        )
     names = [layer.name for layer in layers]
     if unknown := [name for name in found if name not in names]:
         hint = suggest(unknown[0], names)

@@ -134,10 +134,6 @@ def tapped(model: Segmenter, receive: Callable[[str, Tensor], None]) -> Iterator
             handle.remove()
 
 
-VIEWS = 7
-"""How many `augment` gives."""
-
-
 def augment(images: Tensor) -> list[Tensor]:
     """Deterministic variations of uint8 windows [B, H, W, 3]: what another photo could have been.
 
@@ -228,10 +224,10 @@ def calibrate(
     width = 2 * twin.config.d_model
     acts = twin.acts().items()
     channels = sum(width if len(act.scale) == 1 or ".mlp." in node else len(act.scale) for node, act in acts)
-    few = len(batches) <= FEW
+    few, views = len(batches) <= FEW, batches
     if twin.recipe.ranges == "fit" and few:
-        batches = [view for images in batches for view in augment(images)]
-    stats = collect(model, batches, twin.recipe.l2norm, channels, progress)
+        views = [view for images in batches for view in augment(images)]
+    stats = collect(model, views, twin.recipe.l2norm, channels, progress)
     chosen: dict[str, str] = {}
     with torch.no_grad():
         _restore_biases(twin, model)
@@ -242,8 +238,7 @@ def calibrate(
         for layer in twin.linears().values():
             layer.fit_weight_scale()
         if twin.recipe.ranges == "fit" and correct:
-            views = [batch for i, batch in enumerate(batches) if not few or i % VIEWS in CORRECTED_VIEWS]
-            correct_biases(twin, model, _some_windows(twin, views))
+            correct_biases(twin, model, some_windows(twin, batches, CORRECTED_VIEWS))
     return chosen
 
 
@@ -385,8 +380,8 @@ def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Esti
     return candidates[errors.index(min(errors))]
 
 
-def _readers(twin: FakeQuantSegmenter) -> dict[str, Tensor]:
-    """The weights that read each INT8 LayerNorm."""
+def readers(twin: FakeQuantSegmenter) -> dict[str, tuple[QLinear, ...]]:
+    """The layers that read each INT8 LayerNorm."""
     decoder = twin.decoder
     last = (decoder.proj_dec,) if isinstance(decoder, QMaskTransformer) else (decoder.head,)
     layers: dict[str, tuple[QLinear, ...]] = {"encoder.norm": last}
@@ -394,7 +389,7 @@ def _readers(twin: FakeQuantSegmenter) -> dict[str, Tensor]:
         layers |= {f"{name}.norm1": (block.attn.qkv,), f"{name}.norm2": (block.fc1,)}
     if isinstance(decoder, QMaskTransformer):
         layers["decoder.decoder_norm"] = (decoder.proj_patch, decoder.proj_classes)
-    return {node: torch.cat([layer.weight for layer in found]).double() for node, found in layers.items()}
+    return layers
 
 
 def _fit(
@@ -403,8 +398,8 @@ def _fit(
     """Every range; what was chosen, by node."""
     widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
     chosen: dict[str, str] = {}
-    for node, readers in _readers(twin).items():
-        best = choose(stats[node].samples, readers, candidates)
+    for node, layers in readers(twin).items():
+        best = choose(stats[node].samples, torch.cat([layer.weight for layer in layers]).double(), candidates)
         acts[node].set_range(*best(stats[node].sampled()))
         chosen[node] = str(best)
     for node, act in acts.items():
@@ -570,13 +565,19 @@ def _units(block: QBlock, x: Tensor, reach: Tensor, low: float, top: float) -> N
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def correct_biases(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> None:
+def correct_biases(
+    twin: FakeQuantSegmenter,
+    model: Segmenter,
+    images: Tensor,
+    prepare: Callable[[QLinear, Quantized], bool] = lambda layer, x: True,
+) -> None:
     """Take the mean error of every linear layer's outputs from its bias, one layer after the other, in place.
 
     Each is corrected with all before it corrected. Of a channel's mean error over the windows only what exceeds its
     uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean.
 
-    images  uint8 [B, H, W, 3]
+    images   uint8 [B, H, W, 3]
+    prepare  called before a layer is corrected, with what it reads; where it says False the bias stays
     """
     layers, expected = twin.linears(), dict[str, Tensor]()
 
@@ -585,6 +586,8 @@ def correct_biases(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -
             expected[node] = value.double().mean(1)
 
     def correct(node: str, layer: QLinear, x: Quantized) -> None:
+        if not prepare(layer, x):
+            return
         p, mean = layer.integers(), x.q.double().mean(1)
         found = (mean @ p["weight"].double().T + p["bias"]) * layer.weight_scale + layer.y.mid
         error = found - expected[node]
@@ -609,8 +612,13 @@ def correct_biases(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -
     twin.train(training)
 
 
-def _some_windows(twin: FakeQuantSegmenter, batches: Sequence[Tensor]) -> Tensor:
-    """Windows [B, H, W, 3] for `correct_biases`, evenly from all batches, as many as its limits allow."""
+def some_windows(twin: FakeQuantSegmenter, batches: Sequence[Tensor], views: Sequence[int]) -> Tensor:
+    """Windows [B, H, W, 3] for `correct_biases`, evenly from all batches, as many as its limits allow.
+
+    batches  one of each calibration image; few of them are looked at in these `views` of `augment`
+    """
+    if len(batches) <= FEW:
+        batches = [view for images in batches for i, view in enumerate(augment(images)) if i in views]
     config = twin.config
     tokens = (twin.window[0] // config.patch) * (twin.window[1] // config.patch) + config.n_extra
     most = max(2, min(CORRECTED_WINDOWS, CORRECTED_LOGITS // (config.n_heads * tokens**2)))

@@ -31,10 +31,16 @@ class Layer(nn.Module):
 
 
 class QLinear(Layer):
-    """x W^T + b with INT8 weights per output channel; input scales fold into the weights, input mids into the bias."""
+    """x W^T + b with weights scaled per output channel; input scales fold into the weights, input mids into the bias.
+
+    bits   of the weights, 2 to 8; of 8 the least value is not used
+    clip   part of a row's largest weight that the largest integer stands for; larger ones saturate
+    """
 
     op = "linear"
     weight_scale: Tensor
+    bits: Tensor
+    clip: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, x: Act, y: Act) -> None:
         super().__init__()
@@ -42,10 +48,25 @@ class QLinear(Layer):
         self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias.detach().clone())
         self.x, self.y = x, y
         self.register_buffer("weight_scale", torch.ones(len(weight), dtype=torch.float64))
+        self.register_buffer("bits", torch.tensor(8))
+        self.register_buffer("clip", torch.ones(len(weight), dtype=torch.float64))
+
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest integer weight."""
+        top = 2 ** (int(self.bits) - 1) - 1
+        return -top if top == 127 else -top - 1, top
 
     def fit_weight_scale(self) -> None:
-        """The largest folded weight of a row becomes 127."""
-        self.weight_scale.copy_(self.folded().detach().abs().amax(dim=1).clamp(min=1e-12) / 127)
+        """The largest folded weight of a row, times its clip, becomes the largest integer."""
+        self.weight_scale.copy_(self._largest() * self.clip / self.limits()[1])
+
+    def use_weight_scale(self, scale: Tensor) -> None:
+        """Make `scale` [N] what `fit_weight_scale` gives."""
+        self.clip.copy_(scale * self.limits()[1] / self._largest())
+        self.fit_weight_scale()
+
+    def _largest(self) -> Tensor:
+        return self.folded().detach().abs().amax(dim=1).clamp(min=1e-12)
 
     def folded(self) -> Tensor:
         """The weights that meet the input's integers, float64 [N, K]."""
@@ -55,7 +76,7 @@ class QLinear(Layer):
         return {"out": f"int{self.y.bits}"}
 
     def integers(self) -> Integers:
-        weight = torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(-127, 127).long()
+        weight = torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(*self.limits()).long()
         mid = self.weight.double() @ self.x.mid.expand(self.weight.shape[1])
         bias = torch.floor((self.bias.double() + mid - self.y.mid) / self.weight_scale + 0.5)
         room = 2**31 - 1 - 128 * weight.abs().sum(dim=1)
