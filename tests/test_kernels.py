@@ -221,7 +221,7 @@ SMALL = {"width": 64, "heads": 2, "layers": 2, "image": 64, "classes": 11, "deco
 GRAPHS: dict[str, dict[str, Any]] = {
     "default": {},
     "softmax2": {"softmax": "softmax2"},
-    "i-vit": {"softmax": "shiftmax", "gelu": "shift_gelu", "l2norm": True},
+    "i-vit": {"softmax": "shiftmax", "gelu": "shift_gelu", "cosine": True},
     "sigmoid, odd sizes": {"gelu": "sigmoid_gelu", "width": 60, "heads": 3, "patch": 8, "image": 72, "classes": 3},
     "one token": {"image": 16, "classes": 1},
 }

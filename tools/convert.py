@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli(["convert", *(sys.argv[1:] if argv is None else argv)])
 
 
-def recipe_for(name: str, upsample: str | None = None, l2norm: str | None = None) -> Recipe:
+def recipe_for(name: str, upsample: str | None = None, cosine: str | None = None) -> Recipe:
     """A named recipe with its upsampling and L2 norm replaced where asked."""
     recipe = RECIPES[name]
     return dataclasses.replace(
         recipe,
         upsample=upsample or recipe.upsample,
-        l2norm=recipe.l2norm if l2norm is None else l2norm == "keep",
+        cosine=recipe.cosine if cosine is None else cosine == "keep",
     )
 
 
@@ -134,7 +134,7 @@ def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterat
     integers: dict[str, Tensor] = {}
     with torch.no_grad():
         with tapped(model, floats.__setitem__):
-            model.forward_scores(normalise(images, model.config), twin.recipe.l2norm)
+            model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
         twin(images, integers.__setitem__)
     for node, act in twin.acts().items():
         if node not in floats:
@@ -162,7 +162,7 @@ def _run(args: argparse.Namespace) -> Answer:
     start = time.perf_counter()
     checkpoint, output = Path(args.checkpoint), Path(args.output)
     model = (load_onnx if checkpoint.suffix == ".onnx" else load_checkpoint)(checkpoint)
-    recipe = recipe_for(args.recipe, args.upsample, args.l2norm)
+    recipe = recipe_for(args.recipe, args.upsample, args.cosine)
     dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
     window = tuple(args.window) if args.window else None
@@ -182,12 +182,12 @@ def _run(args: argparse.Namespace) -> Answer:
         save_twin(twin, Path(args.save_twin))
     nodes = list(report(twin, model, batches[0])) if args.json or not args.quiet else []
     floats = 4 * sum(p.numel() for p in model.parameters())
-    l2norm = "kept" if recipe.l2norm else "dropped"
+    cosine = "kept" if recipe.cosine else "dropped"
     size = f"{len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters ({floats:,} bytes)"
     seconds = time.perf_counter() - start
     about = f"{count(len(files), 'calibration image')}; {seconds:.1f} s"
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
-    way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {l2norm}; windows merged by {info.merge}, images {at}"
+    way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}; windows merged by {info.merge}, images {at}"
     lines = [*_lines(nodes, chosen), f"wrote {output}: {size}; {way}; {about}"]
     return Answer(lines, _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds})
 

@@ -245,7 +245,7 @@ class InDouble(nn.Module):
         super().__init__()
         double = copy.deepcopy(model).double()
         self.config, self.encoder, self.decoder = model.config, double.encoder, double.decoder
-        self.forward_scores = lambda x, l2norm: double.forward_scores(x.double(), l2norm)
+        self.forward_scores = lambda x, cosine: double.forward_scores(x.double(), cosine)
 
 
 def make_twin(case: Case) -> FakeQuantSegmenter:

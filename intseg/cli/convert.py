@@ -52,7 +52,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     text = "windows at any pixel, summed in pixels, as published (pixel), or on the patch grid"
     add("--merge", choices=("pixel", "grid"), default="pixel", help=text)
     add_scale(parser)
-    add("--l2norm", choices=("keep", "drop"), help="L2 norm before the masks; default: the recipe's")
+    add("--l2norm", dest="cosine", choices=("keep", "drop"), help="L2 norm before the masks; default: the recipe's")
     pixels = whole(1, 65535)
     add("--window", type=pixels, nargs=2, metavar=("H", "W"), help="pixels of a window; default: checkpoint's")
     add("--stride", type=pixels, nargs=2, metavar=("H", "W"), help="pixels between windows")

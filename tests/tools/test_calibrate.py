@@ -28,7 +28,7 @@ CONFIGS = {
 }
 RECIPES = {
     **recipe.RECIPES,
-    "paper-kept": dataclasses.replace(recipe.RECIPES["paper"], l2norm=True),
+    "paper-kept": dataclasses.replace(recipe.RECIPES["paper"], cosine=True),
     "sigmoid": dataclasses.replace(recipe.RECIPES["intseg"], gelu="sigmoid_gelu", lam=6, k_inter=23),
 }
 
@@ -67,11 +67,11 @@ def node_ops(twin: FakeQuantSegmenter) -> dict[str, str]:
     return {node.name: node.op for node in export(twin, info).nodes}
 
 
-def float_nodes(model: Segmenter, images: Tensor, l2norm: bool) -> dict[str, Tensor]:
+def float_nodes(model: Segmenter, images: Tensor, cosine: bool) -> dict[str, Tensor]:
     """What the float model's taps report."""
     found: dict[str, Tensor] = {}
     with torch.no_grad(), cal.tapped(model, found.__setitem__):
-        model.forward_scores(cal.normalise(images, model.config), l2norm)
+        model.forward_scores(cal.normalise(images, model.config), cosine)
     return found
 
 
@@ -330,7 +330,7 @@ def test_what_was_chosen_is_told(config: str, count: int) -> None:
 
 def mean_errors(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, float]:
     """Squared mean error per channel of the linear layers' outputs, added up, by node."""
-    floats, integers = float_nodes(model, images, twin.recipe.l2norm), integer_nodes(twin, images)
+    floats, integers = float_nodes(model, images, twin.recipe.cosine), integer_nodes(twin, images)
     found = {}
     for node, layer in twin.linears().items():
         error = layer.y.dequantize(integers[node]) - floats[node].double()
@@ -414,7 +414,7 @@ def test_calibration_leaves_no_range_at_its_default(recipe: str) -> None:
 def test_every_node_with_a_meaning_has_a_tap(recipe: str, config: str) -> None:
     """Except those that only move integers, and the input, whose range follows from the pixels."""
     twin, model = calibrated(recipe, [windows(1, 1, CONFIGS[config])], CONFIGS[config])
-    floats = float_nodes(model, windows(1, 1, CONFIGS[config]), RECIPES[recipe].l2norm)
+    floats = float_nodes(model, windows(1, 1, CONFIGS[config]), RECIPES[recipe].cosine)
     integers, ops = integer_nodes(twin, windows(1, 1, CONFIGS[config])), node_ops(twin)
     moved = {node for node, op in ops.items() if op in (*MOVERS, "quantize_input")}
     merged = {node for node in moved if node.endswith(".attn.merge")}  # the float model has its context merged only
@@ -431,7 +431,7 @@ def test_integers_follow_the_float_model(config: str, recipe: str, floor: float)
     """Signal to quantization noise of every node, in decibels, on an image that calibration did not see."""
     twin, model = calibrated(recipe, [windows(2, 1, CONFIGS[config])], CONFIGS[config])
     images = windows(2, 8, CONFIGS[config])
-    floats, integers = float_nodes(model, images, RECIPES[recipe].l2norm), integer_nodes(twin, images)
+    floats, integers = float_nodes(model, images, RECIPES[recipe].cosine), integer_nodes(twin, images)
     for node, act in twin.acts().items():
         if node in floats:
             real = floats[node].double()

@@ -276,7 +276,7 @@ def test_gradients_are_close_to_the_float_models(recipe: str) -> None:
     loss_of(twin, images, target).backward()
     mean, std = torch.tensor(CONFIG.mean), torch.tensor(CONFIG.std)
     pixels = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-    scores = model.forward_scores(pixels, RECIPES[recipe].l2norm)
+    scores = model.forward_scores(pixels, RECIPES[recipe].cosine)
     torch.nn.functional.cross_entropy(scores.flatten(0, 2), target.flatten()).backward()
     pairs = [
         (twin.decoder.mask_norm.bias, model.decoder.mask_norm.bias),

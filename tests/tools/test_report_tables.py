@@ -95,14 +95,14 @@ def counted(data: Path, model: api.Model) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "up", "l2norm"),
+    ("recipe", "up", "cosine"),
     [("intseg", "nearest", "drop"), ("paper", "bilinear", "keep"), ("paper", "nearest", "keep")],
 )
 def test_table_2_counts_what_eval_counts(
-    data: Path, results: Path, tmp_path: Path, recipe: str, up: str, l2norm: str
+    data: Path, results: Path, tmp_path: Path, recipe: str, up: str, cosine: str
 ) -> None:
-    model = converted(data, tmp_path / "m.safetensors", "--recipe", recipe, "--upsample", up, "--l2norm", l2norm)
-    words = {"keep": "L2", "drop": "no L2"}[l2norm]
+    model = converted(data, tmp_path / "m.safetensors", "--recipe", recipe, "--upsample", up, "--l2norm", cosine)
+    words = {"keep": "L2", "drop": "no L2"}[cosine]
     row = load(results, "upsampling_tiny.json")["rows"][recipe][f"{up}, {words}"]
     assert row["confusion"] == counted(data, model)
     assert row["pixels"] == 3 * 40 * 56
@@ -361,11 +361,11 @@ def test_an_experiment_that_was_ended_continues(
     worked = []
     measure = choices._both_upsamplings
 
-    def dying(subject: Any, recipe: str, l2norm: str) -> Any:
+    def dying(subject: Any, recipe: str, cosine: str) -> Any:
         if len(worked) == 3:
             raise KeyboardInterrupt
-        worked.append((recipe, l2norm))
-        return measure(subject, recipe, l2norm)
+        worked.append((recipe, cosine))
+        return measure(subject, recipe, cosine)
 
     monkeypatch.setattr(choices, "_both_upsamplings", dying)
     with pytest.raises(KeyboardInterrupt):

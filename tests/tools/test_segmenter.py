@@ -132,7 +132,7 @@ def test_without_l2_the_masks_are_plain_products() -> None:
         module = model.decoder.get_submodule(name)
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
     with torch.no_grad():
-        scores = model.forward_scores(image(tiny()), l2norm=False)
+        scores = model.forward_scores(image(tiny()), cosine=False)
         masks = seen["matmul_patch"] @ seen["matmul_classes"].mT
         close(scores.flatten(1, 2), model.decoder.get_submodule("mask_norm")(masks))
     assert "l2_patch" not in seen

@@ -51,7 +51,7 @@ class Shape:
     patch: int = 16
     softmax: str = "exp_weights"
     gelu: str = "gelu_table"
-    l2norm: bool = False
+    cosine: bool = False
     upsample: str = "bilinear"
 
 
@@ -189,12 +189,12 @@ class RandomGraph(GraphBuilder):
     def masks(self, x: str, cells: int) -> str:
         """Scores [cells, classes] from decoder tokens."""
         size, tokens = self.size, self.shape(x)[0]
-        out = "int16" if size.l2norm else "int8"
+        out = "int16" if size.cosine else "int8"
         ends = []
         for part, start, stop in (("patch", 0, cells), ("classes", cells, tokens)):
             rows = self.node(f"decoder.{part}", "slice", x, start=start, stop=stop)
             rows = self.linear(f"decoder.proj_{part}", rows, size.width, out)
-            if size.l2norm:
+            if size.cosine:
                 mult, shift = dyadic(40 * math.sqrt(size.width) / 2**30)
                 rows = self.node(f"decoder.l2_{part}", "l2norm", rows, mult=mult, shift=shift)
             ends.append(rows)

@@ -163,7 +163,7 @@ def compare(checkpoint: Segmenter, model: api.Model, images: Sequence[Path]) -> 
     _require_same(checkpoint, graph)
     weights = weight_sqnr(graph, checkpoint)
     nodes = {node.name: Compared(node.name, weights.get(node.name)) for node in graph.nodes if node.name in scales}
-    l2norm = any(node.op == "l2norm" for node in graph.nodes)
+    cosine = any(node.op == "l2norm" for node in graph.nodes)
     ops = backends.table("auto")
     same, pixels = {"real": 0, "integer": 0}, 0
     for file in images:
@@ -173,7 +173,7 @@ def compare(checkpoint: Segmenter, model: api.Model, images: Sequence[Path]) -> 
         for window in batch:
             floats: dict[str, Tensor] = {}
             with torch.no_grad(), tapped(checkpoint, floats.__setitem__):
-                checkpoint.forward_scores(normalise(window[None], checkpoint.config), l2norm)
+                checkpoint.forward_scores(normalise(window[None], checkpoint.config), cosine)
             integers = _integers(graph, window.numpy(), ops)
             reals = dict(_reals(graph, window.numpy(), scales))
             for way, values in (("real", reals), ("integer", integers)):

@@ -185,7 +185,7 @@ class Stats:
 
 
 def collect(
-    model: Segmenter, batches: Sequence[Tensor], l2norm: bool, channels: int, progress: Callable[[], None]
+    model: Segmenter, batches: Sequence[Tensor], cosine: bool, channels: int, progress: Callable[[], None]
 ) -> dict[str, Stats]:
     """Run the float model on one batch of uint8 windows [B, H, W, 3] per image; statistics by node name.
 
@@ -200,7 +200,7 @@ def collect(
 
     with torch.no_grad(), tapped(model, receive):
         for images in batches:
-            model.forward_scores(normalise(images, model.config), l2norm)
+            model.forward_scores(normalise(images, model.config), cosine)
             progress()
     return stats
 
@@ -227,7 +227,7 @@ def calibrate(
     few, views = len(batches) <= FEW, batches
     if twin.recipe.ranges == "fit" and few:
         views = [view for images in batches for view in augment(images)]
-    stats = collect(model, views, twin.recipe.l2norm, channels, progress)
+    stats = collect(model, views, twin.recipe.cosine, channels, progress)
     chosen: dict[str, str] = {}
     with torch.no_grad():
         _restore_biases(twin, model)
@@ -416,7 +416,7 @@ def _fit(
         chosen[f"{name}.attn.qkv"] = _fit_attention(block.attn, stats, f"{name}.attn", widen, candidates)
         chosen[f"{name}.mlp.act"] = _fit_gelu(block, stats, f"{name}.mlp")
     if isinstance(twin.decoder, QMaskTransformer):
-        ends = ("l2_patch", "l2_classes") if twin.decoder.l2norm else ("proj_patch", "proj_classes")
+        ends = ("l2_patch", "l2_classes") if twin.decoder.cosine else ("proj_patch", "proj_classes")
         for node in (f"decoder.{end}" for end in ends):
             acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None]))
     return chosen
@@ -602,7 +602,7 @@ def correct_biases(
     twin.eval()
     with torch.no_grad():
         with tapped(model, receive):
-            model.forward_scores(normalise(images, model.config), twin.recipe.l2norm)
+            model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
         handles = [layer.register_forward_pre_hook(before(node)) for node, layer in layers.items()]
         try:
             twin(images)

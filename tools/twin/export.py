@@ -99,7 +99,7 @@ class _Builder(GraphBuilder):
         classes = self.rows("decoder.classes", x, tokens - decoder.n_cls, tokens)
         patches = self.layer("decoder.proj_patch", decoder.proj_patch, patches)
         classes = self.layer("decoder.proj_classes", decoder.proj_classes, classes)
-        if decoder.l2norm:
+        if decoder.cosine:
             patches = self.layer("decoder.l2_patch", decoder.l2_patch, patches)
             classes = self.layer("decoder.l2_classes", decoder.l2_classes, classes)
         masks = self.layer("decoder.masks", decoder.masks, patches, classes)

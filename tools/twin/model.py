@@ -165,8 +165,8 @@ class QMaskTransformer(nn.Module):
 
     def __init__(self, decoder: Any, x: Act, recipe: Recipe) -> None:
         super().__init__()
-        width, self.n_cls, self.l2norm = decoder.proj_dec.out_features, decoder.n_cls, recipe.l2norm
-        bits = 16 if recipe.l2norm else 8
+        width, self.n_cls, self.cosine = decoder.proj_dec.out_features, decoder.n_cls, recipe.cosine
+        bits = 16 if recipe.cosine else 8
         self.dec_act, self.norm_act = Act(1, 16), Act(width, 8)
         self.patch_act, self.class_act = Act(1, bits), Act(1, bits)
         self.mask_act, self.score_act = Act(1, 16), Act(1, 16)
@@ -181,7 +181,7 @@ class QMaskTransformer(nn.Module):
         self.proj_patch = QLinear(decoder.proj_patch.T, None, self.norm_act, self.patch_act)
         self.proj_classes = QLinear(decoder.proj_classes.T, None, self.norm_act, self.class_act)
         ends = [self.patch_act, self.class_act]
-        if recipe.l2norm:
+        if recipe.cosine:
             self.l2_patch_act, self.l2_class_act = Act(1, 8), Act(1, 8)
             self.l2_patch, self.l2_classes = QL2Norm(self.l2_patch_act), QL2Norm(self.l2_class_act)
             ends = [self.l2_patch_act, self.l2_class_act]
@@ -203,7 +203,7 @@ class QMaskTransformer(nn.Module):
         patches, classes = self.proj_patch(patches), self.proj_classes(classes)
         record("decoder.proj_patch", patches.q)
         record("decoder.proj_classes", classes.q)
-        if self.l2norm:
+        if self.cosine:
             patches, classes = self.l2_patch(patches), self.l2_classes(classes)
             record("decoder.l2_patch", patches.q)
             record("decoder.l2_classes", classes.q)
@@ -288,7 +288,7 @@ class FakeQuantSegmenter(nn.Module):
             acts |= block.acts(f"decoder.blocks.{i}")
         acts |= {f"decoder.{name}": d.norm_act for name in ("decoder_norm", "patches", "classes")}
         acts |= {"decoder.proj_patch": d.patch_act, "decoder.proj_classes": d.class_act}
-        if d.l2norm:
+        if d.cosine:
             acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
         return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
 

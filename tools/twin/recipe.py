@@ -15,7 +15,7 @@ class Recipe:
     int_div: str  # "paper" or "normalized"; softmax2 is always normalized
     lam: int  # lambda of the GELU's ShiftExp
     k_inter: int  # of the GELU's ShiftExp
-    l2norm: bool
+    cosine: bool  # masks are cosines: patches and classes are L2-normalised before their product
     upsample: str  # "nearest" or "bilinear"
     ranges: str  # "ema": symmetric per-tensor min/max; "fit": affine, per channel where that is free
 

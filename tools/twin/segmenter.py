@@ -210,14 +210,14 @@ class MaskTransformer(nn.Module):
         self.masks = MatMul()
         self.mask_norm = nn.LayerNorm(config.n_cls, eps=eps)
 
-    def forward(self, x: Tensor, l2norm: bool = True) -> Tensor:
+    def forward(self, x: Tensor, cosine: bool = True) -> Tensor:
         x = self.concat(self.proj_dec(x), self.cls_emb)  # [B, M, D]
         for block in self.blocks:
             x = block(x)
         x = self.decoder_norm(x)
         patches = self.matmul_patch(x[:, : -self.n_cls], self.proj_patch)  # [B, h w, D]
         classes = self.matmul_classes(x[:, -self.n_cls :], self.proj_classes)  # [B, C, D]
-        if l2norm:
+        if cosine:
             patches, classes = self.l2_patch(patches), self.l2_classes(classes)
         out: Tensor = self.mask_norm(self.masks(patches, classes.transpose(1, 2)))
         return out
@@ -230,8 +230,8 @@ class LinearDecoder(nn.Module):
         super().__init__()
         self.head = nn.Linear(config.d_model, config.n_cls)
 
-    def forward(self, x: Tensor, l2norm: bool = True) -> Tensor:
-        out: Tensor = self.head(x)  # nothing here is normalised: l2norm changes nothing
+    def forward(self, x: Tensor, cosine: bool = True) -> Tensor:
+        out: Tensor = self.head(x)  # nothing here is normalised: cosine changes nothing
         return out
 
 
@@ -256,23 +256,23 @@ class Segmenter(nn.Module):
         self.decoder = (MaskTransformer if config.decoder == "mask_transformer" else LinearDecoder)(config)
         self.upsample = Upsample(config.patch)
 
-    def forward_scores(self, x: Tensor, l2norm: bool = True) -> Tensor:
+    def forward_scores(self, x: Tensor, cosine: bool = True) -> Tensor:
         """Normalised pixels [B, 3, H, W], H and W multiples of the patch -> class scores [B, h, w, C]."""
         patch, (rows, cols) = self.config.patch, x.shape[2:]
         if rows % patch or cols % patch:
             raise ValueError(f"image of {rows} x {cols} pixels: expected multiples of {patch}; pad it, or call forward")
         tokens = self.encoder(x)[:, self.config.n_extra :]
-        scores: Tensor = self.decoder(tokens, l2norm)
+        scores: Tensor = self.decoder(tokens, cosine)
         return scores.reshape(len(x), rows // patch, cols // patch, self.config.n_cls)
 
-    def forward(self, x: Tensor, l2norm: bool = True) -> Tensor:
+    def forward(self, x: Tensor, cosine: bool = True) -> Tensor:
         """Normalised pixels [B, 3, H, W] of any size -> class scores [B, C, H, W].
 
         As published, the image is padded with zeros (mean grey) below and to the right, and the scores are cropped.
         """
         patch, (rows, cols) = self.config.patch, x.shape[2:]
         x = F.pad(x, (0, -cols % patch, 0, -rows % patch))
-        scores: Tensor = self.upsample(self.forward_scores(x, l2norm))
+        scores: Tensor = self.upsample(self.forward_scores(x, cosine))
         return scores[:, :, :rows, :cols]
 
 

@@ -30,22 +30,22 @@ def upsampling(subject: Subject) -> Document:
     found = {"float": subject.floats()}
     for name in ("intseg", "paper"):
         kept, dropped = (
-            subject.memo(f"{name}, {l2norm}", functools.partial(_both_upsamplings, subject, name, l2norm))
-            for l2norm in ("keep", "drop")
+            subject.memo(f"{name}, {cosine}", functools.partial(_both_upsamplings, subject, name, cosine))
+            for cosine in ("keep", "drop")
         )
         found[name] = {f"{up}, L2": row for up, row in kept.items()}
         found[name] |= {f"{up}, no L2": row for up, row in dropped.items()}
     return {"rows": found}
 
 
-def _both_upsamplings(subject: Subject, recipe: str, l2norm: str) -> Document:
-    rows = subject.engine_rows(subject.engine(recipe_for(recipe, None, l2norm)), ("bilinear", "nearest"))
+def _both_upsamplings(subject: Subject, recipe: str, cosine: str) -> Document:
+    rows = subject.engine_rows(subject.engine(recipe_for(recipe, None, cosine)), ("bilinear", "nearest"))
     return {up: row.as_json() for up, row in rows.items()}
 
 
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "nearest upsampling": {"upsample": "nearest"},
-    "no L2 norm": {"l2norm": False},
+    "no L2 norm": {"cosine": False},
     "Shiftmax": {"softmax": "shiftmax", "int_div": "paper"},
     "lambda-ShiftGELU": {"gelu": RECIPES["paper"].gelu, "int_div": "paper", "lam": 6, "k_inter": 23},
     "EMA min/max ranges": {"ranges": "ema"},

@@ -67,7 +67,7 @@ def sizes(names: Sequence[str]) -> Document:
     """Parameters, file sizes and traffic of the published sizes at 512 x 512 with 150 classes."""
     found = {}
     for name in names:
-        shape = dataclasses.replace(bench.SHAPES[name], image=512, l2norm=True)
+        shape = dataclasses.replace(bench.SHAPES[name], image=512, cosine=True)
         with torch.device("meta"):
             model = Segmenter(config_for(name, n_cls=shape.classes, image_size=(shape.image, shape.image)))
         graph = bench.RandomGraph(shape).build()

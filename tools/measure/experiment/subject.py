@@ -60,13 +60,13 @@ class Once:
     shared  another one of the same model: what its encoder gave is not computed again
     """
 
-    def __init__(self, model: Segmenter, l2norm: bool = True, shared: Once | None = None) -> None:
-        self.config, self._model, self._l2norm = model.config, model, l2norm
+    def __init__(self, model: Segmenter, cosine: bool = True, shared: Once | None = None) -> None:
+        self.config, self._model, self._cosine = model.config, model, cosine
         self._encoder = shared._encoder if shared else _Last(model.encoder)
         self._decoder = _Last(self._decode)
 
     def _decode(self, tokens: Tensor) -> Tensor:
-        scores: Tensor = self._model.decoder(tokens[:, self.config.n_extra :], self._l2norm)
+        scores: Tensor = self._model.decoder(tokens[:, self.config.n_extra :], self._cosine)
         return scores
 
     def forward_scores(self, x: Tensor) -> Tensor:
