@@ -177,7 +177,7 @@ def clip_norms(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> di
             samples[node] = rows[:: max(1, len(rows) // NORM_ROWS)].double()
 
     with tapped(model, receive):
-        model.forward_scores(normalise(images, model.config), twin.recipe.l2norm)
+        model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
     chosen = {}
     for node, layers in read.items():
         if min(int(layer.bits) for layer in layers) < 8:
