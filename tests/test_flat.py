@@ -15,8 +15,10 @@ from intseg import store
 from intseg.cli import main as cli
 from intseg.conformance import flat
 from intseg.errors import InputError, ModelError
+from intseg.exam import EXAMS
 from intseg.ops import OPS
 
+SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
 README = (Path(__file__).parent.parent / "golden" / "reader" / "README.md").read_text(encoding="utf-8")
 CODES = {1: "<i1", 2: "<u1", 3: "<i2", 5: "<i4", 6: "<i8"}
 
@@ -85,7 +87,7 @@ def test_the_file_is_as_the_readme_says():
     references |= {name: 2**31 + i for i, name in enumerate(tensors)}
     words = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1}
     for expected, place in zip(graph.nodes, range(start, start + count * 96, 96), strict=True):
-        assert list(OPS)[get(data, node, "op", place)[0] - 1] == expected.op
+        assert get(data, node, "op", place) == (OPS[expected.op].number,)
         assert text(*get(data, node, "name", place)) == expected.name
         assert get(data, node, "dtype of the output", place) == ({"int8": 1, "int16": 3}[expected.dtype],)
         rank = len(expected.shape)
@@ -105,8 +107,16 @@ def row(op: str) -> tuple[list[str], list[str]]:
     """Params and attributes of an op, from the README's table."""
     found = re.search(rf"^\| (\d+) \| {op} \| (.*?) ?\| (.*?) ?\|$", README, re.MULTILINE)
     assert found
-    assert int(found[1]) == list(OPS).index(op) + 1
+    assert int(found[1]) == OPS[op].number
     return [name for name in found[2].split(", ") if name], [name for name in found[3].split(", ") if name]
+
+
+def test_the_number_of_an_op_is_that_of_spec_and_of_its_section():
+    table = SPEC.split("There an op is a number")[1].split("`format` is")[0]
+    assert {op: int(number) for number, op in re.findall(r"\| (\d+) \| (\w+)", table)} == {
+        op: OPS[op].number for op in OPS
+    }
+    assert [EXAMS[op].section for op in OPS] == [f"4.{op.number}" for op in OPS.values()]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -36,9 +36,6 @@ WORDS = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1, "nearest": 0, "bili
 WORDS |= {"grid": 0, "pixel": 1}
 """Numbers that stand for string attributes and for `upsample` and `merge`."""
 
-OP_NUMBERS = {op: number for number, op in enumerate(OPS, 1)}
-"""The number of an op is that of its section 4.x of SPEC.md."""
-
 _MAX_AXES, _MAX_INPUTS, _MAX_PARAMS, _MAX_ATTRS = 4, 2, 4, 8
 
 
@@ -148,7 +145,7 @@ def _nodes(graph: Graph, tensors: Sequence[str], strings: _Strings) -> Iterator[
         params = [tensor[node.params[role]] for role in op.params]
         attrs = [_number(node.attrs[name]) for name in op.attrs]
         yield (
-            struct.pack("<2I", OP_NUMBERS[node.op], strings.add(node.name))
+            struct.pack("<2I", OPS[node.op].number, strings.add(node.name))
             + _kind(node.dtype, node.shape)
             + struct.pack("<6I", *_filled(inputs, _MAX_INPUTS, NONE), *_filled(params, _MAX_PARAMS, NONE))
             + struct.pack("<8i8x", *_filled(attrs, _MAX_ATTRS, 0))

@@ -10,8 +10,10 @@ from ._exam import Branch, Exam, Extremes, Facts, Known, Mistake, Unit
 FILES = (*ops.FILES, "windows")
 """A file for every file of intseg/ops, and one for the steps around the graph (SPEC.md section 7)."""
 
-EXAMS: dict[str, Exam] = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}
-"""By op, in the order of the files."""
+_found = {exam.op: exam for file in FILES for exam in import_module(f"{__name__}.{file}").EXAMS}
+
+EXAMS: dict[str, Exam] = {op: _found[op] for op in (*ops.OPS, *(op for op in _found if op not in ops.OPS))}
+"""By op, in the order of SPEC.md."""
 
 __all__ = [
     "EXAMS",

@@ -53,20 +53,24 @@ class Call:
 class Op:
     """One operation of the graph.
 
+    number      N of its section 4.N of SPEC.md, and what stands for it on disk in the flat form
     define      the definition: define(m, *inputs, **params, **attrs) -> output, every step through the machine m
     inputs      for every positional input, the dtypes it may have
     check       shape inference and value checks; returns the Value of the output, raises ModelError
     params      dtype of every parameter tensor, by role
     attrs       allowed values of every attribute: a range of integers or a tuple of strings
+    moves       whether it only moves values: the same function for integers and reals
     multiplies  whether an element of the output takes as many products as the first input's last axis is long
     """
 
+    number: int
     define: Define
     inputs: tuple[tuple[str, ...], ...]
     check: Check
     params: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, range | tuple[str, ...]] = field(default_factory=dict)
     multiplies: bool = False
+    moves: bool = False
 
 
 def require(condition: bool, message: str) -> None:

@@ -40,6 +40,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "add": Op(
+        4,
         add,
         (("int16",), ("int16",)),
         check,

@@ -65,13 +65,19 @@ def check_argmax(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Ma
 _ROWS = range(64 * MAX_DIM + 1)
 OPS = {
     "upsample_nearest": Op(
-        upsample_nearest, (("uint8", "uint16", "int16", "int32"),), check_nearest, attrs={"factor": _FACTOR}
+        18,
+        upsample_nearest,
+        (("uint8", "uint16", "int16", "int32"),),
+        check_nearest,
+        attrs={"factor": _FACTOR},
+        moves=True,
     ),
     "upsample_bilinear": Op(
+        19,
         upsample_bilinear,
         (("int16", "int32"),),
         check_bilinear,
         attrs={"factor": _FACTOR, "row_start": _ROWS, "row_stop": _ROWS},
     ),
-    "argmax": Op(argmax, (("int16", "int32", "int64"),), check_argmax),
+    "argmax": Op(20, argmax, (("int16", "int32", "int64"),), check_argmax),
 }

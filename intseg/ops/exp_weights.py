@@ -44,4 +44,4 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     return Value("uint8", shape)
 
 
-OPS = {"exp_weights": Op(exp_weights, (("int16",),), check, params={"table": "int16"})}
+OPS = {"exp_weights": Op(21, exp_weights, (("int16",),), check, params={"table": "int16"})}

@@ -87,7 +87,7 @@ _ATTRS: dict[str, range | tuple[str, ...]] = {
 }
 
 OPS = {
-    "shift_gelu": Op(shift_gelu, (("int8",),), check_shift, attrs=_ATTRS),
-    "sigmoid_gelu": Op(sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS),
-    "gelu_table": Op(gelu_table, (("int8",),), check_table, params={"table": "int8"}),
+    "shift_gelu": Op(9, shift_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "sigmoid_gelu": Op(10, sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "gelu_table": Op(11, gelu_table, (("int8",),), check_table, params={"table": "int8"}),
 }

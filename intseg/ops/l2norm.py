@@ -25,5 +25,5 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 
 OPS = {
-    "l2norm": Op(l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT}),
+    "l2norm": Op(12, l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT}),
 }

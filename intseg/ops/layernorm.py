@@ -44,6 +44,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "layernorm": Op(
+        5,
         layernorm,
         (("int16",),),
         check,

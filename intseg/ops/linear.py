@@ -57,6 +57,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "linear": Op(
+        3,
         linear,
         (("int8",),),
         check,

@@ -51,6 +51,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "matmul": Op(
+        6,
         matmul,
         (("int8", "int16"), ("int8",)),
         check,

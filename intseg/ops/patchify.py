@@ -33,5 +33,5 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 
 OPS = {
-    "patchify": Op(patchify, (("int8",),), check, attrs={"patch": range(1, 65)}),
+    "patchify": Op(2, patchify, (("int8",),), check, attrs={"patch": range(1, 65)}, moves=True),
 }

@@ -28,5 +28,5 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 
 OPS = {
-    "quantize_input": Op(quantize_input, (("uint8",),), check, params={"table": "int8"}),
+    "quantize_input": Op(1, quantize_input, (("uint8",),), check, params={"table": "int8"}),
 }

@@ -46,6 +46,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "shiftmax": Op(
+        7,
         shiftmax,
         (("int8", "int16"),),
         check,

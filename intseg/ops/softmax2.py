@@ -43,6 +43,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "softmax2": Op(
+        8,
         softmax2,
         (("int16",),),
         check,

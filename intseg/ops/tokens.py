@@ -103,16 +103,23 @@ def check_to_grid(inputs: Sequence[Value], params: Mapping[str, Array], attrs: M
 
 
 OPS = {
-    "concat": Op(concat, (_ANY, _ANY), check_concat),
-    "slice": Op(slice_tokens, (_ANY,), check_slice, attrs={"start": _DIM, "stop": _DIM}),
+    "concat": Op(13, concat, (_ANY, _ANY), check_concat, moves=True),
+    "slice": Op(14, slice_tokens, (_ANY,), check_slice, attrs={"start": _DIM, "stop": _DIM}, moves=True),
     "split_heads": Op(
+        15,
         split_heads,
         (_ANY,),
         check_split_heads,
         attrs={"heads": range(1, 1025), "part": range(3), "parts": range(1, 4)},
+        moves=True,
     ),
-    "merge_heads": Op(merge_heads, (_ANY,), check_merge_heads),
+    "merge_heads": Op(16, merge_heads, (_ANY,), check_merge_heads, moves=True),
     "to_grid": Op(
-        to_grid, (_ANY,), check_to_grid, attrs={"height": range(1, MAX_DIM + 1), "width": range(1, MAX_DIM + 1)}
+        17,
+        to_grid,
+        (_ANY,),
+        check_to_grid,
+        attrs={"height": range(1, MAX_DIM + 1), "width": range(1, MAX_DIM + 1)},
+        moves=True,
     ),
 }

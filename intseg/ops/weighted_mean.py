@@ -57,6 +57,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 OPS = {
     "weighted_mean": Op(
+        22,
         weighted_mean,
         (("uint8",), ("int8",)),
         check,

@@ -32,7 +32,7 @@ from intseg.errors import InputError, IntsegError, MismatchError, ModelError, Us
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
-from intseg.ops import RUN, Array, Call
+from intseg.ops import MOVERS, RUN, Array, Call
 from intseg.prove import prove
 from intseg.store import KEY, MAX_FILE, NAME
 from intseg.windows import cut_windows, merge_scores, tile
@@ -60,9 +60,6 @@ _MAX_HEADER = 100 * 2**20
 _MAX_RANK = 8
 _ENTRY = 120
 """Bytes of a header entry beside its name, at most: dtype, four extents, two offsets below 2^40, punctuation."""
-
-MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
-"""Ops whose outputs mean what their inputs mean."""
 
 
 # ---------------------------------------------------------------------------------------------------------- files

@@ -11,11 +11,12 @@ from configs import SMALL as CONFIG
 from torch import Tensor
 
 from intseg.graph import ModelInfo
+from intseg.ops import MOVERS
 from intseg.tools.twin import calibrate as cal
 from intseg.tools.twin import recipe
 from intseg.tools.twin.act import Act
 from intseg.tools.twin.config import SegmenterConfig
-from intseg.tools.twin.export import MOVERS, export
+from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 

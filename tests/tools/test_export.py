@@ -18,13 +18,13 @@ import intseg
 from intseg import store
 from intseg.executor import execute
 from intseg.graph import Graph, ModelInfo, Node
-from intseg.ops import RUN
+from intseg.ops import MOVERS, RUN
 from intseg.tools import make_golden
 from intseg.tools.twin import recipe
 from intseg.tools.twin.act import Act
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.config import SegmenterConfig
-from intseg.tools.twin.export import MOVERS, export
+from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.recipe import Recipe
 from intseg.tools.twin.segmenter import random_segmenter

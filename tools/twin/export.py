@@ -15,9 +15,6 @@ from intseg.ops import OPS
 from intseg.tools.twin.layers import Constant, Layer
 from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QLinearDecoder
 
-MOVERS = ("patchify", "concat", "slice", "split_heads", "merge_heads", "to_grid")
-"""Ops that only move integers: these mean what they meant before, and no scale is stored for them."""
-
 
 def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
     """The graph of a calibrated twin; `info` describes windows and classes. The result is not validated yet."""
