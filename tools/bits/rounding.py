@@ -95,19 +95,23 @@ def round_weights(
 
 def round_layer(layer: QLinear, x: Tensor, ways: Ways = Ways()) -> None:
     """Replace the weights of a layer by ones that its integers hold. x int64 [..., K]: what it reads."""
-    folded = layer.folded()
-    moments = second_moments(x)
-    scale = folded.abs().amax(1).clamp(min=1e-12) / layer.limits()[1]
-    if ways.fit_ranges:
-        scale = fit_scale(folded, moments.diagonal(), layer.limits())
-    if ways.compensate:
-        q = compensated(folded, scale, moments, layer.limits())
-    else:
-        q = _rounded(folded, scale[:, None], layer.limits())
-    if ways.fit_ranges:
-        scale = _refit(folded, q, moments, scale)
+    q, scale = round_matrix(layer.folded(), second_moments(x), layer.limits(), ways)
     layer.weight.copy_(q * scale[:, None] / layer.x.scale)
     layer.use_weight_scale(scale)
+
+
+def round_matrix(
+    weight: Tensor,
+    moments: Tensor,
+    limits: tuple[int, int],
+    ways: Ways = Ways(),
+) -> tuple[Tensor, Tensor]:
+    """Integers (float64) and scale [N] that stand for weight [N, K], whose inputs have such second moments [K, K]."""
+    scale = weight.abs().amax(1).clamp(min=1e-12) / limits[1]
+    if ways.fit_ranges:
+        scale = fit_scale(weight, moments.diagonal(), limits)
+    q = compensated(weight, scale, moments, limits) if ways.compensate else _rounded(weight, scale[:, None], limits)
+    return q, _refit(weight, q, moments, scale) if ways.fit_ranges else scale
 
 
 def second_moments(x: Tensor) -> Tensor:
