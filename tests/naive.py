@@ -99,7 +99,8 @@ def int_div(n: int, d: int, k_out: int, kind: str) -> int:
     return rsr(n * reciprocal, length + 16 - k_out)
 
 
-def shift_exp(x: int, i0: int, k_inter: int, lam: int) -> int:
+def split_exp(x: int, i0: int, k_inter: int, lam: int) -> tuple[int, int]:
+    """(base, q): e^(x / i0) is about base / i0 / 2^q."""
     assert -(2**40) < x <= 0
     times_1_4375 = x + x // 2 - x // 16
     assert times_1_4375 <= 0
@@ -110,7 +111,18 @@ def shift_exp(x: int, i0: int, k_inter: int, lam: int) -> int:
         q, rest = q + 1, rest - i0
     base = (-rest) // 2 + i0
     assert 1 <= base <= i0
+    return base, q
+
+
+def shift_exp(x: int, i0: int, k_inter: int, lam: int) -> int:
+    base, q = split_exp(x, i0, k_inter, lam)
     return floor_shift(base, k_inter - q)
+
+
+def aligned_exps(x: int, y: int, i0: int, k_inter: int, lam: int) -> tuple[int, int]:
+    (base_x, q_x), (base_y, q_y) = split_exp(x, i0, k_inter, lam), split_exp(y, i0, k_inter, lam)
+    q = min(q_x, q_y)
+    return floor_shift(base_x, k_inter - q_x + q), floor_shift(base_y, k_inter - q_y + q)
 
 
 # Helpers on nested lists
@@ -298,12 +310,18 @@ def shift_gelu(
         top = 0
         for value in row:
             top = max(top, times_1_6875(value))
-        other = shift_exp(-top, i0, k_inter, lam)
         result = []
         for value in row:
-            e = shift_exp(times_1_6875(value) - top, i0, k_inter, lam)
+            down = times_1_6875(value) - top
+            if int_div_kind == "aligned":
+                e, other = aligned_exps(down, -top, i0, k_inter, lam)
+                assert 2 * max(e, other) >= i0 * 2**k_inter
+                kind = "normalized"
+            else:
+                e, other = shift_exp(down, i0, k_inter, lam), shift_exp(-top, i0, k_inter, lam)
+                kind = int_div_kind
             assert e < 2**45
-            sigma = int_div(e, e + other, k_out, int_div_kind)
+            sigma = int_div(e, e + other, k_out, kind)
             assert 0 <= sigma <= 2 ** (k_out - 1)
             result.append(requantize(value * sigma, mult, shift, "int8"))
         return result

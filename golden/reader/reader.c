@@ -20,7 +20,7 @@
 enum { I8 = 1, U8, I16, U16, I32, I64 };
 enum { NEAREST, BILINEAR };
 enum { GRID, PIXEL };
-enum { PAPER, NORMALIZED };
+enum { PAPER, NORMALIZED, ALIGNED };
 enum { HEADER = 192, NODE = 96, TENSOR = 32, MAX_AXIS = 65535, MAX_NODES = 4096, MAX_TENSORS = 32768 };
 #define MAX_ELEMENTS ((uint64_t)1 << 30)
 #define IS_TENSOR ((uint32_t)1 << 31)
@@ -228,10 +228,18 @@ static int64_t int_div(int64_t n, int64_t d, int k_out, int kind)
     return rsr(n * ((((int64_t)1 << 46) - 1) / shift_left(d, 31 - length)), length + 16 - k_out);
 }
 
+/* Gives i_b; *q is the power of two below it. */
+static int64_t split_exp(int64_t x, int64_t i0, int k, int lam, int64_t *q)
+{
+    int64_t e = max64(x + asr(x, 1) - asr(x, 4), -lam * k * i0);
+    *q = -e / i0;
+    return asr(e + *q * i0, 1) + i0;
+}
+
 static int64_t shift_exp(int64_t x, int64_t i0, int k, int lam)
 {
-    int64_t e = max64(x + asr(x, 1) - asr(x, 4), -lam * k * i0), q = -e / i0, r = -e - q * i0;
-    return shift_left(asr(-r, 1) + i0, k - q);
+    int64_t q, i_b = split_exp(x, i0, k, lam, &q);
+    return shift_left(i_b, k - q);
 }
 
 /* --------------------------------------------------------------------------------------------------- reading arrays */
@@ -582,12 +590,14 @@ static void run_shift_gelu(const struct call *c)
     uint64_t row, j, width = last(c->in[0]);
     for (row = 0; row < rows(c->in[0]); row++) {
         const int64_t *x = c->in[0]->v + row * width;
-        int64_t *y = c->out->v + row * width, top = 0, e_0;
+        int64_t *y = c->out->v + row * width, top = 0, i_b0, q_0;
         for (j = 0; j < width; j++)
             top = max64(top, times_1_6875(x[j]));
-        e_0 = shift_exp(-top, a[0], a[1], a[2]);
+        i_b0 = split_exp(-top, a[0], a[1], a[2], &q_0);
         for (j = 0; j < width; j++) {
-            int64_t e = shift_exp(times_1_6875(x[j]) - top, a[0], a[1], a[2]);
+            int64_t q, i_b = split_exp(times_1_6875(x[j]) - top, a[0], a[1], a[2], &q);
+            int64_t up = a[3] != ALIGNED ? 0 : q < q_0 ? q : q_0; /* 2.9 */
+            int64_t e = shift_left(i_b, a[1] - q + up), e_0 = shift_left(i_b0, a[1] - q_0 + up);
             y[j] = requantize(x[j] * int_div(e, e + e_0, a[4], a[3]), a[5], a[6], I8);
         }
     }
@@ -882,7 +892,7 @@ static void run_weighted_mean(const struct call *c)
 #define NARROW (BIT(I8) | BIT(I16))
 #define MULT {0, INT32_MAX}
 #define SHIFT {1, 62}
-#define GELU {{1, 32768}, {0, 31}, {1, 64}, {PAPER, NORMALIZED}, {8, 16}, MULT, SHIFT}
+#define GELU(kinds) {{1, 32768}, {0, 31}, {1, 64}, {PAPER, kinds}, {8, 16}, MULT, SHIFT}
 
 /* Index + 1 is the number of the op's section 4.x. Inputs: the dtypes allowed; params: their dtypes; attrs: ranges. */
 static const struct op {
@@ -899,8 +909,8 @@ static const struct op {
     {{NARROW, BIT(I8)}, {BIT(I32), BIT(I8)}, {{0, 1}, {I8, I16}}, check_matmul, run_matmul},
     {{NARROW}, {0}, {{1, 32768}, {0, 15}, {PAPER, NORMALIZED}, {I8, I16}}, check_shiftmax, run_shiftmax},
     {{BIT(I16)}, {0}, {{0, 15}, {16384, 32767}, {0, 16383}}, check_softmax2, run_softmax2},
-    {{BIT(I8)}, {0}, GELU, check_gelu, run_shift_gelu},
-    {{BIT(I8)}, {0}, GELU, check_gelu, run_sigmoid_gelu},
+    {{BIT(I8)}, {0}, GELU(ALIGNED), check_gelu, run_shift_gelu},
+    {{BIT(I8)}, {0}, GELU(NORMALIZED), check_gelu, run_sigmoid_gelu},
     {{BIT(I8)}, {BIT(I8)}, {{0}}, check_gelu_table, run_gelu_table},
     {{BIT(I16)}, {0}, {MULT, SHIFT}, check_l2norm, run_l2norm},
     {{NARROW, NARROW}, {0}, {{0}}, check_concat, run_concat},

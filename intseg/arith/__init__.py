@@ -7,6 +7,7 @@ machines (`machine`, `recorder`, `bounds`, `extents`) put them together: an op i
 from functools import partial
 
 from .division import int_div as _int_div
+from .exponential import aligned_exps as _aligned_exps
 from .exponential import shift_exp as _shift_exp
 from .machine import EXACT, Machine
 from .norm import isqrt
@@ -18,6 +19,7 @@ from .variant import DEFINITION, Variant
 requantize = EXACT.requantize
 int_div = partial(_int_div, EXACT)
 shift_exp = partial(_shift_exp, EXACT)
+aligned_exps = partial(_aligned_exps, EXACT)
 
 __all__ = [
     "DEFINITION",
@@ -25,6 +27,7 @@ __all__ = [
     "INT_RANGE",
     "Machine",
     "Variant",
+    "aligned_exps",
     "bit_length",
     "int_div",
     "isqrt",

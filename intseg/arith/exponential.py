@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .cases import Case, above, below
@@ -11,23 +12,41 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 
-def shift_exp(m: Machine, x: Any, i0: int, k: int, lam: int, stretch: bool = True) -> Any:
+def shift_exp(m: Machine, x: Any, i0: int, k: int, lam: int) -> Any:
     """2^k * i0 * e^(x / i0) for x <= 0.
 
-    x        int64  -2^40 < x <= 0
-    i0       1 <= i0 <= 2^15: the integer that stands for 1.0
-    k        0 <= k <= 31
-    lam      1 <= lam <= 64: the clamp of eq. 11 is -lam k i0
-    stretch  whether the exponent is multiplied by log2 e, as it has to be
+    x    int64  -2^40 < x <= 0
+    i0   1 <= i0 <= 2^15: the integer that stands for 1.0
+    k    0 <= k <= 31
+    lam  1 <= lam <= 64: the clamp of eq. 11 is -lam k i0
     """
-    stretched = m.way("stretched", m.rising(lambda v: times_1_4375(m, v), x) if stretch else x)
+    found = _split(m, x, i0, k, lam)
+    return _power(m, found, k - found["q"])
+
+
+def aligned_exps(m: Machine, x: Any, y: Any, i0: int, k: int, lam: int) -> tuple[Any, Any]:
+    """shift_exp of x and of y, both times the power of two that brings the larger to k bits (SPEC 2.9)."""
+    found, beside = _split(m, x, i0, k, lam), _split(m.quiet, y, i0, k, lam)
+    behind = found["q"] - m.keep("q_0", beside["q"], 32)
+    m.cases(ALIGNED, "align", behind=behind)
+    own = _power(m, found, k - m.at_least(behind, 0))
+    return own, m.keep("exponential_0", _power(m.quiet, beside, k - m.at_least(-behind, 0)), 64)
+
+
+def _split(m: Machine, x: Any, i0: int, k: int, lam: int) -> dict[str, Any]:
+    """e^(x / i0) as i_b 2^-q, with what led to it."""
+    stretched = m.way("stretched", m.stretch(x))
     exponent = m.keep("exponent", m.at_least(stretched, -lam * k * i0), 64)
     q, r = m.divmod(-exponent, i0)
     q, r = m.keep("q", q, 32), m.keep("r", r, 32)
     i_b = m.keep("i_b", m.floor_shift(-r, 1) + i0, 32)  # 2^-f ~ 1 - f / 2
-    count = k - q
-    power = m.keep("exponential", m.shift_left(i_b, count), 64)
-    m.cases(SHIFT_EXP, "exp", x=x, stretched=stretched, exponent=exponent, q=q, r=r, count=count, power=power)
+    return {"x": x, "stretched": stretched, "exponent": exponent, "q": q, "r": r, "i_b": i_b}
+
+
+def _power(m: Machine, found: Mapping[str, Any], count: Any) -> Any:
+    """i_b 2^count."""
+    power = m.keep("exponential", m.shift_left(found["i_b"], count), 64)
+    m.cases(SHIFT_EXP, "exp", **found, count=count, power=power)
     return power
 
 
@@ -57,6 +76,12 @@ _SHIFTED = (
 )  # fmt: skip
 
 SHIFT_EXP = (*_CLAMPED, *_SHIFTED)
+
+ALIGNED = (
+    Case("own", "2.9", "x has the larger exponent: y is shifted", lambda f: f["behind"] < 0, below("behind", 0)),
+    Case("same", "2.9", "both have one exponent", lambda f: f["behind"] == 0),
+    Case("other", "2.9", "y has the larger exponent: x is shifted", lambda f: f["behind"] > 0, above("behind", 0)),
+)
 
 
 def exponents() -> Named:

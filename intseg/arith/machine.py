@@ -222,9 +222,17 @@ class Machine:
         """n / d in steps of 2^-(k_out - 1) (SPEC 2.7); `word` is what mistakes call the quotients."""
         return division.int_div(self, n, d, k_out, kind)
 
+    def stretch(self, x: Any) -> Any:
+        """x times 1.4375, for log2 e: the exponent to base 2 of e^x (SPEC 2.8)."""
+        return self.rising(lambda v: exponential.times_1_4375(self, v), x)
+
     def shift_exp(self, x: Any, i0: int, k: int, lam: int) -> Any:
         """2^k i0 e^(x / i0) for x <= 0 (SPEC 2.8)."""
         return exponential.shift_exp(self, x, i0, k, lam)
+
+    def aligned_exps(self, x: Any, y: Any, i0: int, k: int, lam: int) -> tuple[Any, Any]:
+        """shift_exp of x and of y, both times the power of two that brings the larger to k bits (SPEC 2.9)."""
+        return exponential.aligned_exps(self, x, y, i0, k, lam)
 
     def normalize(self, y: Any, about_mean_of: Any = None) -> Any:
         """Rows of length 2^30 (SPEC 4.5, 4.12)."""

@@ -93,9 +93,9 @@ class Recorder(Machine):
         self.used |= {"int_div": word, "rsr": ""}  # the other kind of division rounds
         return division.wrong_int_div(self, self.variant, n, d, k_out, kind)
 
-    def shift_exp(self, x: Any, i0: int, k: int, lam: int) -> Any:
-        self.used["shift_exp"] = ""
-        return exponential.shift_exp(self, x, i0, k, lam, self.variant.quirk != "e_not_2")
+    def stretch(self, x: Any) -> Any:
+        self.used["stretch"] = ""
+        return x if self.variant.quirk == "e_not_2" else super().stretch(x)
 
     def normalize(self, y: Any, about_mean_of: Any = None) -> Any:
         less = 0 if self.variant.reciprocal_power else 1
@@ -118,7 +118,7 @@ def usual_mistakes(used: Mapping[str, str], own: Named) -> Named:
         ("mean", norm.means),
         ("int_div", division.quotient_shifts),
         ("row_max", lambda: iter([("maximum of the whole tensor instead of the row", Variant(quirk="global_max"))])),
-        ("shift_exp", exponential.exponents),
+        ("stretch", exponential.exponents),
         ("", lambda: own),
         ("product", sums.products),
         ("rsr", rounding.double_roundings),

@@ -36,7 +36,7 @@ examples:
 def _truth_table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("unit", metavar="UNIT", help="a primitive, or the unit of an op")
     for name in _UNIT_OPTIONS:
-        words = {"out": ("int8", "int16"), "int_div_kind": ("paper", "normalized")}.get(name)
+        words = {"out": ("int8", "int16"), "int_div_kind": ("paper", "normalized", "aligned")}.get(name)
         flag = f"--{name.replace('_', '-')}"
         if words:
             parser.add_argument(flag, dest=name, choices=words)

@@ -32,7 +32,7 @@ MAX_FILE = 2**32 - 1
 NONE = 2**32 - 1
 IS_TENSOR = 2**31
 DTYPES = {"int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "int64": 6}
-WORDS = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1, "nearest": 0, "bilinear": 1}
+WORDS = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1, "aligned": 2, "nearest": 0, "bilinear": 1}
 WORDS |= {"grid": 0, "pixel": 1}
 """Numbers that stand for string attributes and for `upsample` and `merge`."""
 

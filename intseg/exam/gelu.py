@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ _ROWS = (
     Branch("row-zero", "the row's largest p is 0", lambda f: f["p"].max(axis=-1) == 0),
     Branch("row-positive", "the row's largest p is above 0", lambda f: f["p"].max(axis=-1) > 0),
     Branch("divisor-zero", "both exponentials vanish: 0 / 1", lambda f: f["divisor"] == 0),
+    Branch("aligned", "as printed, both exponentials would vanish; aligned, the larger has all its bits",
+           lambda f: "q_0" in f and np.minimum(f["q"], f["q_0"]) > f["k_inter"] + 15),
 )
 
 _P_1_625 = Mistake("p_1_625", "1.625 x instead of 1.6875 x", {"p": _p_1_625})
@@ -89,6 +91,20 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
                     scaled: dict[str, Attr] = {**attrs, "i0": 16, "k_inter": 23, "lam": 6, "mult": mult, "shift": shift}
                     yield call(op, every[None, ::5], **scaled)
     yield from _sharp()
+    yield from _aligned(numbers)
+
+
+def _aligned(numbers: Draw) -> Iterator[Call]:
+    """The kind that only shift_gelu has: rows whose maximum makes both exponentials vanish, or does not."""
+    every = np.arange(-128, 128, dtype=np.int8)
+    for k_out in (8, 16):
+        for i0, k_inter, lam in ((16, 23, 6), (8, 23, 6), (4, 23, 64), (2, 23, 6), (1, 31, 64), (2**13, 31, 1), (3, 0, 1)):
+            attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": lam, "int_div_kind": "aligned"}
+            attrs |= {"k_out": k_out, "mult": 1, "shift": k_out - 1}
+            yield call("shift_gelu", every[None], **attrs)
+            yield call("shift_gelu", every[:, None], **attrs)
+            yield call("shift_gelu", numbers.array("int8", 2, 2, 9, high=20), **attrs)
+            yield call("shift_gelu", numbers.array("int8", 3, 9), **(attrs | {"mult": 3, "shift": k_out + 1}))
 
 
 def _sharp() -> Iterator[Call]:
@@ -112,12 +128,16 @@ def _table_inputs(numbers: Draw) -> Iterator[Call]:
     yield call("gelu_table", np.arange(-128, 128, dtype=np.int8), table=numbers.array("int8", 256))
 
 
-def _draw(d: Draw, x: Value | None = None) -> Drawn:
+def _draw_shift(d: Draw, x: Value | None = None) -> Drawn:
+    return _draw(d, x, ("paper", "normalized", "aligned"))
+
+
+def _draw(d: Draw, x: Value | None = None, kinds: Sequence[str] = ("paper", "normalized")) -> Drawn:
     k_inter, k_out = d.pick(0, 8, 15, 23, 23, 23, 31, d.within(0, 31)), d.pick(8, 16)
     i0 = d.within(1, min(2**15, 2 ** (45 - k_inter) - 1)) if d.odd() else d.within(5, 80)
     mult, shift = scale(d, 40 << (k_out - 1), 40)
     attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": d.pick(1, 2, 6, 6, 64)}
-    attrs |= {"int_div_kind": d.pick("paper", "normalized"), "k_out": k_out, "mult": mult, "shift": shift}
+    attrs |= {"int_div_kind": d.pick(*kinds), "k_out": k_out, "mult": mult, "shift": shift}
     return Drawn((x or Value("int8", (size(d), size(d))),), {}, attrs)
 
 
@@ -163,12 +183,12 @@ EXAMS = (
     Exam(
         "shift_gelu",
         "4.9",
-        digest="2f521c829583a17ed6667b3352d5c3193a42fa40fa422e922124c72913921005",
+        digest="022d4fc5da3edff36b2a6a1cd4c986e4f0c8863e2c2442edca0af68d83024e2c",
         kind="GELU",
         approximates="ShiftGELU for GELU",
         inputs=_inputs_of("shift_gelu"),
         seed="gelu",
-        draw=_draw,
+        draw=_draw_shift,
         real=_real,
         function=gelu,
         branches=(*_BRANCHES, *_ROWS),

@@ -24,14 +24,22 @@ def shift_gelu(
     return  int8 [..., D]   saturate(RSR(x * sigma * mult, shift)), sigma in steps of 2^-(k_out - 1)
 
     top = max(0, max_j p): an all-negative row would need 2^positive. d = max(d, 1): from a row maximum of about
-    12 on, both exponentials floor to zero and eq. 13 is 0 / 0 as printed (numerics D8).
+    12 on, both exponentials floor to zero and eq. 13 is 0 / 0 as printed (numerics D8). `aligned` divides what both
+    are of the larger, as FP32 does, whose exponent goes down to 2^-126.
     """
     x = m.widen(x)
     p = m.keep("p", m.rising(lambda v: times_1_6875(m, v), x), 32)
     top = m.keep("row_max", m.at_least(m.row_max(p), 0), 32)
-    e = m.shift_exp(m.claim(p - top, high=0, why="top is the largest p of the row, or 0 above it"), i0, k_inter, lam)
-    e_0 = m.keep("exponential_0", m.quiet.shift_exp(-top, i0, k_inter, lam), 64)
-    d = m.keep("divisor", m.accumulate(e + e_0), 64)
+    down = m.claim(p - top, high=0, why="top is the largest p of the row, or 0 above it")
+    if int_div_kind == "aligned":
+        e, e_0 = m.aligned_exps(down, -top, i0, k_inter, lam)
+        least, int_div_kind = (i0 + 1) // 2 << k_inter, "normalized"
+        total = m.claim(e + e_0, low=least, why="the larger is not shifted, and 1 - f / 2 is above a half")
+    else:
+        e = m.shift_exp(down, i0, k_inter, lam)
+        e_0 = m.keep("exponential_0", m.quiet.shift_exp(-top, i0, k_inter, lam), 64)
+        total = e + e_0
+    d = m.keep("divisor", m.accumulate(total), 64)
     sigma = m.keep("sigma", m.int_div(e, d, k_out, int_div_kind, "sigma"), 32)
     return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, "int8")
 
@@ -86,8 +94,10 @@ _ATTRS: dict[str, range | tuple[str, ...]] = {
     "shift": SHIFT,
 }
 
+_KINDS = ("paper", "normalized", "aligned")
+
 OPS = {
-    "shift_gelu": Op(9, shift_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "shift_gelu": Op(9, shift_gelu, (("int8",),), check_shift, attrs={**_ATTRS, "int_div_kind": _KINDS}),
     "sigmoid_gelu": Op(10, sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS),
     "gelu_table": Op(11, gelu_table, (("int8",),), check_table, params={"table": "int8"}),
 }

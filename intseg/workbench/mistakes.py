@@ -116,9 +116,9 @@ def _attributes(call: Call) -> Named:
     """Attributes that are off or belong to another node."""
     attrs = call.attrs
     yield from _i0(call)
-    if attrs.get("int_div_kind") in ("paper", "normalized"):
-        other = "paper" if attrs["int_div_kind"] == "normalized" else "normalized"
-        yield f"int_div of the kind {other!r}", Variant(attrs=(("int_div_kind", other),))
+    for other in OPS[call.op].attrs.get("int_div_kind", ()):
+        if other != attrs["int_div_kind"]:
+            yield f"int_div of the kind {other!r}", Variant(attrs=(("int_div_kind", other),))
     for name in ("k_inter", "lam", "frac_bits", "start", "part", "a1", "a2"):
         value = attrs.get(name)
         for step in (1, -1):
