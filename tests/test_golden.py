@@ -27,7 +27,7 @@ MANIFEST = json.loads((GOLDEN / "MANIFEST.json").read_text(encoding="utf-8"))
 FILES: dict[str, dict[str, str | int]] = MANIFEST["files"]
 TRACES = sorted(name for name in FILES if name.startswith("traces/"))
 BACKENDS = tuple(name for name in backends.names() if name != "numba" or backends.has_numba())
-RECIPES = {"i-vit", "paper", "intseg"}
+RECIPES = {"i-vit", "paper", "paper-aligned", "intseg"}
 
 Array = NDArray[np.signedinteger]
 

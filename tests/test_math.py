@@ -231,6 +231,23 @@ def test_shift_gelu_is_within_the_table(kind: str, k_out: int):
             assert np.abs(x / i0 * sigma - gelu(x / i0)).max() <= limit
 
 
+def test_aligned_exponentials_are_within_the_table():
+    """Over the elements, row maxima and i0; of the larger spans some, both ends and where the largest error is."""
+    for span, *limits in spec_table("i0, `aligned`"):
+        first, last = (int(i) for i in span.split(" to "))
+        worst = {8: 0.0, 16: 0.0}
+        for i0 in sorted({*range(first, min(last, 33) + 1), *range(first, last + 1, 13), last}):
+            for top in range(0, 128, 3):
+                x = np.arange(-128, top + 1)
+                p = times_1_6875(arith.EXACT, x)
+                e, other = arith.aligned_exps(p - p[-1], np.full_like(p, -p[-1]), i0, 23, 6)
+                for k_out in worst:
+                    sigma = arith.int_div(e, e + other, k_out, "normalized") / 2 ** (k_out - 1)
+                    worst[k_out] = max(worst[k_out], np.abs(x / i0 * sigma - gelu(x / i0)).max())
+        for limit, found in zip(limits, worst.values(), strict=True):
+            assert float(limit) - 0.005 <= found <= float(limit)
+
+
 @pytest.mark.parametrize("op", ["shift_gelu", "sigmoid_gelu"])
 def test_gelu_ops_as_a_whole(op: str):
     """With the last requantization at the scale of the input: its half step comes on top of the table's 0.04."""

@@ -131,6 +131,7 @@ INTSEG = dataclasses.replace(RECIPES["intseg"], softmax="softmax2")
 CASES = {
     "i-vit": Case(MASK, RECIPES["i-vit"], ("odd", "small", "wide")),
     "paper": Case(MASK, RECIPES["paper"], ("odd", "small", "wide")),
+    "paper-aligned": Case(MASK, RECIPES["paper-aligned"], ("small",)),
     "intseg": Case(MASK, INTSEG, ("odd", "small", "wide")),
     "weights": Case(MASK, RECIPES["intseg"], ("odd", "small")),
     # The ops and attributes that the named recipes leave out.

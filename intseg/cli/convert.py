@@ -12,7 +12,7 @@ from intseg.cli.parser import Command, Read, add_scale, whole, written
 from intseg.cli.printing import Answer
 from intseg.errors import MAX_THREADS, UsageError
 
-RECIPES = ("i-vit", "intseg", "paper")
+RECIPES = ("i-vit", "intseg", "paper", "paper-aligned")
 
 _CONVERT = """\
 Convert a float Segmenter checkpoint into integer weights. The checkpoint is a file of rstrudel/segmenter (with its

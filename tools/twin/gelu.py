@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from intseg.tools.twin.act import Act, Quantized
 from intseg.tools.twin.layers import Attrs, Integers, Layer
-from intseg.tools.twin.primitives import clamp_bits, dyadic, int_div, rsr, shift_exp
+from intseg.tools.twin.primitives import aligned_exps, clamp_bits, dyadic, int_div, rsr, shift_exp, shift_exps
 from intseg.tools.twin.recipe import Recipe
 
 
@@ -22,6 +22,7 @@ class QGelu(Layer):
     def __init__(self, recipe: Recipe, x: Act, y: Act, table_x: Act | None = None, table_y: Act | None = None) -> None:
         super().__init__()
         self.op, self.recipe, self.x, self.y = recipe.gelu, recipe, x, y
+        self.kind = "aligned" if recipe.aligned else recipe.int_div
         self.table_x, self.table_y = table_x or x, table_y or y
 
     def attrs(self) -> Attrs:
@@ -32,7 +33,7 @@ class QGelu(Layer):
             "i0": max(1, round(1 / float(self.x.scale))),
             "k_inter": self.recipe.k_inter,
             "lam": self.recipe.lam,
-            "int_div_kind": self.recipe.int_div,
+            "int_div_kind": self.kind,
             "k_out": 8,
             "mult": int(mult),
             "shift": int(shift),
@@ -56,12 +57,13 @@ class QGelu(Layer):
         arguments = n["i0"], n["k_inter"], n["lam"]
         if self.op == "shift_gelu":
             top = p.amax(-1, keepdim=True).clamp(min=0)
-            e = shift_exp(p - top, *arguments)
-            total = e + shift_exp(-top, *arguments)
+            exps = aligned_exps if self.kind == "aligned" else shift_exps
+            e, zero = exps(p - top, -top, *arguments)
+            total = e + zero
         else:
             small, one = shift_exp(-p.abs(), *arguments), torch.full_like(p, n["i0"] << n["k_inter"])
             e, total = torch.where(p >= 0, one, small), one + small
-        sigma = int_div(e, total, n["k_out"], self.recipe.int_div)
+        sigma = int_div(e, total, n["k_out"], self.kind)
         return clamp_bits(rsr(x * sigma * n["mult"], n["shift"]), 8)
 
     def forward(self, x: Quantized) -> Quantized:

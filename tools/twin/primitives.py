@@ -37,7 +37,7 @@ def bit_length(v: Tensor) -> Tensor:
 
 
 def int_div(n: Tensor, d: Tensor, k_out: int, kind: str) -> Tensor:
-    """n / d in steps of 2^-(k_out - 1), `paper` or `normalized`."""
+    """n / d in steps of 2^-(k_out - 1), `paper` or else `normalized`."""
     d = d.clamp(min=1)
     if kind == "paper":
         return (torch.div(2**31 - 1, d, rounding_mode="floor") * n) >> (32 - k_out)
@@ -47,13 +47,34 @@ def int_div(n: Tensor, d: Tensor, k_out: int, kind: str) -> Tensor:
     return rsr(torch.div(2**46 - 1, shifted, rounding_mode="floor") * n, length + 16 - k_out)
 
 
-def shift_exp(x: Tensor, i0: int, k_inter: int, lam: int) -> Tensor:
-    """2^k_inter i0 e^(x / i0) for x <= 0."""
+def split_exp(x: Tensor, i0: int, k_inter: int, lam: int) -> tuple[Tensor, Tensor]:
+    """(base, q) with i0 e^(x / i0) ~ base 2^-q for x <= 0."""
     x = (x + (x >> 1) - (x >> 4)).clamp(min=-lam * k_inter * i0)
     q = torch.div(-x, i0, rounding_mode="floor")
-    base = i0 - torch.div(-x - q * i0 + 1, 2, rounding_mode="floor")
-    up = k_inter - q
+    return i0 - torch.div(-x - q * i0 + 1, 2, rounding_mode="floor"), q
+
+
+def scaled(base: Tensor, up: Tensor) -> Tensor:
+    """floor(base 2^up)."""
     return torch.where(up >= 0, base << up.clamp(min=0), base >> (-up).clamp(0, 62))
+
+
+def shift_exp(x: Tensor, i0: int, k_inter: int, lam: int) -> Tensor:
+    """2^k_inter i0 e^(x / i0) for x <= 0."""
+    base, q = split_exp(x, i0, k_inter, lam)
+    return scaled(base, k_inter - q)
+
+
+def shift_exps(x: Tensor, y: Tensor, i0: int, k_inter: int, lam: int) -> tuple[Tensor, Tensor]:
+    """shift_exp of both."""
+    return shift_exp(x, i0, k_inter, lam), shift_exp(y, i0, k_inter, lam)
+
+
+def aligned_exps(x: Tensor, y: Tensor, i0: int, k_inter: int, lam: int) -> tuple[Tensor, Tensor]:
+    """shift_exp of both, times the power of two that brings the larger to k_inter bits."""
+    (base_x, q_x), (base_y, q_y) = split_exp(x, i0, k_inter, lam), split_exp(y, i0, k_inter, lam)
+    top = torch.minimum(q_x, q_y) + k_inter
+    return scaled(base_x, top - q_x), scaled(base_y, top - q_y)
 
 
 def dyadic(real: Tensor, most: int = 62) -> tuple[Tensor, Tensor]:

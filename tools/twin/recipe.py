@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which arithmetic a model uses. The three named ones are in RECIPES."""
+    """Which arithmetic a model uses. The named ones are in RECIPES."""
 
     name: str
     softmax: str  # "shiftmax", "softmax2" or "exp_weights"
@@ -18,10 +18,12 @@ class Recipe:
     cosine: bool  # masks are cosines: patches and classes are L2-normalised before their product
     upsample: str  # "nearest" or "bilinear"
     ranges: str  # "ema": symmetric per-tensor min/max; "fit": affine, per channel where that is free
+    aligned: bool = False  # whether shift_gelu aligns its exponentials (SPEC 2.9) before it divides them
 
 
 RECIPES = {
     "i-vit": Recipe("i-vit", "shiftmax", "shift_gelu", "paper", 1, 23, False, "nearest", "ema"),
     "paper": Recipe("paper", "shiftmax", "shift_gelu", "paper", 6, 23, False, "nearest", "ema"),
+    "paper-aligned": Recipe("paper-aligned", "shiftmax", "shift_gelu", "paper", 6, 23, False, "nearest", "ema", True),
     "intseg": Recipe("intseg", "exp_weights", "gelu_table", "normalized", 1, 0, True, "bilinear", "fit"),
 }
