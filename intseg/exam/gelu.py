@@ -48,8 +48,11 @@ _ROWS = (
     Branch("row-zero", "the row's largest p is 0", lambda f: f["p"].max(axis=-1) == 0),
     Branch("row-positive", "the row's largest p is above 0", lambda f: f["p"].max(axis=-1) > 0),
     Branch("divisor-zero", "both exponentials vanish: 0 / 1", lambda f: f["divisor"] == 0),
-    Branch("aligned", "as printed, both exponentials would vanish; aligned, the larger has all its bits",
-           lambda f: "q_0" in f and np.minimum(f["q"], f["q_0"]) > f["k_inter"] + 15),
+    Branch(
+        "aligned",
+        "as printed, both exponentials would vanish; aligned, the larger has all its bits",
+        lambda f: "q_0" in f and np.minimum(f["q"], f["q_0"]) > f["k_inter"] + 15,
+    ),
 )
 
 _P_1_625 = Mistake("p_1_625", "1.625 x instead of 1.6875 x", {"p": _p_1_625})
@@ -98,7 +101,15 @@ def _aligned(numbers: Draw) -> Iterator[Call]:
     """The kind that only shift_gelu has: rows whose maximum makes both exponentials vanish, or does not."""
     every = np.arange(-128, 128, dtype=np.int8)
     for k_out in (8, 16):
-        for i0, k_inter, lam in ((16, 23, 6), (8, 23, 6), (4, 23, 64), (2, 23, 6), (1, 31, 64), (2**13, 31, 1), (3, 0, 1)):
+        for i0, k_inter, lam in (
+            (16, 23, 6),
+            (8, 23, 6),
+            (4, 23, 64),
+            (2, 23, 6),
+            (1, 31, 64),
+            (2**13, 31, 1),
+            (3, 0, 1),
+        ):
             attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": lam, "int_div_kind": "aligned"}
             attrs |= {"k_out": k_out, "mult": 1, "shift": k_out - 1}
             yield call("shift_gelu", every[None], **attrs)
