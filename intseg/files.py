@@ -271,7 +271,7 @@ def _finite(text: str) -> float:
 
 # ----------------------------------------------------------------------------------------------------- before work
 
-_HELD = (".safetensors", ".json", ".npy", ".npz", ".hex", ".mem", ".bin", ".coe", ".h", ".pth", ".pt", ".yml")
+_HELD = (".safetensors", ".json", ".npy", ".npz", ".hex", ".mem", ".bin", ".coe", ".mif", ".h", ".pth", ".pt", ".yml")
 """Endings of what intseg reads of the folder of a model, a checkpoint, or a dump."""
 
 

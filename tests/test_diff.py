@@ -615,13 +615,31 @@ def test_whole_floats_are_compared_and_said(subjects: Mapping[str, Subject], tmp
     assert first.found == 300
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_wider_integers_and_a_batch_of_one_are_compared_by_value(
+    subjects: Mapping[str, Subject], tmp_path: Path, dtype: str
+):
+    subject = subjects["tiny"]
+    arrays = {name: x.astype(dtype)[None] for name, x in execution(subject).items()}
+    report = compare(subject, arrays, tmp_path)
+    assert report.equal
+    assert "batch axis of 1" in report.notes[0]
+    assert f"are {dtype}; all values" in report.notes[1]
+    arrays["window0.qkv"][0, 0, 0] = 300
+    first = compare(subject, arrays, tmp_path, seconds=0.1).first
+    assert first is not None
+    assert (first.node, first.found) == ("qkv", 300)
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: a.astype(np.int32), "is int32, expected int8"),
+        (lambda a: a.view(np.uint8), "is uint8 with values to 2.., expected int8"),
+        (lambda a: a.astype(np.uint64) | 2**63, "is uint64 with values to"),
+        (lambda a: a[None, None], "has shape"),
         (lambda a: a[:-1], "has shape"),
         (lambda a: a.T, "has shape"),
         (lambda a: a.astype(np.float32) + 0.5, "expected integers"),

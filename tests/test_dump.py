@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intseg.errors import InputError, UsageError
-from intseg.workbench import dump
+from intseg.workbench import dump, memory_files
 from intseg.workbench.dump import FORMATS, PACKED, Options
 from intseg.workbench.trace import TensorFile, Writer
 
@@ -126,9 +126,8 @@ def test_headers_compile(tmp_path: Path):
     lines = [f'#include "{name}.h"' for name in arrays]
     lines += ["#include <stdio.h>", "int main(void) {"]
     for name in arrays:
-        lines.append(
-            f'for (int i = 0; i < {dump.c_name(name)}_LENGTH; i++) printf("%lld ", (long long){dump.c_name(name)}[i]);'
-        )
+        label = memory_files.c_name(name)
+        lines.append(f'for (int i = 0; i < {label}_LENGTH; i++) printf("%lld ", (long long){label}[i]);')
     (tmp_path / "h" / "main.c").write_text("\n".join([*lines, "return 0; }"]))
     subprocess.run(["cc", "-Wall", "-Werror", "-o", "main", "main.c"], cwd=tmp_path / "h", check=True)
     out = subprocess.run(["./main"], cwd=tmp_path / "h", check=True, capture_output=True, text=True).stdout
@@ -171,7 +170,9 @@ def folder(tmp_path: Path) -> Path:
         ("fdfc\nfffe\n0100\n00302\n", "another word width"),
         ("fdfc\nfffe\n0100\n03xx\n", "x and z"),
         ("fdfc\nfffe\n0100\n03g2\n", "digits"),
-        ("@0 fdfc\nfffe\n0100\n0302\n", "addresses"),
+        ("@0 fdfc\n@2 fffe\n0100\n0302\n", "no words for addresses 0x1 to 0x1"),
+        ("@4 fdfc\nfffe\n@5 0100\n0302\n", "address 0x5 is given twice"),
+        ("@zz fdfc\nfffe\n0100\n0302\n", "address '@zz'"),
         ("fdfc\nfffe\n0100\n0402\n", "sha256"),
         ("", "0 words"),
         ("\u00e4", "other characters"),
@@ -188,6 +189,82 @@ def test_damaged_text_is_refused(folder: Path, text: str, words: str):
 def test_comments_and_underscores_are_read(folder: Path):
     (folder / "x.hex").write_text("// from the bench\nfd_fc fffe /* two */ 0100\n302\n")
     assert dump.read_folder(folder, folder.parent / "out.safetensors") == 1
+
+
+EQUAL = {
+    "hex": [
+        "@0\nfdfc\nfffe\n0100\n0302\n",
+        "@00000100 fdfc fffe\n@1_02 0100 0302",
+        "@2 0100 0302 @0 FDFC FFFE",
+        "@0\n",
+    ],
+    "mem": ["@0 1111110111111100 1111111111111110\n@2 100000000 1100000010"],
+    "coe": [
+        "memory_initialization_radix = 16;\nmemory_initialization_vector =\nfdfc fffe\n100\n302;\n",
+        "; from the vendor\nMEMORY_INITIALIZATION_RADIX=16;\nMEMORY_INITIALIZATION_VECTOR=fdfc, fffe 100,302 ;",
+        "memory_initialization_radix=10;\nmemory_initialization_vector=65020, -2, 256, 770;",
+        "memory_initialization_radix=2;\nmemory_initialization_vector=1111110111111100,1111111111111110,100000000,1100000010;",
+    ],
+    "mif": [
+        "WIDTH=16;\nDEPTH=4;\nADDRESS_RADIX=HEX;\nDATA_RADIX=HEX;\nCONTENT BEGIN\n"
+        "0: FDFC FFFE;\n2 : 100;\n3:302;\nEND;\n",
+        "-- DEPTH=9;\ndepth = 4; % four % width = 16;\naddress_radix=uns; data_radix=dec;\ncontent\nbegin\n"
+        "[0..1] : -516 -2;\n2 : 256 770;\nend;",
+    ],
+    "ihex": [
+        ":02000000FDFC05\n:02000100FFFE00\n:020002000100FB\n:020003000302F6\n:00000001FF\n",
+        ":020000040000FA\r\n:08000000fdfcfffe01000302fc\r\n:00000001ff\r\n",
+    ],
+}
+"""Other ways to write the words fdfc fffe 0100 0302."""
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in EQUAL.items() for text in texts])
+def test_files_of_other_tools_are_read(kind: str, text: str):
+    empty = text == "@0\n"
+    expected = np.arange(-4, 4 if not empty else -4, dtype=np.int8)
+    assert_equal(dump._decode(text.encode(), kind, "int8", expected.shape, Options(per_word=2)), expected, text)
+
+
+MIF = "WIDTH=16;DEPTH=4;ADDRESS_RADIX=HEX;DATA_RADIX=HEX;CONTENT BEGIN {};END;"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("mif", MIF.format("[0..1] : fdfc fffe; 3 : 302"), "no words for addresses 0x2 to 0x2"),
+        ("mif", MIF.format("[0..3] : fdfc fffe; 3 : 302"), "address 0x3 is given twice"),
+        ("mif", MIF.format("[0..4] : fdfc"), "inside of 4 words"),
+        ("mif", MIF.format("2 : 0 0"), "no words for addresses 0x0 to 0x1"),
+        ("mif", MIF.format("0 = 1"), "expected address : words"),
+        ("mif", MIF.format("[0..3] : 1").replace("DEPTH=4", "DEPTH=5"), "DEPTH 5, WIDTH 16, expected 4 and 16"),
+        ("mif", MIF.format("[0..3] : 1").replace("HEX", "ROMAN"), "radixes ROMAN"),
+        ("mif", MIF.format("[0..3] : 1FFFF"), "another word width"),
+        ("mif", "0 : 1;", "not a MIF file"),
+        ("ihex", ":02000000FDFC06\n:00000001FF\n", "line 1 has the checksum 06, expected 05"),
+        ("ihex", ":02000000FDFC05\n:02000100FFFE00\n:020002000100FB\n:020003000302F6\n", "truncated"),
+        ("ihex", ":03000000FDFC05", "line 1 has 2 bytes, its record says 3"),
+        ("ihex", ":02000000FDFC05\n:02000200FFFEFF\n:00000001FF\n", "no words for addresses 0x1 to 0x1"),
+        ("ihex", ":01000000FD02\n:00000001FF\n", "expected words of 2"),
+        ("ihex", "fdfc\n", "expected a record of Intel HEX"),
+        ("ihex", ":00000001FF\n:02000000FDFC05\n", "follows the record that ends the file"),
+        ("coe", "memory_initialization_radix=7;\nmemory_initialization_vector=1;", "radix 2, 10 or 16"),
+    ],
+)
+def test_memory_files_that_lack_something_are_refused(kind: str, text: str, words: str):
+    with pytest.raises(InputError, match=words):
+        dump._decode(text.encode(), kind, "int8", (8,), Options(per_word=2))
+
+
+def test_a_memory_of_more_than_65536_words_has_its_addresses(tmp_path: Path):
+    round_trip(tmp_path, {"x": np.arange(70_000).astype(np.int8)}, "ihex")
+    assert ":020000040001F9\n" in (tmp_path / "dump" / "x.hex").read_text()
+
+
+def test_a_short_mif_does_not_ask_for_much():
+    text = MIF.format("[0..fffffff] : 0").replace("DEPTH=4", "DEPTH=268435456").replace("WIDTH=16", "WIDTH=8")
+    with pytest.raises(InputError, match="digits are missing"):
+        dump._decode(text.encode(), "mif", "int8", (2**28,), Options())
 
 
 @pytest.mark.parametrize(
@@ -235,6 +312,7 @@ def test_a_missing_file_is_named(folder: Path):
         ("hex", Options(order="1,0")),
         ("hex", Options(tile=(0, 2))),
         ("c", Options(per_word=9)),
+        ("ihex", Options(per_word=256)),
         ("vhdl", Options()),
     ],
 )

@@ -60,7 +60,8 @@ formats:
   npy, npz, json   whole elements
   bin              raw words
   hex, mem         text for $readmemh and $readmemb, one word a line
-  coe, c           memory initialization of FPGAs, C headers
+  coe, mif, ihex   memory initialization of FPGAs: Xilinx, Quartus, Quartus as Intel HEX
+  c                C headers
   flat             a model as one file for firmware (golden/reader/README.md)
 
 examples:
@@ -139,8 +140,8 @@ _DIFF = """\
 Find the first wrong bit and say why: nodes are compared in execution order, and the first one that differs is
 recomputed from the golden inputs under the usual mistakes (docs/WORKBENCH.md). Exit code 1 when something differs.
 
-GOLDEN is a trace, or an image to trace now. OTHER is a trace, a folder of intseg dump, a folder of hex, mem, bin or
-npy files named like their nodes, an npz, or one such file.
+GOLDEN is a trace, or an image to trace now. OTHER is a trace, a folder of intseg dump, a folder of hex, mem, bin,
+coe, mif or npy files named like their nodes, an npz, or one such file.
 
 examples:
   intseg diff golden.safetensors mine.safetensors

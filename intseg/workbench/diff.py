@@ -101,8 +101,8 @@ def compare(golden: Trace, other: Other, settings: Settings | None = None) -> Re
     first: tuple[int, str, Array, Array] | None = None
     for window, node, name in present:
         expected = golden.file.read(name)
-        found, note = comparable(name, expected, other.read(name))
-        notes += [note] if note and note not in notes else []
+        found, said = comparable(name, expected, other.read(name))
+        notes += [note for note in said if note not in notes]
         wrong = int(differs(expected, found, settings.lsb).sum())
         if wrong:
             differing.append((name, wrong))
@@ -157,33 +157,46 @@ def _present(golden: Trace, other: Other, partial: bool) -> tuple[list[tuple[int
     return present, notes
 
 
-def comparable(name: str, expected: Array, found: Array) -> tuple[Array, str]:
-    """The other side's tensor as integers of the golden dtype where they fit, and a note if it was converted.
+def comparable(name: str, expected: Array, found: Array) -> tuple[Array, list[str]]:
+    """The other side's tensor as integers of the golden dtype where they fit, and notes on how it was converted.
 
-    Raises InputError for another integer dtype, another shape, NaN, infinity, or values that are no integers.
+    Numbers of another dtype count by value; an axis of 1 in front is a batch of one.
+    Raises InputError for another shape, NaN, infinity, values that are no integers, bytes without their sign.
     """
-    found = found.astype(found.dtype.newbyteorder("="), copy=False)
+    found, notes = found.astype(found.dtype.newbyteorder("="), copy=False), []
+    if found.shape == (1, *expected.shape):
+        found = found[0]
+        notes.append("tensors of the other side have a batch axis of 1 in front, which was left out")
     if found.shape != expected.shape:
         raise InputError(f"tensor {name!r} has shape {list(found.shape)}, expected {list(expected.shape)}")
     if found.dtype == expected.dtype:
-        return found, ""
-    if found.dtype.kind != "f":
-        raise InputError(f"tensor {name!r} is {found.dtype}, expected {expected.dtype}; convert it")
-    if not np.isfinite(found).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(found))[0])
+        return found, notes
+    exact = _whole(name, found) if found.dtype.kind == "f" else found
+    low, high = INT_RANGE[expected.dtype.name]
+    ends = (int(exact.min()), int(exact.max())) if exact.size else (0, 0)
+    fits = low <= ends[0] and ends[1] <= high
+    if not fits and (ends[1] >= 2**63 or (exact.dtype.kind == "u" and exact.itemsize == expected.itemsize)):
+        raise InputError(
+            f"tensor {name!r} is {found.dtype} with values to {ends[1]}, expected {expected.dtype}: give them signs"
+        )
+    notes.append(f"tensors of the other side are {found.dtype}; all values are integers and were converted exactly")
+    return exact.astype(expected.dtype if fits else np.int64), notes
+
+
+def _whole(name: str, found: Array) -> Array:
+    """Floats as the integers that they are. Raises InputError."""
+    bad = ~np.isfinite(found)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(f"tensor {name!r} is {found.dtype} and holds {found[at]} at {list(at)}, expected integers")
-    whole = np.trunc(found)
-    if not np.array_equal(whole, found) or (np.abs(found) >= 2**53).any():
-        at = tuple(int(i) for i in np.argwhere((whole != found) | (np.abs(found) >= 2**53))[0])
+    bad = (np.trunc(found) != found) | (np.abs(found) >= 2**53)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(
             f"tensor {name!r} is {found.dtype} and holds {found[at]} at {list(at)}, expected integers; "
             "give the quantized values, not the real ones"
         )
-    exact = found.astype(np.int64)
-    low, high = INT_RANGE[expected.dtype.name]
-    fits = not exact.size or (low <= int(exact.min()) and int(exact.max()) <= high)
-    note = f"tensors of the other side are {found.dtype}; all values are integers and were converted exactly"
-    return (exact.astype(expected.dtype) if fits else exact), note
+    return found.astype(np.int64)
 
 
 def differs(expected: Array, found: Array, lsb: int) -> Array:

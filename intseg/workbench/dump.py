@@ -1,4 +1,4 @@
-"""Tensors for other tools and back: npy, npz, raw binary, $readmemh, $readmemb, COE, C headers, JSON.
+"""Tensors for other tools and back: npy, npz, JSON, raw binary, and memories as text (memory_files.py).
 
 A dump is a folder: one file a tensor (one for all with npz) and `manifest.json`, which says for every tensor its file,
 dtype, shape, scale, sha256, and how its elements lie in the file. `read_folder` gives back the tensors exactly.
@@ -18,7 +18,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,20 @@ from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.ops import Array
 from intseg.store import NAME
+from intseg.workbench import memory_files
 from intseg.workbench.trace import SEPARATOR, TensorFile, Writer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-FORMATS = ("npy", "npz", "bin", "hex", "mem", "coe", "c", "json")
-PACKED = ("bin", "hex", "mem", "coe", "c")
+FORMATS = ("npy", "npz", "bin", "hex", "mem", "coe", "mif", "ihex", "c", "json")
+PACKED = ("bin", "hex", "mem", "coe", "mif", "ihex", "c")
 """Formats made of words; the others hold whole elements and take no width, words, endianness, order or tile."""
 
-_ENDINGS = {"c": "h"}
+_ENDINGS = {"c": "h", "ihex": "hex"}
 _DTYPES = tuple(INT_RANGE)
 _CHUNK = 1 << 16
 _MAX_ELEMENTS = 2**32
 _MAX_RANK = 8
-_MAX_ABBREVIATED = 64
-"""Bytes of words that a byte of text may stand for: other tools leave out zeros in front."""
-
 _CHUNK_BITS = 1 << 22
 _NPY_HEADER = 11_000
 """Bytes of a npy header at most."""
@@ -201,20 +199,6 @@ def _require_width(name: str, array: Array, options: Options) -> None:
 # ---------------------------------------------------------------------------------------------------- file contents
 
 
-def _lines(chunks: Iterable[Bytes], bits: int, digit: str) -> Iterator[str]:
-    """One text line a word: hexadecimal (digit "x") or binary ("b"), the highest digit first."""
-    for chunk in chunks:
-        if not len(chunk):
-            continue
-        high = np.ascontiguousarray(chunk[:, ::-1])
-        if digit == "x":
-            digits = -(-bits // 4)
-            yield from (line[-digits:] for line in high.tobytes().hex("\n", high.shape[1]).split("\n"))
-        else:
-            text = (np.unpackbits(high, axis=1)[:, -bits:] + ord("0")).tobytes().decode("ascii")
-            yield from (text[i : i + bits] for i in range(0, len(text), bits))
-
-
 def _encode(name: str, array: Array, kind: str, options: Options) -> bytes:
     """The content of a tensor's file."""
     if kind == "npy":
@@ -227,46 +211,19 @@ def _encode(name: str, array: Array, kind: str, options: Options) -> bytes:
     chunks, bits = pack(arrange(array, options), options), word_bits(array.dtype.name, options)
     if kind == "bin":
         return b"".join((c[:, ::-1] if options.endian == "big" else c).tobytes() for c in chunks)
-    lines = _lines(chunks, bits, "b" if kind == "mem" else "x")
+    lines = memory_files.lines(chunks, bits, "b" if kind == "mem" else "x")
     if kind == "coe":
-        body = ",\n".join(lines)
-        return f"memory_initialization_radix=16;\nmemory_initialization_vector=\n{body};\n".encode()
-    if kind == "c":
-        return _c_header(name, array, lines, bits, options).encode()
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def c_name(name: str) -> str:
-    """The C identifier of a tensor."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", name if not name[0].isdigit() else f"t_{name}")
-
-
-def _c_header(name: str, array: Array, lines: Iterable[str], bits: int, options: Options) -> str:
-    """A header with the words as an array: of the tensor's type where a word is one whole element, else unsigned."""
-    own = 8 * array.dtype.itemsize
-    whole = options.per_word == 1 and bits == own
-    size = own if whole else next(n for n in (8, 16, 32, 64) if n >= bits)
-    kind = f"{array.dtype.name}_t" if whole else f"uint{size}_t"
-    words = [int(line, 16) for line in lines]
-    if whole and array.dtype.kind == "i":
-        words = [w - (w >> (own - 1) << own) for w in words]
-    label = c_name(name)
-    shape = ", ".join(map(str, array.shape))
-    body = ",\n  ".join(", ".join(map(_literal, words[i : i + 12])) for i in range(0, len(words), 12))
-    return (
-        f"#ifndef {label.upper()}_H\n#define {label.upper()}_H\n#include <stdint.h>\n"
-        f"/* {name}: {array.dtype.name} [{shape}] */\n#define {label}_LENGTH {len(words)}\n"
-        f"static const {kind} {label}[{max(len(words), 1)}] = {{\n  {body or '0'}\n}};\n#endif\n"
-    )
-
-
-def _literal(value: int) -> str:
-    """A C constant of any size up to 64 bits; INT64's lowest value has no literal of its own."""
-    if value == -(2**63):
-        return "(-9223372036854775807LL - 1)"
-    if abs(value) < 2**31:
-        return str(value)
-    return f"{value}LL" if value < 2**63 else f"{value}ULL"
+        text = memory_files.coe(lines)
+    elif kind == "mif":
+        text = memory_files.mif(lines, -(-stored_count(array.shape, options) // options.per_word), bits)
+    elif kind == "ihex":
+        text = memory_files.ihex(lines, bits)
+    elif kind == "c":
+        whole = options.per_word == 1 and bits == 8 * array.dtype.itemsize
+        text = memory_files.c_header(name, array.dtype, array.shape, lines, bits, whole)
+    else:
+        text = "".join(f"{line}\n" for line in lines)
+    return text.encode()
 
 
 def _decode(data: bytes, kind: str, dtype: str, shape: Sequence[int], options: Options) -> Array:
@@ -287,7 +244,7 @@ def _decode(data: bytes, kind: str, dtype: str, shape: Sequence[int], options: O
         raw = np.frombuffer(data, np.uint8).reshape(words, size)
         raw = raw[:, ::-1] if options.endian == "big" else raw
     else:
-        raw = _parse_words(data, kind, words, bits)
+        raw = memory_files.parse(data, kind, words, bits)
     return restore(unpack(raw, dtype, count, options), shape, options)
 
 
@@ -356,78 +313,6 @@ def _decode_json(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
     return array
 
 
-def _parse_words(data: bytes, kind: str, count: int, bits: int) -> Bytes:
-    """Words of a text file, uint8 [count, bytes of a word], the lowest byte first."""
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError:
-        raise InputError(f"not a {kind} file: it holds other characters than text") from None
-    base = 2 if kind == "mem" else 16
-    tokens = _tokens(text, kind, bits)
-    if len(tokens) != count:
-        more = "truncated" if len(tokens) < count else "too long"
-        raise InputError(f"{len(tokens)} words, expected {count} of {bits} bits: {more}, or another word width")
-    digits = -(-bits // 4) if base == 16 else bits
-    size = -(-bits // 8)
-    if count * size > _MAX_ABBREVIATED * len(data):
-        raise InputError(
-            f"{count} words of {bits} bits in {len(data)} bytes: digits are missing, or another word width"
-        )
-    if base == 16 and bits % 8 == 0 and all(len(token) == digits and token.isalnum() for token in tokens):
-        try:  # every digit is there: all at once
-            return np.frombuffer(bytes.fromhex("".join(tokens)), np.uint8).reshape(count, size)[:, ::-1]
-        except ValueError:
-            pass  # say below which one is wrong
-    result = np.empty((count, size), np.uint8)
-    for i, token in enumerate(tokens):
-        result[i] = np.frombuffer(_word(token, base, bits, digits, i).to_bytes(result.shape[1], "little"), np.uint8)
-    return result
-
-
-def _word(token: str, base: int, bits: int, digits: int, index: int) -> int:
-    """One word as an unsigned number."""
-    clean = token.replace("_", "")
-    try:
-        if not re.fullmatch(r"[0-9A-Fa-f]+", clean):
-            raise ValueError
-        value = int(clean, base)
-    except ValueError:
-        unknown = " (x and z are unknown values)" if re.search("[xXzZ]", token) else ""
-        raise InputError(f"word {index} is {token[:40]!r}, expected {digits} digits of base {base}{unknown}") from None
-    if len(clean) > digits or value >> bits:
-        raise InputError(f"word {index} is {token[:40]!r}, expected {bits} bits: another word width")
-    return value
-
-
-def _tokens(text: str, kind: str, bits: int) -> list[str]:
-    """The words of a text file as written, comments removed."""
-    if kind == "c":
-        return [f"{v + (1 << bits) if -(1 << bits) < v < 0 else v:x}" for v in _c_values(text)]
-    if kind == "coe":
-        match = re.search(r"memory_initialization_vector\s*=(.*);", text, re.DOTALL)
-        if not re.search(r"memory_initialization_radix\s*=\s*16\s*;", text) or match is None:
-            raise InputError("not a COE file of radix 16")
-        return [part.strip() for part in match.group(1).split(",") if part.strip()]
-    text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
-    if "@" in text:
-        raise InputError("holds addresses (@...), expected all words in order")
-    return text.split()
-
-
-def _c_values(text: str) -> Iterator[int]:
-    """The numbers of the array in a header that this module wrote."""
-    match = re.search(r"\[\d+\] = \{(.*)\};", text, re.DOTALL)
-    length = re.search(r"_LENGTH (\d+)$", text, re.MULTILINE)
-    if match is None or length is None:
-        raise InputError("not a C header written by intseg dump")
-    lowest = match.group(1).replace("(-9223372036854775807LL - 1)", str(-(2**63)))
-    numbers = [part.strip().rstrip("UL") for part in lowest.split(",")] if int(length.group(1)) else []
-    try:
-        yield from [int(number) for number in numbers]
-    except ValueError:
-        raise InputError("the array of the C header holds something else than numbers") from None
-
-
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
@@ -487,6 +372,11 @@ def _require_dumpable(name: str, file: TensorFile, kind: str, options: Options) 
         raise UsageError(f"tensor {name!r} is {dtype}, expected one of {', '.join(_DTYPES)}")
     if kind == "c" and word_bits(dtype, options) > 64:
         raise UsageError(f"words of {word_bits(dtype, options)} bits, expected at most 64 in C; lower --per-word")
+    if kind == "ihex" and word_bits(dtype, options) > memory_files.MAX_IHEX_BITS:
+        raise UsageError(
+            f"words of {word_bits(dtype, options)} bits, expected at most {memory_files.MAX_IHEX_BITS} in Intel HEX; "
+            "lower --per-word"
+        )
     _axes(options.order, len(shape))
 
 

@@ -20,7 +20,9 @@ from intseg.workbench import trace as traces
 from intseg.workbench.dump import MANIFEST, Folder, Options, _decode, _exact, open_folder, read_npy, read_npz
 from intseg.workbench.trace import TensorFile, Trace
 
-TEXTS = {".hex": "hex", ".mem": "mem", ".bin": "bin"}
+TEXTS = {".hex": "hex", ".mem": "mem", ".bin": "bin", ".coe": "coe", ".mif": "mif"}
+"""Files of one tensor without a manifest, by ending; a .hex that begins with a colon is Intel HEX."""
+
 ENDS = ("merged", "labels")
 """What is compared after the nodes where both sides have it."""
 
@@ -75,7 +77,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Words:
-    """How numbers lie in hex, mem and bin files without a manifest: one a word.
+    """How numbers lie in hex, mem, bin, coe and mif files without a manifest: one a word.
 
     width     bits of a word; 0 for those of the golden dtype
     unsigned  whether negative numbers were filled up with zeros, not with their sign
@@ -88,10 +90,10 @@ class Words:
 def open_other(
     path: str | os.PathLike[str], golden: Trace, node: str | None = None, window: int = 0, words: Words | None = None
 ) -> Other:
-    """The other side: a trace, a folder of `intseg dump`, of npy, hex, mem or bin files, an npz, or one tensor.
+    """The other side: a trace, a folder of `intseg dump`, of files of one tensor each, an npz, or one tensor.
 
     node, window  which tensor a single file holds; by default the one of the file's name
-    words         of hex, mem and bin files without a manifest
+    words         of hex, mem, bin, coe and mif files without a manifest
     Raises InputError when it cannot be read, UsageError when it is not known what a file holds.
     """
     source = Path(path)
@@ -115,8 +117,8 @@ def _bare_folder(folder: Path, golden: Trace, words: Words) -> Arrays:
         hint = f"found {len(found)}, such as {found[0].name}" if found else "found none"
         wanted = f"{golden.nodes[0]}.hex"
         raise InputError(
-            f"{folder}: holds neither {MANIFEST} nor npy, hex, mem or bin files named like nodes ({hint}, expected "
-            f"such as {wanted})"
+            f"{folder}: holds neither {MANIFEST} nor npy, hex, mem, bin, coe or mif files named like nodes ({hint}, "
+            f"expected such as {wanted})"
         )
     aside = [file.name for file in found if file not in known]
     notes = (f"left aside, not named like a node: {len(aside)}, the first is {aside[0]}",) if aside else ()
@@ -154,10 +156,11 @@ def _load_single(path: Path, name: str, golden: Trace, words: Words) -> Array:
         return _load_npy(path)
     dtype, shape = golden.file.kind(name)
     data = files.read(path, "", "expected one tensor")
+    kind = "ihex" if path.suffix == ".hex" and data.lstrip().startswith(b":") else TEXTS[path.suffix]
     try:
         if not words.width:
-            return _decode(data, TEXTS[path.suffix], dtype, shape, Options())
-        values = _decode(data, TEXTS[path.suffix], "int64", shape, Options(words.width))
+            return _decode(data, kind, dtype, shape, Options())
+        values = _decode(data, kind, "int64", shape, Options(words.width))
         return _narrowed(values & ((1 << words.width) - 1), dtype) if words.unsigned else _exact(values, dtype)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

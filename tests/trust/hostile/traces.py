@@ -138,7 +138,7 @@ def dump_bases() -> tuple[Files, ...]:
 class Dumps(Kind):
     """Folders of `intseg dump`: manifest and data, read back and compared."""
 
-    name, weight, bases = "dump", 10, 11
+    name, weight, bases = "dump", 10, 13
     stages = (("open_folder", "manifest"), ("_check", "digest"), ("read", "data"))
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
@@ -208,15 +208,15 @@ def table_bases() -> tuple[tuple[str, bytes], ...]:
     np.savez_compressed(small, **{"window0.head": head})
     found = [("head.npy", plain.getvalue()), ("head.npy", real.getvalue()), ("head.npy", column.getvalue())]
     found += [("head.npz", many.getvalue()), ("head.npz", small.getvalue())]
-    for ending in ("hex", "mem", "bin"):
-        found.append((f"head.{ending}", dump._encode("head", head, ending, dump.Options())))
+    for kind in ("hex", "mem", "bin", "coe", "mif", "ihex"):
+        found.append((f"head.{'hex' if kind == 'ihex' else kind}", dump._encode("head", head, kind, dump.Options())))
     return tuple(found)
 
 
 class Tables(Kind):
-    """npy, npz, hex, mem and bin files, as the other side of a comparison."""
+    """npy, npz, hex, mem, bin, coe and mif files, as the other side of a comparison."""
 
-    name, weight, bases = "table", 5, 8
+    name, weight, bases = "table", 5, 11
     stages = (("open_other", "reading"), ("compare", "comparison"))
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
