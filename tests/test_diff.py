@@ -80,6 +80,15 @@ def unsigned64(x: Array, c: Any) -> Array:
     )
 
 
+def gemmlowp(x: Array, c: Any) -> Array:
+    """The high half of twice the product, rounded half up; then a shift, rounded half away from zero."""
+    return half_away(half_up(x, 31), wide(c) - 31)
+
+
+def high_by_floor(x: Array, c: Any) -> Array:
+    return half_away(x >> 31, wide(c) - 31)
+
+
 def saturate(x: Array, out: str) -> Array:
     return np.clip(x, *LIMIT[out]).astype(out)
 
@@ -90,6 +99,63 @@ def wrap(x: Array, out: str) -> Array:
 
 def symmetric(x: Array, out: str) -> Array:
     return np.clip(x, -LIMIT[out][1], LIMIT[out][1]).astype(out)
+
+
+def relu(x: Array, out: str) -> Array:
+    return np.clip(x, 0, LIMIT[out][1]).astype(out)
+
+
+def unsigned_end(x: Array, out: str) -> Array:
+    return np.clip(x, LIMIT[out][0], 2 * LIMIT[out][1] + 1).astype(out)
+
+
+def wrapped_before(x: Array, out: str) -> Array:
+    return saturate(x.astype(np.int16), out)
+
+
+def pairs(x: Array, weight: Array) -> Array:
+    """pmaddubsw: x + 128 without sign, two products in INT16 that saturates."""
+    u, w = wide(x) + 128, wide(weight)
+    two = [np.clip(u[:, k : k + 2] @ w[:, k : k + 2].T, -(2**15), 2**15 - 1) for k in range(0, u.shape[1], 2)]
+    return sum(two) - 128 * w.sum(1)
+
+
+def term_by_term(x: Array, weight: Array) -> Array:
+    total = np.zeros((len(x), len(weight)), np.int64)
+    for k in range(x.shape[1]):
+        total = np.clip(total + np.outer(x[:, k].astype(int), weight[:, k].astype(int)), -(2**15), 2**15 - 1)
+    return total
+
+
+def clamp16(total: Array) -> Array:
+    return np.clip(total, -(2**15), 2**15 - 1)
+
+
+def not_cleared(x: Array, weight: Array) -> Array:
+    found = wide(x) @ wide(weight).T
+    for row in range(1, len(found)):
+        found[row] += found[row - 1]
+    return found
+
+
+def last_slice(size: int) -> Callable[[Array, Array], Array]:
+    """The accumulator is cleared before every slice of the sum."""
+
+    def dot(x: Array, weight: Array) -> Array:
+        start = (x.shape[1] - 1) // size * size
+        return wide(x[:, start:]) @ wide(weight[:, start:]).T
+
+    return dot
+
+
+def whole_tiles(size: int) -> Callable[[Array, Array], Array]:
+    """What is over after whole tiles is forgotten."""
+
+    def dot(x: Array, weight: Array) -> Array:
+        stop = x.shape[1] // size * size
+        return wide(x[:, :stop]) @ wide(weight[:, :stop]).T
+
+    return dot
 
 
 def linear(
@@ -107,8 +173,9 @@ def linear(
     shift_step: int = 0,
     mult_step: int = 0,
     product: Callable[[Array], Array] = lambda x: x,
+    dot: Callable[[Array, Array], Array] = lambda x, weight: wide(x) @ wide(weight).T,
 ) -> Array:
-    total = acc(wide(x) @ wide(weight).T + bias_factor * wide(bias))
+    total = acc(dot(x, weight) + bias_factor * wide(bias))
     return narrow(rounding(product(total * (wide(mult) + mult_step)), wide(shift) + shift_step), out)
 
 
@@ -286,7 +353,7 @@ FAULTS = {
     "shift one less": Fault("intseg", f"{B0}attn.proj", part(linear, shift_step=-1), "shift off by one (-1)"),
     "mult one more": Fault("tiny", "patch_embed", part(linear, mult_step=1), "mult off by one (+1)"),
     "shift of one branch": Fault("tiny", "add_attn", op("add", shift_b=lambda v: v + 1), "shift_b off by one"),
-    "int16 accumulator": Fault("tiny", "patch_embed", part(linear, acc=int16), "INT16 accumulator"),
+    "int16 accumulator": Fault("tiny", "patch_embed", part(linear, acc=int16), "INT16 accumulator that wraps"),
     "int32 variance": Fault("clamp", "norm2", part(layernorm, variance=int32), "INT32 accumulator"),
     "INT32 product": Fault("i-vit", f"{B0}mlp.fc1", part(linear, product=int32), "wraps at 32 bits"),
     "activation without sign": Fault("tiny", "proj", before("linear", lambda x: x.view(np.uint8)), "without sign"),
@@ -298,6 +365,24 @@ FAULTS = {
     ),
     "table without offset": Fault("intseg", f"{B0}mlp.act", lambda x, *, table: table[x.view(np.uint8)], "bits of x"),
     "class token last": Fault("intseg", "encoder.tokens", lambda a, b: np.concatenate([b, a]), "other order"),
+    # What issues of other projects blame
+    "two roundings of two kinds": Fault(
+        "intseg", f"{B0}mlp.fc2", part(linear, rounding=gemmlowp), "as gemmlowp and TFLite"
+    ),
+    "one scale for all channels": Fault(
+        "intseg",
+        f"{B0}attn.qkv",
+        op("linear", mult=lambda m: m[0] + 0 * m, shift=lambda s: s[0] + 0 * s),
+        "scale of channel 0",
+    ),
+    "shift of five bits": Fault("intseg", f"{B0}attn.proj", op("linear", shift=lambda s: s % 32), "modulo 32"),
+    "pairs that saturate": Fault("intseg", f"{B0}mlp.fc1", part(linear, dot=pairs), "in pairs that saturate at INT16"),
+    "accumulator not cleared": Fault("tiny", "qkv", part(linear, dot=not_cleared), "not cleared between rows"),
+    "accumulator cleared in the loop": Fault(
+        "intseg", f"{B0}mlp.fc2", part(linear, dot=last_slice(16)), "only the last 16"
+    ),
+    "sum taken twice": Fault("tiny", "proj", part(linear, dot=lambda x, w: 2 * (wide(x) @ wide(w).T)), "added twice"),
+    "fused ReLU": Fault("tiny", "qkv", part(linear, narrow=relu), "fused ReLU"),
     "two faults": Fault("tiny", "qkv", part(linear, rounding=half_even, bias_factor=0), "bias missing"),
     "two other faults": Fault("tiny", "proj", part(linear, narrow=wrap, shift_step=-1), "shift off by one (-1)"),
 }
@@ -403,11 +488,83 @@ def test_a_fault_is_found_at_its_node_and_named(subjects: Mapping[str, Subject],
     assert any(fault.cause in name for name in report.explanation.names()[:2]), report.explanation
 
 
+def rows_of(size: int) -> Callable[..., Array]:
+    return after("linear", lambda y: y * (np.arange(len(y)) < len(y) // size * size)[:, None])
+
+
+def bias_after(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
+    return saturate(half_up(wide(x) @ wide(weight).T * mult, shift) + half_up(wide(bias) * mult, shift), out)
+
+
+def int16_mult(mult: Any) -> Any:
+    return np.minimum((wide(mult) + 2**15) >> 16, 2**15 - 1) << 16
+
+
+LARGE = {
+    "truncated high product": (part(linear, rounding=high_by_floor), "as a truncating high multiplication"),
+    "multiplier rounded to INT16": (op("linear", mult=int16_mult), "mult rounded to INT16"),
+    "saturation at every term": (
+        part(linear, dot=term_by_term, acc=clamp16),
+        "INT16 accumulator that saturates at every term",
+    ),
+    "incomplete tile of a sum": (part(linear, dot=whole_tiles(32)), "the last 11 terms of a sum missing (tiles of 32)"),
+    "bias after the shift": (bias_after, "bias rounded apart"),
+    "incomplete tile of rows": (rows_of(16), "the last 5 rows of the result missing (tiles of 16)"),
+    "end of the unsigned type": (part(linear, narrow=unsigned_end), "type without sign, then wraps"),
+    "INT16 before the saturation": (part(linear, narrow=wrapped_before), "wraps at 16 bits before"),
+}
+"""Faults that need larger numbers or other sizes than those models have, and what they are called."""
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_fault_of_large_numbers_is_named(name: str):
+    random, (fault, words) = np.random.default_rng(1), LARGE[name]
+    wide_out = "product" in name or "multiplier" in name
+    shift = 34 if wide_out else {"end of the unsigned type": 39, "INT16 before the saturation": 31}.get(name, 42)
+    out = "int16" if wide_out else "int8"
+    params = {
+        "weight": random.integers(-128, 128, (24, 75)).astype(np.int8),
+        "bias": random.integers(-5000, 5000, 24).astype(np.int32),
+        "mult": random.integers(2**30, 2**31, 24).astype(np.int32),
+        "shift": np.full(24, shift, np.int8),
+    }
+    x = random.integers(-128, 128, (53, 75)).astype(np.int8)
+    call = Call("linear", [x], params, {"out": out})
+    assert any(words in found for found in explain(call, fault(x, **params, out=out)).names()[:2])
+
+
+def bilinear(x: Array, place: Callable[[Array], Array]) -> Array:
+    """Rows and columns doubled; place(i) is where pixel i lies, in quarters of a cell."""
+    for axis in (0, 1):
+        at = np.clip(place(np.arange(2 * x.shape[axis])), 0, 4 * (x.shape[axis] - 1))
+        low, up, w = at // 4, np.minimum(at // 4 + 1, x.shape[axis] - 1), np.expand_dims(at % 4, (1 - axis, 2))
+        x = wide(x).take(low, axis) * (4 - w) + wide(x).take(up, axis) * w
+    return x
+
+
+def test_faults_of_resizing_and_of_a_branch_are_named():
+    x = np.random.default_rng(2).integers(-(2**15), 2**15, (5, 5, 3)).astype(np.int16)
+    attrs = {"factor": 2, "row_start": 0, "row_stop": 10}
+    call = Call("upsample_bilinear", [x], {}, attrs)
+    assert explain(call, bilinear(x, lambda i: 2 * i)).names() == ["pixels at i / factor, without half a pixel"]
+    assert explain(call, bilinear(x, lambda i: 16 * i // 9)).names() == ["corners aligned (align_corners = True)"]
+    nearest = x[np.minimum((np.arange(10) + 1) // 2, 4)][:, np.minimum((np.arange(10) + 1) // 2, 4)]
+    assert (
+        explain(Call("upsample_nearest", [x], {}, {"factor": 2}), nearest)
+        .names()[0]
+        .startswith("nearest by i / factor")
+    )
+    branches = {"mult_a": 1518500250, "shift_a": 31, "mult_b": 2**30, "shift_b": 31}
+    found = RUN["add"](x, x, **{**branches, "mult_a": int(int16_mult(branches["mult_a"]))})
+    assert explain(Call("add", [x, x], {}, branches), found).names()[0] == "mult_a rounded to INT16 (its low 16 bits)"
+
+
 def test_the_faults_cover_what_the_workbench_promises():
     words = " ".join(fault.cause for fault in FAULTS.values())
     for word in (
         *("half to even", "half away", "toward zero", "floor", "double", "wraps", "32-bit rec", "31-bit rec", "8-bit"),
         *("I_0", "unsigned", "transposed", "(1,0,2)", "endianness", "bias", "off by one", "INT16", "INT32"),
+        *("gemmlowp", "channel 0", "modulo 32", "pairs", "not cleared", "last 16", "twice", "ReLU"),
     ):
         assert word in words
     assert len(FAULTS) >= 20

@@ -50,10 +50,11 @@ class Recorder(Machine):
         return sums.wrong_sum(self.variant, x)
 
     def dot(self, x: Any, weight: Any) -> Any:
-        return self.accumulate(super().dot(x, weight))
+        return self.matmul(x, weight.T)
 
     def matmul(self, a: Any, b: Any) -> Any:
-        return self.accumulate(super().matmul(a, b))
+        self.used["matmul"] = ""
+        return self.accumulate(sums.wrong_matmul(self.variant, a, b))
 
     def row_sum(self, x: Any, has: int | None = None, why: str = "") -> Any:
         return self.accumulate(super().row_sum(x))
@@ -75,7 +76,8 @@ class Recorder(Machine):
 
     def rsr(self, x: Any, c: Any, via: str = "rounding", case: str = "") -> Any:
         self.used["rsr"] = ""
-        return rounding.wrong_rsr(self.variant, x, c, case)
+        rounded = rounding.wrong_rsr(self.variant, x, c, case)
+        return sums.wrap(rounded, self.variant.rounded_bits) if self.variant.rounded_bits else rounded
 
     def floor_shift(self, x: Any, n: int) -> Any:
         self.used["floor_shift"] = ""
@@ -111,6 +113,7 @@ def usual_mistakes(used: Mapping[str, str], own: Named) -> Named:
         ("rsr", rounding.roundings),
         ("saturate", saturation.overflows),
         ("accumulate", sums.accumulators),
+        ("matmul", sums.partial_sums),
         ("floor_shift", shifting.unsigned_shifts),
         ("rsr", rounding.unsigned_roundings),
         ("int_div", lambda: division.reciprocals(used["int_div"])),
@@ -122,6 +125,7 @@ def usual_mistakes(used: Mapping[str, str], own: Named) -> Named:
         ("", lambda: own),
         ("product", sums.products),
         ("rsr", rounding.double_roundings),
+        ("rsr", rounding.narrow_results),
     )
     for primitive, source in sources:
         if not primitive or primitive in used:

@@ -53,7 +53,7 @@ def wrong_rsr(v: Variant, x: Any, c: Any, case: str) -> Int:
     if v.first_shift:
         c = np.asarray(c, np.int64)
         first = np.clip(v.first_shift if v.first_shift > 0 else c + v.first_shift, 0, np.maximum(c, 0))
-        return wrong_round(wrong_round(x, first, mode), c - first, mode)
+        return wrong_round(wrong_round(x, first, v.first_rounding or mode), c - first, mode)
     return wrong_round(x, c, mode)
 
 
@@ -115,6 +115,13 @@ _MODES = {
 }
 
 
+_MIXED = {
+    ("half_up", "half_away"): "half up, then half away from zero, as gemmlowp and TFLite do",
+    ("floor", "half_away"): "floor, as a truncating high multiplication does, then half away from zero",
+}
+"""Two roundings of different kinds: (the first, the second). Floor, then half up, is half up."""
+
+
 def roundings() -> Named:
     """Another rounding."""
     for mode, name in _MODES.items():
@@ -127,6 +134,12 @@ def unsigned_roundings() -> Named:
         yield f"rounding shift done unsigned (logical, {bits} bits)", Variant(rounding_shift=f"logical{bits}")
 
 
+def narrow_results() -> Named:
+    """The rounded value in a register that is too narrow for it, before it is saturated."""
+    for bits in (16, 32, 24):
+        yield f"the rounded value wraps at {bits} bits before it is saturated", Variant(rounded_bits=bits)
+
+
 def double_roundings() -> Named:
     """Two rounding shifts instead of one: the first removes 31 bits (a high multiplication), 16, all but one, ..."""
     firsts = [31, 30, 32, 16, 15, 8, *range(-1, -17, -1), *range(1, 62)]
@@ -136,3 +149,5 @@ def double_roundings() -> Named:
     for first in (31, 30, 32, 16, 15):
         name = f"double rounding ({first} bits first, then the rest), half away from zero"
         yield name, Variant(first_shift=first, rounding="half_away")
+    for ways, name in _MIXED.items():
+        yield f"double rounding (31 bits first: {name})", Variant(*ways[1:], first_shift=31, first_rounding=ways[0])

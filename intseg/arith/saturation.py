@@ -49,7 +49,9 @@ def wrong_saturate(v: Variant, x: Any, dtype: str, bits: int = 0) -> NDArray[Any
         return np.asarray(x).astype(dtype)
     if v.overflow == "none":
         return np.asarray(x)
-    narrow: NDArray[Any] = np.clip(x, -high if v.overflow == "symmetric" else low, high).astype(dtype)
+    low = {"symmetric": -high, "relu": 0}.get(v.overflow, low)
+    high = 2 * high + 1 if v.overflow == "unsigned" else high
+    narrow: NDArray[Any] = np.clip(x, low, high).astype(dtype)
     return narrow
 
 
@@ -76,3 +78,5 @@ def overflows() -> Named:
     yield "the result wraps instead of saturating", Variant(overflow="wrap")
     yield "the result is clamped to a symmetric range (lowest value never used)", Variant(overflow="symmetric")
     yield "no saturation: the result is kept wider", Variant(overflow="none")
+    yield "the result is clamped to the upper end of the type without sign, then wraps", Variant(overflow="unsigned")
+    yield "negative results are clamped to zero (a fused ReLU)", Variant(overflow="relu")

@@ -63,9 +63,37 @@ def wrong_sum(v: Variant, x: Any) -> Int:
     x = x.astype(np.int64)
     if not v.acc_bits:
         return np.asarray(x)
-    if v.acc_overflow == "saturate":
-        return np.asarray(np.clip(x, -(2 ** (v.acc_bits - 1)), 2 ** (v.acc_bits - 1) - 1))
+    if v.acc_overflow != "wrap":
+        return _clamped(x, v.acc_bits)
     return wrap(x, v.acc_bits)
+
+
+def _clamped(x: Int, bits: int) -> Int:
+    return np.asarray(np.clip(x, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+
+
+def wrong_matmul(v: Variant, a: Any, b: Any) -> Int:
+    """[..., M, K] times [..., K, N] as the variant adds it up."""
+    if v.pairs:
+        return _in_pairs(a, b)
+    if v.acc_bits and v.acc_overflow == "steps":
+        a, b = a.astype(np.int64), b.astype(np.int64)
+        total = np.zeros((*a.shape[:-1], b.shape[-1]), np.int64)
+        for k in range(a.shape[-1]):
+            total = _clamped(total + a[..., k : k + 1] * b[..., k : k + 1, :], v.acc_bits)
+        return total
+    whole = matmul(a, b).astype(np.int64)
+    return np.cumsum(whole, axis=-2) if v.quirk == "stale_rows" else whole
+
+
+def _in_pairs(a: Any, b: Any) -> Int:
+    """Bytes of a without sign (x + 128 where they have one), two products added in INT16 that saturates."""
+    offset = 128 if a.dtype.kind == "i" else 0
+    a, b = a.astype(np.int64) + offset, b.astype(np.int64)
+    total = -offset * np.broadcast_to(b.sum(axis=-2, keepdims=True), (*a.shape[:-1], b.shape[-1]))
+    for k in range(0, a.shape[-1], 2):
+        total = total + _clamped(a[..., k : k + 2] @ b[..., k : k + 2, :], 16)
+    return total
 
 
 def wrap(x: Int, bits: int) -> Int:
@@ -105,6 +133,15 @@ def accumulators() -> Named:
     for bits in (16, 32, 24, 20, 48):
         yield f"INT{bits} accumulator that wraps", Variant(acc_bits=bits)
         yield f"INT{bits} accumulator that saturates", Variant(acc_bits=bits, acc_overflow="saturate")
+
+
+def partial_sums() -> Named:
+    """Products that are added up otherwise."""
+    yield "products of unsigned bytes are added in pairs that saturate at INT16 (pmaddubsw)", Variant(pairs=True)
+    for bits in (16, 24, 20, 32):
+        name = f"INT{bits} accumulator that saturates at every term"
+        yield name, Variant(acc_bits=bits, acc_overflow="steps")
+    yield "accumulators not cleared between rows", Variant(quirk="stale_rows")
 
 
 def products() -> Named:

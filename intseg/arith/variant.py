@@ -12,11 +12,15 @@ class Variant:
 
     rounding         of every rounding shift: half_up, half_even, half_away, half_down, toward_zero, floor, ceil
     first_shift      bits that a first rounding shift removes, a second one the rest; 0: one shift; -n: all but n
-    overflow         of the result: saturate, wrap, symmetric (lowest value never used), none
+    first_rounding   of the first of two shifts where it is another than `rounding`; "" for the same
+    rounded_bits     width of the rounded value before it is saturated, which wraps; 0 for wide enough
+    overflow         of the result: saturate, wrap, symmetric (lowest value never used), none, unsigned (clamped to the
+                     end of the type without sign), relu (clamped to zero below)
     shift            floor shifts of negative numbers: arithmetic, truncate, logical16, logical32, logical64
     rounding_shift   the same for rounding shifts: arithmetic, logical32, logical64
     acc_bits         width of accumulators and sums; 0 for wide enough
-    acc_overflow     wrap or saturate at acc_bits
+    acc_overflow     at acc_bits: wrap, saturate, or steps (saturate after every term)
+    pairs            whether products of bytes without sign and with sign are added in pairs that saturate at INT16
     product_bits     width of the product before a shift, which wraps; 0 for wide enough
     as_float         products of a requantization rounded to the 24 bits of a float, operands too
     reciprocal_bits  of int_div and the norms; 0 for those of SPEC.md
@@ -33,11 +37,14 @@ class Variant:
 
     rounding: str = "half_up"
     first_shift: int = 0
+    first_rounding: str = ""
+    rounded_bits: int = 0
     overflow: str = "saturate"
     shift: str = "arithmetic"
     rounding_shift: str = "arithmetic"
     acc_bits: int = 0
     acc_overflow: str = "wrap"
+    pairs: bool = False
     product_bits: int = 0
     as_float: bool = False
     reciprocal_bits: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,35 @@ ARGMAX = (
 def _last_tie(found: Any, m: Recorder) -> Any:
     x = m.call.inputs[0]
     return (x.shape[-1] - 1 - x[..., ::-1].argmax(axis=-1)).astype(found.dtype)
+
+
+def _rounded_index(found: Any, m: Recorder) -> Any:
+    """The nearest cell of i / factor, not of the centre of a pixel."""
+    x, factor = m.call.inputs[0], m.call.attrs["factor"]
+    rows, columns = (np.minimum((2 * np.arange(n * factor) + factor) // (2 * factor), n - 1) for n in x.shape[:2])
+    return x[rows][:, columns]
+
+
+def _interpolated(m: Recorder, place: Callable[[Any, int, int], Any]) -> Any:
+    """Bilinear with other places of the pixels; place(i, n, factor) in steps of 1 / 2 factor."""
+    x, attrs = m.call.inputs[0].astype(np.int64), m.call.attrs
+    factor, start, stop = attrs["factor"], attrs["row_start"], attrs["row_stop"]
+    for axis, (first, last) in enumerate(((start, stop), (0, x.shape[1] * factor))):
+        count = x.shape[axis]
+        position = np.clip(place(np.arange(first, last), count, factor), 0, 2 * factor * (count - 1))
+        lower, weight = position // (2 * factor), position % (2 * factor)
+        weight = weight.reshape(-1, *(1,) * (2 - axis))
+        upper = np.minimum(lower + 1, count - 1)
+        x = x.take(lower, axis) * (2 * factor - weight) + x.take(upper, axis) * weight
+    return x
+
+
+def _asymmetric(found: Any, m: Recorder) -> Any:
+    return _interpolated(m, lambda i, n, factor: 2 * i)
+
+
+def _aligned(found: Any, m: Recorder) -> Any:
+    return _interpolated(m, lambda i, n, factor: 2 * factor * i * (n - 1) // max(n * factor - 1, 1))
 
 
 def _nearest(numbers: Draw) -> Iterator[Call]:
@@ -110,6 +139,7 @@ EXAMS = (
         draw=_any_nearest,
         real=RUN["upsample_nearest"],
         branches=_NEAREST,
+        mistakes=(Mistake("rounded_index", "nearest by i / factor, rounded", {"result": _rounded_index}),),
     ),
     Exam(
         "upsample_bilinear",
@@ -119,6 +149,10 @@ EXAMS = (
         draw=_any_bilinear,
         real=_real_bilinear,
         branches=_BILINEAR,
+        mistakes=(
+            Mistake("asymmetric", "pixels at i / factor, without half a pixel", {"result": _asymmetric}),
+            Mistake("aligned", "corners aligned (align_corners = True)", {"result": _aligned}),
+        ),
     ),
     Exam(
         "argmax",

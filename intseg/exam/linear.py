@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from intseg.arith.recorder import Recorder
 from intseg.ops import Array, Call, Value
 
 from ._draw import LIMITS, SCALES, Draw, Drawn, call, columns, edge_rows, scales, size
-from ._exam import Branch, Exam, Extremes, Operands
+from ._exam import Branch, Exam, Extremes, Mistake, Operands
 from ._real import Float, dyadic
 
 _BRANCHES = (
     Branch("bias-only", "the products sum to 0", lambda f: f["dot"] == 0),
     Branch("acc-wide", "an accumulator beyond 24 bits", lambda f: np.abs(f["acc"].astype(np.int64)) >= 2**24),
 )
+
+
+def _bias_after(_: Any, m: Recorder) -> Any:
+    p = m.call.params
+    dot, bias = (np.asarray(x).astype(np.int64) * p["mult"] for x in (m.kept["dot"], p["bias"]))
+    return m.rsr(dot, p["shift"]) + m.rsr(bias, p["shift"])
 
 
 def _worst(at: Extremes) -> list[Operands]:
@@ -75,6 +83,7 @@ EXAMS = (
         draw=_draw,
         real=_real,
         branches=_BRANCHES,
+        mistakes=(Mistake("bias_after", "bias rounded apart, added after the shift", {"rounded": _bias_after}),),
         worst=_worst,
     ),
 )

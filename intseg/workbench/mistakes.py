@@ -89,7 +89,43 @@ def _scales(call: Call) -> Named:
     if "mult" in call.params:
         for bits in (16, 8, 15, 7, 24):
             yield f"mult without its low {bits} bits", Variant(operands=(("mult", f"drop:{bits}"),))
+        for bits, words in _ROUNDED.items():
+            yield f"mult rounded to {words}", Variant(operands=(("mult", f"round:{bits}"),))
         yield "mult without sign", Variant(operands=(("mult", "unsigned"),))
+    yield from _cut_attributes(call)
+    if "mult" in call.params and call.params["mult"].shape[-1] > 1:
+        roles = [role for role in ("mult", "shift") if role in call.params]
+        yield "scale of channel 0 for all channels", Variant(operands=tuple((role, "first") for role in roles))
+        for role in roles:
+            yield f"{role} of channel 0 for all channels", Variant(operands=((role, "first"),))
+    if "shift" in call.params:
+        yield "shift taken modulo 32", Variant(operands=(("shift", "mod:32"),))
+        yield "shift at most 31", Variant(operands=(("shift", "atmost:31"),))
+
+
+def _cut_attributes(call: Call) -> Named:
+    """The same of multipliers and shifts that are attributes."""
+    for name, value in call.attrs.items():
+        if name.startswith("mult") and isinstance(value, int):
+            for bits, words in _ROUNDED.items():
+                step = 1 << bits
+                rounded = min((value + step // 2) // step, 2**31 // step - 1) * step
+                yield f"{name} rounded to {words}", Variant(attrs=((name, rounded),))
+                yield f"{name} without its low {bits} bits", Variant(attrs=((name, value // step * step),))
+        elif name.startswith("shift") and isinstance(value, int):
+            yield f"{name} taken modulo 32", Variant(attrs=((name, value % 32),))
+            yield f"{name} at most 31", Variant(attrs=((name, min(value, 31)),))
+
+
+_ROUNDED = {
+    16: "INT16 (its low 16 bits)",
+    7: "24 bits (float32)",
+    23: "8 bits (bfloat16)",
+    20: "11 bits (float16)",
+    15: "16 bits",
+    8: "23 bits",
+}
+"""Low bits that are rounded away, and what a multiplier of 31 bits then is."""
 
 
 def _operands(call: Call) -> Named:
@@ -107,9 +143,30 @@ def _operands(call: Call) -> Named:
             yield f"{name} read without sign", Variant(operands=((key, "unsigned"),))
         if x.dtype.itemsize > 1:
             yield f"endianness of {name} swapped", Variant(operands=((key, "byteswap"),))
+    yield from _tiles(call)
     for key, (name, x) in operands.items():
         for how, words in _relayouts(x):
             yield f"{name} {words}", Variant(operands=((key, how),))
+
+
+_TILES = (16, 8, 32, 4, 64)
+
+
+def _tiles(call: Call) -> Named:
+    """Sums of products that go tile by tile: the last one missing, only the last one kept, all added twice."""
+    if not OPS[call.op].multiplies:
+        return
+    depth = call.inputs[0].shape[-1]
+    yield "products added twice", Variant(operands=(("0", "double"),))
+    for size in _TILES:
+        if depth > size:
+            yield (
+                f"only the last {size} terms of a sum (cleared for every tile)",
+                Variant(operands=(("0", f"last:{size}"),)),
+            )
+            if depth % size:
+                name = f"the last {depth % size} terms of a sum missing (tiles of {size})"
+                yield name, Variant(operands=(("0", f"tail:{size}"),))
 
 
 def _attributes(call: Call) -> Named:
@@ -166,8 +223,13 @@ def _i0(call: Call) -> Named:
 
 def _layouts(call: Call) -> Named:
     """The result stored or read in another order. Only shape and dtype of the result matter."""
-    for how, words in _relayouts(evaluate(call)):
+    result = evaluate(call)
+    for how, words in _relayouts(result):
         yield f"result {words}", Variant(layout=how)
+    rows = result.shape[-2] if result.ndim > 1 else 0
+    for size in _TILES:
+        if rows % size:
+            yield f"the last {rows % size} rows of the result missing (tiles of {size})", Variant(layout=f"rows:{size}")
 
 
 def _relayouts(x: Array) -> Iterator[tuple[str, str]]:

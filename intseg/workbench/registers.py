@@ -68,7 +68,10 @@ def transform(x: Array, how: str) -> Array:
           "byteswap"    bytes of every element reversed       "words:n"  every n elements in reverse order
           "unsigned"    the same bits without sign            "zero"  "negate"  "double"
           "plus:n"      n added                               "drop:n"  low n bits cleared
-          "narrow:T"    wrapped to dtype T
+          "narrow:T"    wrapped to dtype T                    "round:n"  low n bits rounded away, within INT32
+          "mod:n"       modulo n                              "atmost:n" clamped to n
+          "first"       the first of the last axis for all    "tail:n"   what is over after tiles of n of it, zero
+          "last:n"      zero before its last tile of n        "rows:n"   as tail, of the axis before it
     return  an array of the same shape
     """
     kind, _, rest = how.partition(":")
@@ -113,6 +116,31 @@ def _drop(x: Array, text: str) -> Array:
     return (x.astype(np.int64) >> int(text)) << int(text)
 
 
+def _round(x: Array, text: str) -> Array:
+    step = 1 << int(text)
+    return np.minimum((x.astype(np.int64) + step // 2) // step, 2**31 // step - 1) * step
+
+
+def _first(x: Array, text: str) -> Array:
+    return np.broadcast_to(x[..., :1], x.shape)
+
+
+def _cleared(x: Array, axis: int, start: int, stop: int) -> Array:
+    result = np.array(x)
+    np.moveaxis(result, axis, 0)[start:stop] = 0
+    return result
+
+
+def _whole_tiles(x: Array, axis: int, size: int) -> Array:
+    count = x.shape[axis]
+    return _cleared(x, axis, count // size * size, count)
+
+
+def _last_tile(x: Array, text: str) -> Array:
+    size, count = int(text), x.shape[-1]
+    return _cleared(x, -1, 0, (count - 1) // size * size)
+
+
 _TRANSFORMS: dict[str, Callable[[Array, str], Array]] = {
     "write": _write,
     "read": _read,
@@ -128,4 +156,11 @@ _TRANSFORMS: dict[str, Callable[[Array, str], Array]] = {
     "plus": _plus,
     "drop": _drop,
     "narrow": lambda x, dtype: x.astype(dtype),
+    "round": _round,
+    "mod": lambda x, count: x % int(count),
+    "atmost": lambda x, most: np.minimum(x, int(most)),
+    "first": _first,
+    "tail": lambda x, size: _whole_tiles(x, -1, int(size)),
+    "last": _last_tile,
+    "rows": lambda x, size: _whole_tiles(x, -2, int(size)),
 }

@@ -119,7 +119,7 @@ def is_whole(variant: Variant) -> bool:
     return (
         variant.layout not in ("", "byteswap")
         or any(how.partition(":")[0] in _MOVING for _, how in variant.operands)
-        or variant.quirk == "global_max"
+        or variant.quirk in ("global_max", "stale_rows")
     )
 
 
@@ -223,7 +223,7 @@ def _like(result: Array, expected: Array) -> bool:
 def _only_moves(variant: Variant) -> bool:
     """Whether a variant leaves the multiset of the result's values as it is."""
     layout = variant.layout
-    return bool(layout) and layout != "byteswap" and variant == Variant(layout=layout)
+    return layout.partition(":")[0] in _MOVING and variant == Variant(layout=layout)
 
 
 def _partial(search: _Search, singles: Sequence[Hypothesis]) -> list[tuple[Hypothesis, float]]:
