@@ -28,6 +28,7 @@ from ._tile import (
     has_zmm,
     lane_order,
     narrow_columns,
+    step_size,
     tile,
     tile_columns,
     tile_narrow,
@@ -45,7 +46,7 @@ _PAD = -(2**30)
 class Shape:
     """Sizes of one attention, and of its packed keys and values for this process' instruction path.
 
-    value_group  keys that one INT32 lane sums in the product with the values: 4 bytes, or 2 INT16
+    value_group  keys that one instruction sums in the product with the values: 4 or 8 bytes, or 2 INT16
     """
 
     tokens: int
@@ -67,18 +68,20 @@ class Shape:
     @property
     def key_bytes(self) -> int:
         """Packed keys of one head."""
-        return self.padded * -(-self.head_dim // _isa.select().group) * 4
+        isa = _isa.select()
+        return self.padded * -(-self.head_dim // isa.group) * isa.step
 
     @property
     def value_bytes(self) -> int:
         """Packed values of one head."""
-        return self.panels * -(-self.tokens // self.value_group) * _isa.select().columns * 4
+        steps = -(-self.tokens // self.value_group)
+        return self.panels * steps * _isa.select().columns * _isa.step_bytes(self.value_group)
 
     @property
     def scratch_bytes(self) -> int:
         """Scratch of one thread, see `offsets`."""
         isa = _isa.select()
-        query = isa.rows * -(-self.head_dim // isa.group) * 4 + 64
+        query = isa.rows * -(-self.head_dim // isa.group) * isa.step + 64
         return query + isa.rows * (self.padded * 4 + 64) + (isa.rows + self.panels) * isa.columns * 4
 
 
@@ -87,7 +90,7 @@ def offsets(dim: int, padded: int) -> tuple[int, int, int, int, int]:
     """Where scratch has its parts, in bytes, each a multiple of 64: INT16 logits, weights (a byte or two each), sums of
     rows, one tile, starts of the accumulators of all panels of values. Staged queries come first."""
     rows, columns = tile_rows(), tile_columns()
-    logits = (rows * ceil_div(dim, group_size()) * 4 + 63) // 64 * 64
+    logits = (rows * ceil_div(dim, group_size()) * step_size() + 63) // 64 * 64
     weights = logits + rows * padded * 2
     totals = weights + rows * padded * 2
     tile_at = totals + rows * 64
@@ -153,22 +156,25 @@ def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
 
 
 @emitted
-def copy4(typingctx: Any, target: Any, source: Any) -> Any:
-    """Copy four bytes between addresses."""
+def copy_group(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy the bytes of a group between addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emit(context, builder)
-        e.store(args[0], e.load(args[1], I32))
+        e.store(args[0], e.load(args[1], ir.IntType(8 * e.isa.step)))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
 
 
-def _make_init(path: str, factor: int) -> Any:
+step_bytes = helper(_isa.step_bytes)
+
+
+def _make_init(paths: tuple[str, ...], factor: int) -> Any:
     """What makes up for operands that an instruction path takes 128 too large, or too small."""
 
     def panel(typingctx: Any, panel: Any, steps: Any, init: Any) -> Any:
-        """Starts of the accumulators: a factor times the column sums of a packed panel on one path, zero elsewhere."""
+        """Starts of accumulators: a factor times the column sums of a packed panel on some paths, zero on others."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emit(context, builder)
@@ -176,13 +182,18 @@ def _make_init(path: str, factor: int) -> Any:
             kind = ir.VectorType(I32, isa.lanes)
             width, zero = 4 * isa.lanes, e.const(kind, 0)
             ones = e.const(kind, 0x01010101)
+            pairs = isa.name == "i8mm"  # twice two columns in a register
+            product = e.pairs8 if pairs else e.dot8
 
             def step(k: Value, sums: list[Value]) -> list[Value]:
-                here = builder.add(panel_, builder.mul(k, e.i64(isa.vectors * width)))
-                return [e.dot8(s, ones, e.load(e.offset(here, j * width), kind)) for j, s in enumerate(sums)]
+                here = builder.add(panel_, builder.mul(k, e.i64(isa.columns * isa.step)))
+                return [product(s, ones, e.load(e.offset(here, j * width), kind)) for j, s in enumerate(sums)]
 
-            start = [zero] * isa.vectors
-            sums = e.loop(e.i64(0), steps_, 1, start, step) if isa.name == path else start
+            sums = [zero] * (isa.columns * isa.step // width)
+            if isa.name in paths:
+                sums = e.loop(e.i64(0), steps_, 1, sums, step)
+            if pairs:
+                sums = [e.shuffle(*sums[j : j + 2], [0, 1, 4, 5]) for j in range(0, len(sums), 2)]
             for j, value in enumerate(sums):
                 e.store(e.offset(init_, j * width), builder.mul(value, e.const(kind, factor)))
             return context.get_dummy_value()
@@ -192,11 +203,11 @@ def _make_init(path: str, factor: int) -> Any:
     return emitted(panel)
 
 
-key_init = _make_init("vnni", -128)
+key_init = _make_init(("vnni",), -128)
 """Queries are bytes xor 128 there."""
 
-value_init = _make_init("dotprod", 128)
-"""Weights of `weighted_mean` are bytes xor 128 there: sdot takes signed bytes only."""
+value_init = _make_init(("dotprod", "i8mm"), 128)
+"""Weights of `weighted_mean` are bytes xor 128 there: sdot and smmla take signed bytes only."""
 
 
 @emitted
@@ -231,23 +242,23 @@ def _pack_keys(
     qkv: Array, column: int, dim: int, keys: Array, init: Array, pad: int, order: Array, start: int, stop: int
 ) -> None:
     """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
-    tokens, columns, group = qkv.shape[0], tile_columns(), group_size()
+    tokens, columns, group, size = qkv.shape[0], tile_columns(), group_size(), step_size()
     steps = ceil_div(dim, group)
     words = keys.view(np.int16)
     for jp in range(start // columns, ceil_div(stop, columns)):
-        panel = jp * steps * columns * 4
+        panel = jp * steps * columns * size
         for lane in range(columns):
             n = jp * columns + order[lane]
-            at = panel + lane * 4
-            if n < tokens and group == 4 and dim % 4 == 0:
+            at = panel + lane * size
+            if n < tokens and group != 2 and dim % group == 0:
                 source = address(qkv) + n * qkv.shape[1] + column
                 for k in range(steps):
-                    copy4(address(keys) + at + k * columns * 4, source + 4 * k)
+                    copy_group(address(keys) + at + k * columns * size, source + size * k)
             else:
                 for k in range(steps * group):
                     value = qkv[n, column + k] if n < tokens and k < dim else np.int8(0)
-                    spot = at + k // group * columns * 4
-                    if group == 4:
+                    spot = at + k // group * columns * size
+                    if group != 2:
                         keys[spot + k % group] = value
                     else:
                         words[spot // 2 + k % group] = value
@@ -261,13 +272,13 @@ def _pack_keys(
 def _pack_values(
     qkv: Array, column: int, dim: int, values: Array, order: Array, group: int, start: int, stop: int
 ) -> None:
-    """Steps of one head's values [T, dim] whose keys lie in [start, stop); start is a multiple of 4."""
-    tokens, columns = qkv.shape[0], tile_columns()
+    """Steps of one head's values [T, dim] whose keys lie in [start, stop); start is a multiple of the group."""
+    tokens, columns, size = qkv.shape[0], tile_columns(), step_bytes(group)
     steps = ceil_div(tokens, group)
     words = values.view(np.int16)
     for jv in range(ceil_div(dim, columns)):
         for k in range(start // group, ceil_div(stop, group)):
-            at = (jv * steps + k) * columns * 4
+            at = (jv * steps + k) * columns * size
             if has_zmm() and group == 4 and (jv + 1) * columns <= dim and (k + 1) * 4 <= tokens:
                 source = address(qkv) + k * 4 * qkv.shape[1] + column + jv * columns
                 pack_value_group(source, qkv.shape[1], address(values) + at)
@@ -277,8 +288,8 @@ def _pack_values(
                 for g in range(group):
                     n = k * group + g
                     value = qkv[n, column + c] if n < tokens and c < dim else np.int8(0)
-                    if group == 4:
-                        values[at + lane * 4 + g] = value
+                    if group != 2:
+                        values[at + lane * size + g] = value
                     else:
                         words[at // 2 + lane * 2 + g] = value
 
@@ -302,7 +313,7 @@ def pack_keys_values(
     start: int,
     stop: int,
 ) -> None:
-    """Keys and values of tokens start to stop - 1, all heads; start is a multiple of `columns` and of 4.
+    """Keys and values of tokens start to stop - 1, all heads; start is a multiple of `columns`, which groups divide.
 
     qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values from value_column on
     keys    int8 [heads, key_bytes];  init int32 [heads, padded];  values int8 [heads, value_bytes]
@@ -322,7 +333,7 @@ def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scrat
     steps = ceil_div(dim, group_size())
     words = scratch.view(np.int16)
     for r in range(count):
-        stage(qkv, row + r, column, dim, steps, scratch, words, r * steps * 4)
+        stage(qkv, row + r, column, dim, steps, scratch, words, r * steps * step_size())
 
 
 @helper
@@ -342,16 +353,16 @@ def score_strip(
 
     A class token beside a square of patches leaves the last panel with one key, or a few.
     """
-    columns = tile_columns()
+    columns, stride = tile_columns(), steps * step_size()
     whole = padded // columns
     if tokens - (padded - columns) <= narrow_columns():
         whole -= 1
-        panel, start = keys + whole * steps * columns * 4, init + whole * columns * 4
+        panel, start = keys + whole * stride * columns, init + whole * columns * 4
         to = scores + whole * columns * 2
-        tile_narrow(query, steps * 4, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+        tile_narrow(query, stride, count - 1, panel, steps, start, quant, kind, to, padded * 2)
     for jp in range(whole):
-        panel, start = keys + jp * steps * columns * 4, init + jp * columns * 4
-        tile(query, steps * 4, count - 1, panel, steps, start, quant, kind, scores + jp * columns * 2, padded * 2)
+        panel, start = keys + jp * stride * columns, init + jp * columns * 4
+        tile(query, stride, count - 1, panel, steps, start, quant, kind, scores + jp * columns * 2, padded * 2)
 
 
 @helper

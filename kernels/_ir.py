@@ -25,8 +25,9 @@ class Emit:
 
     def __init__(self, context: Any, builder: Any) -> None:
         self.builder = builder
-        triple, cpu, features = context.codegen().magic_tuple()
-        self.isa = _isa.choose((str(triple), str(cpu), str(features)))
+        triple, cpu, features = (str(part) for part in context.codegen().magic_tuple())
+        self.isa = _isa.choose((triple, cpu, features))
+        self._arm = triple.startswith(_isa.ARM)
 
     def const(self, kind: Value, value: int | Sequence[int]) -> Value:
         """A constant; one integer for a vector type fills every lane."""
@@ -143,7 +144,7 @@ class Emit:
     # ---- the dot products: the only place where instruction paths differ in arithmetic ----------------------------
 
     def dot8(self, acc: Value, a: Value, b: Value) -> Value:
-        """acc + sum over the group of a b in every INT32 lane; a is uint8 on the vnni path, otherwise signed.
+        """acc + sum over the group of a b in every INT32 lane; a is uint8 on the vnni path, otherwise signed. Not i8mm.
 
         Exact: vpdpbusd does not saturate, pmaddwd cannot (only (-2^15)^2 twice reaches 2^31, bytes are far below).
         """
@@ -151,10 +152,27 @@ class Emit:
         if self.isa.name == "vnni":
             return self.call(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", acc.type, [acc, a, b])
         if self.isa.name == "dotprod":
-            bytes_ = ir.VectorType(I8, 4 * lanes)
-            operands = [acc, self.builder.bitcast(a, bytes_), self.builder.bitcast(b, bytes_)]
-            return self.call("llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, operands)
+            return self._bytes_by_arm("sdot", acc, a, b)
         return self.dot16(acc, a, b)
+
+    def pairs8(self, acc: Value, a: Value, b: Value) -> Value:
+        """acc [2, 2] + a [2, 8] times b [2, 8] transposed, INT32 and signed bytes in registers of 128 bits (i8mm)."""
+        return self._bytes_by_arm("smmla", acc, a, b)
+
+    def _bytes_by_arm(self, name: str, acc: Value, a: Value, b: Value) -> Value:
+        """`sdot` or `smmla`, and on other processors, where tests force these paths, the same in plain IR."""
+        bytes_ = ir.VectorType(I8, 16)
+        a, b = self.builder.bitcast(a, bytes_), self.builder.bitcast(b, bytes_)
+        if self._arm:
+            return self.call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", acc.type, [acc, a, b])
+        count, left, right = {"sdot": (4, (0, 4, 8, 12), (0, 4, 8, 12)), "smmla": (8, (0, 0, 8, 8), (0, 8, 0, 8))}[name]
+        for k in range(count):
+            one, other = (
+                self.builder.sext(self.shuffle(v, v, [n + k for n in starts]), acc.type)
+                for v, starts in ((a, left), (b, right))
+            )
+            acc = self.builder.add(acc, self.builder.mul(one, other))
+        return acc
 
     def dot16(self, acc: Value, a: Value, b: Value) -> Value:
         """acc + a0 b0 + a1 b1 for the two INT16 in every INT32 lane; wraps like INT32."""

@@ -8,6 +8,7 @@ same bits.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 
 from numba.core.registry import cpu_target
@@ -15,14 +16,22 @@ from numba.core.registry import cpu_target
 Target = tuple[str, str, str]
 """Triple, CPU name, feature string ("+avx2,-avx512f"), as `magic_tuple` of Numba's code generator gives them."""
 
+ARM = ("aarch64", "arm64")
+"""How triples of 64-bit ARM begin."""
+
+
+def step_bytes(group: int) -> int:
+    """Bytes of a group of operands, of a row or of one column of a panel: a group of 2 holds INT16."""
+    return 4 if group == 2 else group
+
 
 @dataclass(frozen=True)
 class Isa:
     """One instruction path.
 
-    name     vnni, avx512bw, avx2, sse2, dotprod or generic
+    name     vnni, avx512bw, avx2, sse2, i8mm, dotprod or generic
     lanes    INT32 lanes of a vector register
-    group    operands that one INT32 lane of the INT8 dot product sums: 4 bytes, or 2 widened to INT16
+    group    operands of a row that one instruction of the INT8 product sums: 4 or 8 bytes, or 2 widened to INT16
     rows     rows of the register tile
     vectors  vectors of columns of the register tile
     vbmi     whether the byte permute of AVX512-VBMI exists
@@ -41,6 +50,11 @@ class Isa:
         return self.lanes * self.vectors
 
     @property
+    def step(self) -> int:
+        """Bytes of a group."""
+        return step_bytes(self.group)
+
+    @property
     def zmm(self) -> bool:
         """Whether the 512-bit instructions of AVX512BW exist."""
         return self.name in ("vnni", "avx512bw")
@@ -52,6 +66,7 @@ _AVX512BW = Isa("avx512bw", 16, 2, 6, 4)
 _AVX2 = Isa("avx2", 8, 2, 6, 2)
 _SSE2 = Isa("sse2", 4, 2, 6, 2)
 _DOTPROD = Isa("dotprod", 4, 4, 6, 4)
+_I8MM = Isa("i8mm", 4, 8, 6, 4)
 _GENERIC = Isa("generic", 4, 2, 4, 2)
 
 # CPU names whose features a target may imply without spelling them out (NUMBA_CPU_NAME with empty
@@ -68,33 +83,19 @@ _NAMED = {
 }
 
 
-_ARM_WITH_DOTPROD = {
-    *(
-        "cortex-a55",
-        "cortex-a65",
-        "cortex-a65ae",
-        "cortex-a75",
-        "cortex-a76",
-        "cortex-a76ae",
-        "cortex-a77",
-        "cortex-a78",
-    ),
-    *(
-        "cortex-a78ae",
-        "cortex-a78c",
-        "cortex-a510",
-        "cortex-a520",
-        "cortex-a710",
-        "cortex-a715",
-        "cortex-a720",
-        "tsv110",
-    ),
-}
+# The same of AArch64, where llvmlite lists neither feature for the machine that it runs on.
+_I8MM_NAMES = re.compile(
+    r"neoverse-(512tvb|v[1-9].*|n[2-9].*)|cortex-(a320|a510|a520|a710|a715|a720|a725|x[2-9].*)|apple-m[2-9].*"
+    r"|ampere1.*|oryon-.*|grace|cobalt-100|gb10|olympus"
+)
+_DOTPROD_NAMES = re.compile(
+    r"neoverse-(n1|e1)|cortex-(a55|a65|a65ae|a75|a76|a76ae|a77|a78|a78ae|a78c|x1|x1c)|apple-m1|tsv110"
+)
 
 
-def _has_dotprod(cpu: str) -> bool:
-    """Whether a CPU name of LLVM implies the dot products of Armv8.4, which llvmlite does not spell out on hosts."""
-    return cpu.startswith(("neoverse-", "apple-m", "ampere1", "oryon", "cortex-x")) or cpu in _ARM_WITH_DOTPROD
+def _has(feature: str, names: re.Pattern[str], cpu: str, have: set[str]) -> bool:
+    """Whether a target has a feature: listed, or implied by the name and not taken away."""
+    return f"+{feature}" in have or (names.fullmatch(cpu) is not None and f"-{feature}" not in have)
 
 
 def choose(target: Target) -> Isa:
@@ -109,10 +110,11 @@ def choose(target: Target) -> Isa:
                 return _VNNI_VBMI if "+avx512vbmi" in have else _VNNI
             return _AVX512BW
         return _AVX2 if "+avx2" in have else _SSE2
-    if triple.startswith(("aarch64", "arm64")) and (
-        "+dotprod" in have or (_has_dotprod(cpu) and "-dotprod" not in have)
-    ):
-        return _DOTPROD
+    if triple.startswith(ARM):
+        if _has("i8mm", _I8MM_NAMES, cpu, have):
+            return _I8MM
+        if _has("dotprod", _DOTPROD_NAMES, cpu, have) or _has("dotprod", _I8MM_NAMES, cpu, have):
+            return _DOTPROD
     return _GENERIC
 
 

@@ -1,8 +1,8 @@
 """The register tile of every matrix product: rows x columns INT32 accumulators over one loop, requantized in place.
 
 Operands (see `_isa.Isa` for rows, columns, group):
-    a       rows of bytes (group 4; uint8 = x xor 0x80 on the vnni path) or INT16 (group 2), K padded to the group
-    panel   [K / group][columns][group], lane l of vector j holds the column `column_of(j, l)`
+    a       rows of bytes (group 4 or 8; uint8 = x xor 0x80 on the vnni path) or INT16 (group 2), K padded to the group
+    panel   [K / group][columns][group], columns in `lane_order`
     init    int32 [columns] in lane order: bias, minus 128 times the column sum on the vnni path
     quant   per vector six half vectors of INT64: mult even, mult odd, rounding even, odd, shift even, odd - 32
 """
@@ -32,6 +32,8 @@ QUANT_BYTES = 24
 """Bytes of requantization parameters per column."""
 
 _PREFETCH_STEPS = 8
+
+Dot = Callable[[Value, Value, Value], Value]
 
 
 def lane_order(isa: _isa.Isa) -> NDArray[np.int64]:
@@ -141,7 +143,7 @@ tile_narrow = _make_tile("dot8", narrow=True)
 
 def _emit_tile(
     e: Emit,
-    dot: Callable[[Value, Value, Value], Value],
+    dot: Dot,
     used: int,
     a: Value,
     stride: Value,
@@ -155,14 +157,35 @@ def _emit_tile(
     out_stride: Value,
 ) -> None:
     isa, builder = e.isa, e.builder
-    vector = ir.VectorType(I32, isa.lanes)
     width = 4 * isa.lanes
     rows, outs = [], []
     for r in range(isa.rows):
         row = e.same("smin", e.i64(r), last)
         rows.append(builder.add(a, builder.mul(row, stride)))
         outs.append(builder.add(out, builder.mul(row, out_stride)))
-    start = [e.load(e.offset(init, j * width), vector) for j in range(isa.vectors)]
+    start = [e.load(e.offset(init, j * width), ir.VectorType(I32, isa.lanes)) for j in range(isa.vectors)]
+    in_pairs = isa.name == "i8mm" and dot == e.dot8
+    tile_rows = (_pair_sums if in_pairs else _lane_sums)(e, dot, used, rows, panel, steps, start)
+    with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
+        with raw:
+            for row_out, values in zip(outs, tile_rows, strict=True):
+                for j, value in enumerate(values):
+                    e.store(e.offset(row_out, j * width), value)
+        with scaled:
+            amount, kind = builder.lshr(kind, e.i64(8)), builder.and_(kind, e.i64(255))
+            with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
+                with multiplied:
+                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, outs)
+                with halved:
+                    _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
+
+
+def _lane_sums(
+    e: Emit, dot: Dot, used: int, rows: list[Value], panel: Value, steps: Value, start: list[Value]
+) -> list[list[Value]]:
+    """Accumulators of every row: a column in every lane, a group of a row against as many of a column."""
+    isa, builder = e.isa, e.builder
+    vector, width = ir.VectorType(I32, isa.lanes), 4 * isa.lanes
 
     def step(k: Value, accs: list[Value]) -> list[Value]:
         here = builder.add(panel, builder.mul(k, e.i64(isa.vectors * width)))
@@ -176,19 +199,42 @@ def _emit_tile(
         return result
 
     accs = e.loop(e.i64(0), steps, 1, start[:used] * isa.rows, step)
-    tile_rows = [accs[r * used : (r + 1) * used] + start[used:] for r in range(isa.rows)]
-    with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
-        with raw:
-            for row_out, values in zip(outs, tile_rows, strict=True):
-                for j, value in enumerate(values):
-                    e.store(e.offset(row_out, j * width), value)
-        with scaled:
-            amount, kind = builder.lshr(kind, e.i64(8)), builder.and_(kind, e.i64(255))
-            with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
-                with multiplied:
-                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, outs)
-                with halved:
-                    _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
+    return [accs[r * used : (r + 1) * used] + start[used:] for r in range(isa.rows)]
+
+
+def _pair_sums(
+    e: Emit, dot: Dot, used: int, rows: list[Value], panel: Value, steps: Value, start: list[Value]
+) -> list[list[Value]]:
+    """As `_lane_sums` with i8mm: a register holds 2 rows x 2 columns while summing, and rows are picked at the end."""
+    isa, builder = e.isa, e.builder
+    bytes_, wide = ir.VectorType(I8, 16), ir.VectorType(I64, 2)
+    twice = [e.shuffle(v, v, lanes) for v in start[:used] for lanes in ([0, 1, 0, 1], [2, 3, 2, 3])]
+    many = isa.rows // 2
+
+    def step(k: Value, accs: list[Value]) -> list[Value]:
+        here = builder.add(panel, builder.mul(k, e.i64(isa.columns * 8)))
+        for at in range(0, max(64, used * 32), 64):
+            e.prefetch(e.offset(here, _PREFETCH_STEPS * isa.columns * 8 + at))
+        pairs = []
+        for r in range(0, isa.rows, 2):
+            pair = ir.Constant(wide, ir.Undefined)
+            for i in (0, 1):
+                group = e.load(builder.add(rows[r + i], builder.shl(k, e.i64(3))), I64)
+                pair = builder.insert_element(pair, group, e.const(I32, i))
+            pairs.append(builder.bitcast(pair, bytes_))
+        result = []
+        for j in range(2 * used):
+            column = e.load(e.offset(here, 16 * j), bytes_)
+            result += [e.pairs8(acc, pair, column) for acc, pair in zip(accs[many * j :][:many], pairs, strict=True)]
+        return result
+
+    accs = e.loop(e.i64(0), steps, 1, [value for value in twice for _ in range(many)], step)
+    found = []
+    for r in range(isa.rows):
+        pairs = accs[r // 2 :: many]
+        pick = [4 * half + 2 * (r % 2) + i for half in (0, 1) for i in (0, 1)]
+        found.append([e.shuffle(*pairs[2 * j : 2 * j + 2], pick) for j in range(used)] + start[used:])
+    return found
 
 
 def _shifted(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value]]:
@@ -255,6 +301,7 @@ tile_rows = _constant(lambda isa: isa.rows)
 tile_columns = _constant(lambda isa: isa.columns)
 narrow_columns = _constant(lambda isa: 4 if isa.zmm else isa.lanes)
 group_size = _constant(lambda isa: isa.group)
+step_size = _constant(lambda isa: isa.step)
 biased = _constant(lambda isa: isa.name == "vnni")
 has_zmm = _constant(lambda isa: isa.zmm)
 

@@ -14,7 +14,20 @@ from numpy.typing import NDArray
 from . import _isa
 from ._ir import I8, I16, Emit, Value
 from ._jit import emitted, helper, kernel
-from ._tile import INT8, INT16, RAW, address, biased, ceil_div, group_size, lane_order, tile, tile_columns, tile_rows
+from ._tile import (
+    INT8,
+    INT16,
+    RAW,
+    address,
+    biased,
+    ceil_div,
+    group_size,
+    lane_order,
+    step_size,
+    tile,
+    tile_columns,
+    tile_rows,
+)
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -30,10 +43,10 @@ _MIN_SHIFT = 32
 class Packed:
     """Weights [N, K] and requantization in the layout of the instruction path (`_tile`), N padded to whole panels.
 
-    panels  int8 [panels * steps * columns * 4]   steps = ceil(K / group)
-    init    int32 [panels * columns]              start of the accumulators, in lane order
-    quant   int64 [panels * columns * 3]          for the register path
-    mult, shift  int64 [N]                        for the plain path
+    panels  int8 [panels * steps * columns * step]  steps = ceil(K / group)
+    init    int32 [panels * columns]                start of the accumulators, in lane order
+    quant   int64 [panels * columns * 3]            for the register path
+    mult, shift  int64 [N]                          for the plain path
     wide    whether a shift is below 32 and cannot be raised: the plain path requantizes
     """
 
@@ -77,7 +90,7 @@ def pack(weight: Array, bias: Array, mult: Array, shift: Array) -> Packed:
     panels, steps = -(-width // isa.columns), -(-depth // isa.group)
     columns = (np.arange(panels)[:, None] * isa.columns + order).reshape(-1)
 
-    padded = np.zeros((panels * isa.columns, steps * isa.group), np.int8 if isa.group == 4 else np.int16)
+    padded = np.zeros((panels * isa.columns, steps * isa.group), np.int16 if isa.group == 2 else np.int8)
     padded[:width, :depth] = weight
     packed = padded.reshape(panels, isa.columns, steps, isa.group)[:, order].transpose(0, 2, 1, 3)
 
@@ -103,7 +116,7 @@ def pack(weight: Array, bias: Array, mult: Array, shift: Array) -> Packed:
 def scratch_bytes(depth: int) -> int:
     """Scratch of one thread for a product of this depth."""
     isa = _isa.select()
-    return ROW_BLOCK * -(-depth // isa.group) * 4 + 4 * isa.rows * isa.columns + 64
+    return ROW_BLOCK * -(-depth // isa.group) * isa.step + 4 * isa.rows * isa.columns + 64
 
 
 @emitted
@@ -113,7 +126,7 @@ def stage_whole(typingctx: Any, source: Any, count: Any, target: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emit(context, builder)
         source_, count_, target_ = args
-        size = e.isa.lanes * e.isa.group
+        size = 2 * e.isa.lanes if e.isa.group == 2 else 4 * e.isa.lanes
         bytes_, words = ir.VectorType(I8, size), ir.VectorType(I16, size)
 
         def step(i: Value, carried: list[Value]) -> list[Value]:
@@ -136,11 +149,11 @@ def stage_whole(typingctx: Any, source: Any, count: Any, target: Any) -> Any:
 def stage(x: Array, row: int, column: int, depth: int, steps: int, scratch: Array, words: Array, at: int) -> None:
     """`depth` int8 of a row to the operand format, zero padded; `words` is `scratch` as INT16, `at` counts bytes."""
     done = stage_whole(address(x) + row * x.shape[1] + column, depth, address(scratch) + at)
-    if group_size() == 4:
+    if group_size() != 2:
         flip = np.int8(-128) if biased() else np.int8(0)
         for k in range(done, depth):
             scratch[at + k] = x[row, column + k] ^ flip
-        for k in range(depth, 4 * steps):
+        for k in range(depth, step_size() * steps):
             scratch[at + k] = flip
     else:
         at //= 2
@@ -185,28 +198,29 @@ def linear(
     """
     depth, width, columns, rows = x.shape[1], mult.shape[0], tile_columns(), tile_rows()
     steps = ceil_div(depth, group_size())
+    stride = steps * step_size()
     words = scratch.view(np.int16)
     kind = RAW if wide else (INT8 if size == 1 else INT16)
     base = address(scratch)
-    tile_at = ROW_BLOCK * steps * 4
+    tile_at = ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
         count = min(ROW_BLOCK, stop - block)
         for r in range(count):
-            stage(x, block + r, 0, depth, steps, scratch, words, r * steps * 4)
+            stage(x, block + r, 0, depth, steps, scratch, words, r * stride)
         for jp in range(ceil_div(width, columns)):
-            panel = address(panels) + jp * steps * columns * 4
+            panel = address(panels) + jp * stride * columns
             panel_init = address(init) + jp * columns * 4
             panel_quant = address(quant) + jp * columns * 24
             valid = min(columns, width - jp * columns)
             direct = valid == columns and not wide
             for i in range(0, count, rows):
-                a = base + i * steps * 4
+                a = base + i * stride
                 last = min(rows, count - i) - 1
                 if direct:
-                    to, stride = address(out) + (block + i) * width * size + jp * columns * size, width * size
+                    to, to_stride = address(out) + (block + i) * width * size + jp * columns * size, width * size
                 else:
-                    to, stride = base + tile_at, columns * 4
-                tile(a, steps * 4, last, panel, steps, panel_init, panel_quant, kind, to, stride)
+                    to, to_stride = base + tile_at, columns * 4
+                tile(a, stride, last, panel, steps, panel_init, panel_quant, kind, to, to_stride)
                 if not direct:
                     _copy_out(scratch, tile_at, last + 1, valid, wide, size, order, mult, shift, out, block + i, jp)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _heads, _isa
 from ._heads import Scores, copy_columns, offsets, score_strip, stage_queries, value_init
 from ._jit import helper, kernel
-from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, tile, tile_columns, tile_rows
+from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, step_size, tile, tile_columns, tile_rows
 from .exp_weights import plain_weights, row_weights
 from .linear import raise_shifts
 from .softmax2 import row_max
@@ -68,7 +68,7 @@ def _weigh(
         sums[totals // 8 + r] = plain_weights(words, first, tokens, table, 0, words, first)
         for j in range(tokens, padded):
             words[first + j] = 0
-        if group_size() == 4:
+        if group_size() != 2:
             for j in range(padded):
                 scratch[weights + r * padded + j] = words[first + j] ^ 128
 
@@ -90,9 +90,9 @@ def _means(
     columns, steps = tile_columns(), ceil_div(out.shape[0], group_size())
     logits, weights, totals, tile_at, starts = strip
     base, sums = address(scratch), scratch.view(np.int64)
-    a, stride = (weights, padded) if group_size() == 4 else (logits, 2 * padded)
+    a, stride = (logits, 2 * padded) if group_size() == 2 else (weights, padded)
     for jv in range(ceil_div(dim, columns)):
-        panel = address(values) + head * values.shape[1] + jv * steps * columns * 4
+        panel = address(values) + head * values.shape[1] + jv * steps * columns * step_size()
         panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * 24
         init = base + starts + jv * columns * 4
         tile(base + a, stride, count - 1, panel, steps, init, panel_quant, RAW, base + tile_at, 4 * columns)
@@ -140,7 +140,7 @@ def mean_attention(
         key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
         quant = address(score_quant) + h * score_quant.shape[1] * 8
         for jv in range(ceil_div(dim, columns)):
-            panel = address(values) + h * values.shape[1] + jv * value_steps * columns * 4
+            panel = address(values) + h * values.shape[1] + jv * value_steps * columns * step_size()
             value_init(panel, value_steps, base + strip[4] + jv * columns * 4)
         for i in range(start, stop, rows):
             count = min(rows, stop - i)

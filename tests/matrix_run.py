@@ -48,7 +48,7 @@ def float_lines(ir: str) -> list[str]:
 
 def main(path: str) -> None:
     if path:
-        forced = {"generic": _isa._GENERIC, "sse2": _isa._SSE2}[path]
+        forced = {isa.name: isa for isa in (_isa._GENERIC, _isa._SSE2, _isa._DOTPROD, _isa._I8MM)}[path]
         _isa.choose = lambda target: forced  # type: ignore[assignment]
         _isa.select.cache_clear()
     bench = load_bench()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ CELLS: dict[str, tuple[set[str], str, str, str, set[str], set[str]]] = {
     "x86-64-v2": ({"+sse4.2"}, "x86-64-v2", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
     "generic": (set(), "generic", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
     "plain IR": (set(), "", "generic", "generic", set(), {"vpdpbusd", "vpermi2b"}),
+    # Paths of AArch64 with plain IR in place of their instruction: layouts, packing and what makes up for signed bytes.
+    "as dotprod": (set(), "", "dotprod", "dotprod", set(), {"vpermi2b"}),
+    "as i8mm": (set(), "", "i8mm", "i8mm", set(), {"vpermi2b"}),
 }  # fmt: skip
 
 
@@ -176,7 +180,7 @@ def test_aarch64_gets_sdot() -> None:
 
 
 @pytest.mark.parametrize(
-    "cpu", ["neoverse-n1", "neoverse-v2", "cortex-a76", "cortex-a55", "apple-m1", "cortex-x1", "tsv110"]
+    "cpu", ["neoverse-n1", "neoverse-e1", "cortex-a76", "cortex-a55", "apple-m1", "cortex-x1", "tsv110"]
 )
 def test_a_processor_with_dot_products_is_known_by_its_name(cpu: str) -> None:
     """llvmlite does not list +dotprod for hosts that have it; LLVM knows it from the name, so `sdot` is emitted."""
@@ -187,6 +191,35 @@ def test_a_processor_with_dot_products_is_known_by_its_name(cpu: str) -> None:
     assert _isa.choose((triple, "cortex-a53", "+neon")).name == "generic"
     assert emit_tile(triple, cpu, "+neon").count("\tsdot\t") == 24
     assert "sdot" not in emit_tile(triple, "generic", "+neon")
+
+
+@pytest.mark.parametrize(
+    "cpu", ["neoverse-v1", "neoverse-v2", "neoverse-n2", "cortex-a710", "cortex-x2", "apple-m2", "ampere1"]
+)
+def test_a_processor_with_matrix_products_is_known_by_its_name(cpu: str) -> None:
+    triple = "aarch64-unknown-linux-gnu"
+    need_target(triple)
+    assert _isa.choose((triple, cpu, "+neon")).name == "i8mm"
+    assert _isa.choose((triple, cpu, "+neon,-i8mm")).name == "dotprod"
+    assert _isa.choose((triple, cpu, "+neon,-i8mm,-dotprod")).name == "generic"
+    assert emit_tile(triple, cpu, "+neon").count("\tsmmla\t") == 24
+
+
+def loop_length(assembly: str, word: str) -> int:
+    """Instructions of the loop that holds an instruction most often, its branch back included."""
+    block = max(re.split(r"^\.L\w+:.*$", assembly, flags=re.M), key=lambda text: text.count(f"\t{word}\t"))
+    instructions = re.findall(r"^\t([a-z][\w.]*)", block, re.M)
+    return 1 + next(i for i, name in enumerate(instructions) if name.startswith("b."))
+
+
+def test_matrix_products_take_fewer_instructions_than_dot_products() -> None:
+    """For 6 rows x 16 columns x 8 operands: one turn of the loop with smmla, two with sdot; nothing is spilled."""
+    triple = "aarch64-unknown-linux-gnu"
+    need_target(triple)
+    smmla = loop_length(emit_tile(triple, "neoverse-v1", "+neon"), "smmla")
+    sdot = 2 * loop_length(emit_tile(triple, "neoverse-n1", "+neon"), "sdot")
+    print(f"smmla {smmla}, sdot {sdot} instructions")
+    assert smmla < 48 < sdot
 
 
 TARGETS = [
@@ -200,6 +233,7 @@ TARGETS = [
     (("x86_64-apple-darwin", "cascadelake", ""), "vnni"),
     (("aarch64-unknown-linux-gnu", "generic", ""), "generic"),
     (("aarch64-unknown-linux-gnu", "generic", "+neon,+dotprod"), "dotprod"),
+    (("aarch64-unknown-linux-gnu", "generic", "+neon,+dotprod,+i8mm"), "i8mm"),
     (("riscv64-unknown-linux-gnu", "generic-rv64", ""), "generic"),
 ]
 """Targets of which this machine is one at most, and their paths."""
