@@ -193,7 +193,7 @@ def _make_init(paths: tuple[str, ...], factor: int) -> Any:
             if isa.name in paths:
                 sums = e.loop(e.i64(0), steps_, 1, sums, step)
             if pairs:
-                sums = [e.shuffle(*sums[j : j + 2], [0, 1, 4, 5]) for j in range(0, len(sums), 2)]
+                sums = [e.shuffle(sums[j], sums[j + 1], [0, 1, 4, 5]) for j in range(0, len(sums), 2)]
             for j, value in enumerate(sums):
                 e.store(e.offset(init_, j * width), builder.mul(value, e.const(kind, factor)))
             return context.get_dummy_value()

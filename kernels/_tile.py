@@ -233,7 +233,7 @@ def _pair_sums(
     for r in range(isa.rows):
         pairs = accs[r // 2 :: many]
         pick = [4 * half + 2 * (r % 2) + i for half in (0, 1) for i in (0, 1)]
-        found.append([e.shuffle(*pairs[2 * j : 2 * j + 2], pick) for j in range(used)] + start[used:])
+        found.append([e.shuffle(pairs[2 * j], pairs[2 * j + 1], pick) for j in range(used)] + start[used:])
     return found
 
 

@@ -37,8 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("in/sub").mkdir(parents=True)
     for i, name in enumerate(["in/a.png", "in/b.png", "in/c.jpg", "in/sub/d.png"]):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (20 + i, 40, 3), np.uint8)).save(name)
-    Path("in/notes.txt").write_text("no image")
-    Path("in/.hidden.png").write_text("no image")
+    Path("in/notes.txt").write_text("no image", encoding="utf-8")
+    Path("in/.hidden.png").write_text("no image", encoding="utf-8")
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_sources() -> None:
     assert found("in/*.png") == direct[:2]
     assert found("**/*.png") == [*direct[:2], ("in/sub/d.png", "d")]
     assert found("in/b.png", "in/a.png", "none.png") == [direct[1], direct[0], ("none.png", "none")]
-    Path("list.txt").write_text("# two\n\nin/b.png\r\n  in/sub\n")
+    Path("list.txt").write_text("# two\n\nin/b.png\r\n  in/sub\n", encoding="utf-8")
     assert found("@list.txt") == [direct[1], ("in/sub/d.png", "d")]
 
 
@@ -107,7 +107,7 @@ def test_a_list_has_a_file_a_line_whatever_else_is_in_the_names(end: str) -> Non
     [("*.bmp", "no file matches"), ("@none.txt", "No such file"), ("@empty.txt", "is empty"), ("empty", "-r looks")],
 )
 def test_sources_without_an_image(argument: str, word: str, capsys: Capture) -> None:
-    Path("empty.txt").write_text("# nothing\n")
+    Path("empty.txt").write_text("# nothing\n", encoding="utf-8")
     Path("empty").mkdir()
     assert infer(argument, "-o", "out") == 4
     assert word in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_a_batch_writes_what_single_runs_write(capsys: Capture) -> None:
 
 def test_records() -> None:
     assert infer("in", "-r", "-o", "out", "--jsonl", "all.jsonl", "-q") == 0
-    lines = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("all.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["file"] for line in lines] == ["in/a.png", "in/b.png", "in/c.jpg", "in/sub/d.png"]
     for line in lines:
         result = intseg.run(line["file"], "w.safetensors", "numpy")
@@ -152,7 +152,7 @@ def test_records() -> None:
 
 
 def test_the_number_of_processes_changes_nothing() -> None:
-    Path("in/bad.png").write_text("bad")
+    Path("in/bad.png").write_text("bad", encoding="utf-8")
     for jobs in ("1", "2"):
         out = f"out{jobs}"
         options = ["--overlay", "--jsonl", f"{out}/all.jsonl", "--jobs", jobs, "-q"]
@@ -162,8 +162,8 @@ def test_the_number_of_processes_changes_nothing() -> None:
 
 def test_records_without_pictures(capsys: Capture) -> None:
     assert infer("in/*", "--jsonl", "all.jsonl") == 4  # notes.txt is no image
-    assert len(Path("all.jsonl").read_text().splitlines()) == 3
-    assert "notes.txt" in Path("errors.jsonl").read_text()
+    assert len(Path("all.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert "notes.txt" in Path("errors.jsonl").read_text(encoding="utf-8")
     capsys.readouterr()
     assert infer("in", "--json") == 0
     assert timeless(capsys.readouterr().out.encode()) == timeless(Path("all.jsonl").read_bytes())
@@ -195,10 +195,10 @@ def test_a_mapping_above_255_is_written_with_16_bits() -> None:
 def test_a_bad_image_does_not_stop_the_others(capsys: Capture) -> None:
     Path("in/aa.png").write_bytes(Path("in/a.png").read_bytes()[:300])
     assert infer("in", "gone.png", "-o", "out", "--jsonl", "out/all.jsonl") == 4
-    errors = [json.loads(line) for line in Path("out/errors.jsonl").read_text().splitlines()]
+    errors = [json.loads(line) for line in Path("out/errors.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [error["file"] for error in errors] == ["in/aa.png", "gone.png"]
     assert "No such file" in errors[1]["error"]
-    assert len(Path("out/all.jsonl").read_text().splitlines()) == 3
+    assert len(Path("out/all.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("intseg: ") for line in lines] == [True, True, False]
     assert "2 failed (out/errors.jsonl)" in lines[2]
@@ -206,16 +206,16 @@ def test_a_bad_image_does_not_stop_the_others(capsys: Capture) -> None:
     Path("in/aa.png").write_bytes(Path("in/b.png").read_bytes())
     assert infer("in", "-o", "out", "--jsonl", "out/all.jsonl", "--resume") == 0
     assert not Path("out/errors.jsonl").exists()
-    assert len(Path("out/all.jsonl").read_text().splitlines()) == 4
+    assert len(Path("out/all.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_fail_fast(jobs: str, capsys: Capture) -> None:
-    Path("in/aa.png").write_text("bad")
+    Path("in/aa.png").write_text("bad", encoding="utf-8")
     assert infer("in", "-o", "out", "--jsonl", "all.jsonl", "--fail-fast", "--jobs", jobs) == 4
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not Path("all.jsonl").exists()
-    assert len(Path("out/errors.jsonl").read_text().splitlines()) == 1
+    assert len(Path("out/errors.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     assert Path("out/a_labels.png").exists()
     assert not [name for name in names() if name.endswith(".part")]
 
@@ -303,10 +303,10 @@ def test_a_dead_process_is_one_error() -> None:
 def test_existing_outputs_are_kept_unless_forced(capsys: Capture) -> None:
     assert infer("in", "-o", "out") == 0
     before = contents("out")
-    Path("out/a_labels.png").write_text("mine")
+    Path("out/a_labels.png").write_text("mine", encoding="utf-8")
     assert infer("in", "-o", "out") == 2
     assert "exists already (3 such)" in capsys.readouterr().err
-    assert Path("out/a_labels.png").read_text() == "mine"
+    assert Path("out/a_labels.png").read_text(encoding="utf-8") == "mine"
     assert infer("in", "-o", "out", "--force") == 0
     assert contents("out") == before
 
@@ -379,7 +379,7 @@ def test_what_a_late_worker_leaves_is_removed(monkeypatch: pytest.MonkeyPatch) -
 def test_what_changed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert infer("in", "-o", "out") == 0
     before = contents("out")
-    Path("out/a_labels.png").write_text("damaged")
+    Path("out/a_labels.png").write_text("damaged", encoding="utf-8")
     Path("out/b_labels.png").unlink()
     worked: list[str] = []
     process = batch.process

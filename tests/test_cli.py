@@ -418,7 +418,7 @@ def test_process_with_a_closed_or_full_standard_output(folder: Path) -> None:
     closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT)
     os.close(writer)
     assert (closed.returncode, closed.stderr) == (141, "")
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT)
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1

@@ -390,7 +390,7 @@ def test_a_killed_evaluation_continues(tmp_path: Path, capsys: Capture) -> None:
 def _children(pid: int) -> list[str]:
     """Processes started by a process, where the system tells."""
     try:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return []
 
@@ -398,7 +398,7 @@ def _children(pid: int) -> list[str]:
 def _runs(pid: str) -> bool:
     """Whether a process is there and has not ended; one that nobody waits for stays as a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

@@ -84,7 +84,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.parametrize("ship", [[], ["--ship"]])
 def test_infer(cluster: Any, ship: list[str]) -> None:
-    Path("val/03.png").write_text("no image")
+    Path("val/03.png").write_text("no image", encoding="utf-8")
     assert infer("-o", "one", "--jsonl", "one/all.jsonl") == 4
     assert infer("-o", "out", "--jsonl", "out/all.jsonl", "--ray", cluster.address, *ship) == 4
     assert contents("out") == contents("one")
@@ -144,7 +144,9 @@ def test_lost_workers_and_a_lost_node(cluster: Any, monkeypatch: pytest.MonkeyPa
         killer.join()
     assert lost
     assert contents("out") == contents("one")
-    names = [json.loads(line)["item"] for line in Path("out", batch.JOURNAL).read_text().splitlines()[1:]]
+    names = [
+        json.loads(line)["item"] for line in Path("out", batch.JOURNAL).read_text(encoding="utf-8").splitlines()[1:]
+    ]
     assert names == [f"val/{i:02}.png" for i in range(COUNT)]
 
 

@@ -125,22 +125,22 @@ def test_another_image_of_equal_size_and_time_is_done_again() -> None:
 
 
 def test_a_planted_link_is_not_followed(capsys: Capture) -> None:
-    Path("victim").write_text("precious")
+    Path("victim").write_text("precious", encoding="utf-8")
     os.mkdir("out")
     os.symlink("../victim", f"out/{batch.JOURNAL}")
     for earlier in ([], ["--force"], ["--resume"]):
         assert infer("-o", "out", *earlier) != 0
         assert "symbolic link" in capsys.readouterr().err or earlier == ["--resume"]
-        assert Path("victim").read_text() == "precious"
+        assert Path("victim").read_text(encoding="utf-8") == "precious"
 
 
 def test_counts_beyond_any_image_are_not_believed(capsys: Capture) -> None:
     arguments = ["--root", ".", *RUN, "--resume", "j.jsonl"]
     whole = evaluated(capsys, *arguments)
-    lines = Path("j.jsonl").read_text().splitlines()
+    lines = Path("j.jsonl").read_text(encoding="utf-8").splitlines()
     line = json.loads(lines[1])
     line["counts"] = [[0, 2**63 - 1], [1, 9]]
-    Path("j.jsonl").write_text("\n".join([lines[0], json.dumps(line), *lines[2:], ""]))
+    Path("j.jsonl").write_text("\n".join([lines[0], json.dumps(line), *lines[2:], ""]), encoding="utf-8")
     assert evaluated(capsys, *arguments) == whole
 
 
@@ -152,10 +152,10 @@ def test_a_name_too_long_is_the_error_of_its_image(jobs: str, capsys: Capture) -
     long = "字" * 82 + ".png"
     os.rename("val/1.png", f"val/{long}")
     Path("out").mkdir()
-    Path("out/day").write_text("in the way")
+    Path("out/day").write_text("in the way", encoding="utf-8")
     for earlier in ([], ["--resume"]):
         assert infer("-o", "out", "--jobs", jobs, *earlier) == 4
-        errors = [json.loads(line) for line in Path("out/errors.jsonl").read_text().splitlines()]
+        errors = [json.loads(line) for line in Path("out/errors.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [error["file"] for error in errors] == [*(f"val/day/{i}.png" for i in range(4)), f"val/{long}"]
         assert "File name too long" in errors[-1]["error"]
         assert len(list(Path("out").rglob("*_labels.png"))) == 7
@@ -203,14 +203,14 @@ def test_every_name_is_of_one_shard() -> None:
 
 
 def test_shards_together_are_the_whole(capsys: Capture) -> None:
-    Path("val/bad.png").write_text("no image")
+    Path("val/bad.png").write_text("no image", encoding="utf-8")
     options = ["--overlay", "--jsonl"]
     assert infer("-o", "whole", *options, "whole/all.jsonl") == 4
     for k in (3, 1, 2):
         assert infer("-o", "out", *options, f"out/{k}-of-3.jsonl", "--shard", f"{k}/3") in (0, 4)
     assert infer("-o", "out", *options, "out/all.jsonl", "--resume") == 4
     assert contents("out") == contents("whole")
-    done = [len(Path("out", f"{k}-of-3.jsonl").read_text().splitlines()) for k in (1, 2, 3)]
+    done = [len(Path("out", f"{k}-of-3.jsonl").read_text(encoding="utf-8").splitlines()) for k in (1, 2, 3)]
     assert sum(done) == len(NAMES)
     assert max(done) < len(NAMES)
 

@@ -321,7 +321,7 @@ def run(machine: Machine, store: Store, limit: float, say: Callable[[str], None]
     street = "numpy" if not machine.wheels else "numba" if machine.cpu else "numpy,numba"  # NumPy takes minutes in qemu
     backends = ("numpy,numba" if machine.wheels else "numpy", street)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         environment |= {"INTSEG_CACHE_DIR": cache}
         process = subprocess.Popen(
             [*command, str(RUN), *backends],

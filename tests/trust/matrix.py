@@ -353,7 +353,7 @@ def work(order: Mapping[str, Any]) -> None:
         "cpu_s": round(time.process_time(), 1),
         "cells": [asdict(cell) for cell in cells],
     }
-    Path(order["report"]).write_text(json.dumps(report))
+    Path(order["report"]).write_text(json.dumps(report), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def compare(name: str, found: str, whole: str, count: int) -> None:
     """Say whether two folders are equal, and that the journal names every image once."""
     ours, theirs = contents(found), contents(whole)
     differing = sorted(key for key in set(ours) | set(theirs) if ours.get(key) != theirs.get(key))
-    items = [json.loads(line)["item"] for line in Path(found, JOURNAL).read_text().splitlines()[1:]]
+    items = [json.loads(line)["item"] for line in Path(found, JOURNAL).read_text(encoding="utf-8").splitlines()[1:]]
     once = len(items) == len(set(items)) == count - 1
     print(f"{name}: {len(theirs)} files, {len(differing)} differ {differing[:3]}; every image once: {once}", flush=True)
     if differing or not once:
@@ -230,7 +230,7 @@ def main() -> None:
         rate(args.tasks)
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("driver.py").write_text(DRIVER)
+        Path("driver.py").write_text(DRIVER, encoding="utf-8")
         store.save(tiny_graph(n_cls=11), "tiny.safetensors")
         if args.what in ("all", "losses"):
             make_images(Path("images"), args.images, 64)

@@ -449,7 +449,7 @@ def machine() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     model = ""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     target, path = _isa.current_target()[1], _isa.select().name
     cores = thread_count(None)
@@ -587,7 +587,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _with_earlier(report: dict[str, Any], path: Path) -> dict[str, Any]:
     """A report with what an earlier one of the same machine has besides: large models need a run of their own."""
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if earlier.get("machine") != report["machine"]:
         return report
     merged = {key: {**earlier.get(key, {}), **report[key]} for key in ("results", "sweep")}

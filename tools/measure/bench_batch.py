@@ -142,7 +142,7 @@ def tree_mib() -> float:
             fields = entry.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
                 pids.append(int(entry.parent.name))
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids]
+        pages = [int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) for pid in pids]
     except OSError:
         return float("nan")
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
