@@ -12,7 +12,7 @@ import pytest
 from tiny_model import tiny_graph
 
 import intseg
-from intseg import api, backends, store
+from intseg import api, backends, models, store
 from intseg.cli import main as cli
 from intseg.reports import card, doctor
 
@@ -145,6 +145,21 @@ def test_a_place_that_cannot_be_written_is_one_line(model: api.Model, tmp_path: 
         assert cli.main(["card", str(model.path), "-o", str(target)]) == (2 if target == model.path else 4)
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_bundled_model_says_what_it_was_measured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new model needs a new measurement: metrics of another sha256 are refused."""
+    monkeypatch.setattr(doctor, "installed_backends", lambda: (backends.resolve("auto"),))
+    for name in models.names():
+        model = intseg.load(name)
+        found = json.loads(model.path.with_suffix(".json").read_text())
+        text = card.make(model, card.Facts())["README.md"].decode()
+        assert f"| {found['mIoU']:.2f} | {found['mAcc']:.2f} | {found['aAcc']:.2f} |" in text
+        assert f"101 images of {models.MEASURED}" in text
+        for label, value in zip(found["classes"], found["IoU"], strict=True):
+            assert re.search(rf"\| {label} \| #\w+ \| {value:.2f} \|", text)
+        weak = [label for label, value in zip(found["classes"], found["IoU"], strict=True) if value < card.WEAK]
+        assert re.findall(r"hardly finds \(IoU %\): ([a-z]+)", text) == weak == ["pole"]
 
 
 def test_the_digest_of_a_bundled_model_is_the_doctor_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,12 @@ def test_the_wheel_holds_the_package_only(built: tuple[Path, Path]) -> None:
         names = set(wheel.namelist())
     info = next(name.split("/")[0] for name in names if name.endswith("/WHEEL"))
     assert {name.split("/")[0] for name in names} == {"intseg", info}
-    data = {"intseg/py.typed", "intseg/models/camvid-tiny.safetensors", "intseg/palettes/ade20k.txt"}
+    data = {
+        "intseg/py.typed",
+        "intseg/models/camvid-tiny.safetensors",
+        "intseg/models/camvid-tiny.json",
+        "intseg/palettes/ade20k.txt",
+    }
     assert data | {f"{info}/licenses/LICENSE"} <= names
     for folder, package in ((ROOT / "intseg", "intseg"), (ROOT / "kernels", "intseg/kernels")):
         assert {f"{package}/{name}" for name in modules(folder)} <= names

@@ -124,7 +124,7 @@ def _class_of(planes: Tensor, info: ModelInfo, size: tuple[int, int]) -> Labels:
     return labels
 
 
-def _batch(rgb: NDArray[np.uint8], info: ModelInfo) -> Tensor:
+def batch_of(rgb: NDArray[np.uint8], info: ModelInfo) -> Tensor:
     """All windows of an image, uint8 [B, H, W, 3]."""
     return torch.from_numpy(np.stack([window for _, window in cut_windows(rgb, info)]))
 
@@ -154,14 +154,14 @@ def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data
         picture = pictures.decode(pair.image, info.pad)
         rgb, (truth, notes) = picture.rgb, read_truth(pair.labels, picture, count, data.labelling, str(pair.image))
         said.add(str(pair.image), *picture.notes, *notes)
-        batch = _batch(rgb, published)
+        batch = batch_of(rgb, published)
         size = (rgb.shape[0], rgb.shape[1])
         reference = float_labels(model, batch, size, published, "bilinear")
         found = {id(floats["bilinear"]): reference}
         found[id(floats["nearest"])] = float_labels(model, batch, size, published, "nearest")
         for subject in subjects:
             own = subject.model.info
-            twin = twin_labels(subject.twin, batch if own.merge == "pixel" else _batch(rgb, own), size, own)
+            twin = twin_labels(subject.twin, batch if own.merge == "pixel" else batch_of(rgb, own), size, own)
             engine = api.run(rgb, subject.model).labels
             subject.rows["engine"].differing += int((engine != twin).sum())
             found |= {id(subject.rows["fake-quant"]): twin, id(subject.rows["engine"]): engine}

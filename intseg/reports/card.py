@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from intseg import api, files, store
+from intseg import api, files, models, store
 from intseg._version import __version__
 from intseg.errors import InputError, MismatchError
 from intseg.reports import doctor
 from intseg.reports import inspect as inspect_model
 from intseg.reports.table import markdown
+
+WEAK = 20.0
+"""IoU in percent below which a class is named as one that the model hardly finds."""
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
@@ -69,7 +72,10 @@ def _occupied(target: Path) -> bool:
 
 
 def make(model: api.Model, facts: Facts) -> dict[str, bytes]:
-    """Name -> bytes of every file."""
+    """Name -> bytes of every file. Without metrics, a bundled model has those that it was measured with."""
+    measured = model.path.with_suffix(".json")
+    if not facts.metrics and model.path.parent == models.path(models.DEFAULT).parent and measured.exists():
+        facts = replace(facts, metrics=str(measured), data=models.MEASURED)
     metrics = _read_metrics(model, facts.metrics) if facts.metrics else None
     texts = (
         _json(config(model)),
@@ -184,12 +190,24 @@ def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None
     bits += [(dtype, *(f"{entry[key]:,}" for key in bits[0][1:])) for dtype, entry in found.precision.items()]
     parts = [*_front_matter(model, facts, metrics), *head, *markdown(rows), "", "## Bits", "", *markdown(bits), ""]
     parts += _accuracy(model, facts, metrics) + _use(model)
-    classes = [("index", "class", "colour")]
+    classes: list[tuple[str, ...]] = [("index", "class", "colour")]
     classes += [
         (str(i), _markdown(name), "#{:02x}{:02x}{:02x}".format(*colour))
         for i, (name, colour) in enumerate(zip(info.classes, info.palette, strict=True))
     ]
+    found_iou = _iou(model, metrics)
+    if found_iou:
+        shown = ["IoU %", *("not in the data" if value is None else f"{value:.2f}" for value in found_iou)]
+        classes = [(*row, cell) for row, cell in zip(classes, shown, strict=True)]
     return "\n".join([*parts, "## Classes", "", *markdown(classes), ""])
+
+
+def _iou(model: api.Model, metrics: dict[str, Any] | None) -> list[float | None]:
+    """IoU of every class in percent, None for a class without a pixel; empty where it was not measured."""
+    found = (metrics or {}).get("IoU")
+    if not isinstance(found, list) or len(found) != len(model.info.classes):
+        return []
+    return [float(value) if type(value) in (int, float) else None for value in found]
 
 
 def _front_matter(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
@@ -223,7 +241,14 @@ def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) ->
     where = f" of {_markdown(facts.data)}" if facts.data else ""
     row = [tuple(f"{metrics[key]:.2f}" for _, key in _METRICS)]
     head = f"{metrics['images']} images{where}, in percent, by `intseg eval`:"
-    return ["## Accuracy", "", head, "", *markdown([tuple(key for _, key in _METRICS), *row]), ""]
+    table = markdown([tuple(key for _, key in _METRICS), *row])
+    weak = [
+        f"{_markdown(name)} {value:.0f}"
+        for name, value in zip(model.info.classes, _iou(model, metrics), strict=False)
+        if value is not None and value < WEAK
+    ]
+    said = [f"It hardly finds (IoU %): {', '.join(weak)}. IoU per class is below.", ""] if weak else []
+    return ["## Accuracy", "", head, "", *table, "", *said]
 
 
 def _use(model: api.Model) -> list[str]:
