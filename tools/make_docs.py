@@ -173,12 +173,14 @@ def pictures() -> Mapping[str, Callable[[], str]]:
 
 
 def readme() -> Mapping[str, Callable[[], str | bytes]]:
-    """README.md and its picture."""
+    """README.md and its picture, and PERFORMANCE.md."""
     from intseg.tools import readme
 
-    path = DOCS.parent / "README.md"
-    text = path.read_text(encoding="utf-8")
-    return {"../README.md": lambda: readme.filled(text), "street.png": readme.picture_bytes}
+    def page(name: str) -> Callable[[], str]:
+        return lambda: readme.filled((DOCS / name).read_text(encoding="utf-8"))
+
+    pages = ("../README.md", "PERFORMANCE.md")
+    return {name: page(name) for name in pages} | {"street.png": readme.picture_bytes}
 
 
 PARTS: Mapping[str, Callable[[], Mapping[str, Callable[[], str | bytes]]]] = {

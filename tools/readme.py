@@ -1,4 +1,5 @@
-"""The parts of README.md that are measured: between its comments `begin NAME` and `end NAME`, and docs/street.png.
+"""The parts of README.md and docs/PERFORMANCE.md that are measured: between their comments `begin NAME` and `end NAME`,
+and docs/street.png.
 
 Accuracy and speed come from docs/results, the transcript from running the README's own commands.
 """
@@ -19,7 +20,8 @@ from intseg import api
 from intseg.cli import main as cli
 from intseg.images import overlay as overlays
 from intseg.reports import card
-from intseg.tools.measure.tables.results import Results, latencies, metrics, miou, same
+from intseg.tools.measure.tables import speed
+from intseg.tools.measure.tables.results import Results, metrics, miou, same
 
 ROOT = Path(__file__).resolve().parents[1]
 STREET = ROOT / "golden" / "images" / "street.png"
@@ -27,9 +29,13 @@ FLOAT = ROOT / "docs" / "results" / "street_float.png"
 """The classes of the float checkpoint behind the bundled model (tools/measure/street.py)."""
 
 
+def _results() -> Results:
+    return Results(ROOT / "docs" / "results")
+
+
 def accuracy() -> str:
     """The accuracy of the bundled model, its float checkpoint beside it, and the classes that it hardly finds."""
-    results = Results(ROOT / "docs" / "results")
+    results = _results()
     name = next(name for name in ("camvid", "bundled") if results.of("ptq", name))
     found, document = results.of("ptq", name), results.found["ptq"][name]
     assert found is not None
@@ -49,25 +55,12 @@ def accuracy() -> str:
     return "\n".join(lines) + said
 
 
-def speed() -> str:
-    """How fast one image is, beside the fastest other program."""
-    results = Results(ROOT / "docs" / "results")
-    assert results.bench is not None
-    machine, times = results.bench["machine"], latencies(results)
-    parts = []
-    for model, found in times.items():
-        own = found["intseg"]
-        title, best = min(((name, ms) for name, ms in found.items() if name != "intseg"), key=lambda item: item[1])
-        parts.append(f"{model} {own:,.0f} ms ({best / own:.1f} times as fast as {title})")
-    return f"One image of 512 x 512, 150 classes, one thread of {machine['cpu']}: {'; '.join(parts)}."
-
-
 def transcript(text: str) -> str:
     """What `intseg diff` says of the broken accelerator of the README."""
     (code,) = re.findall(r"```python\n(import intseg, numpy.*?)```", text, re.DOTALL)
     (line,) = re.findall(r"^intseg (diff .*)$", text, re.MULTILINE)
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
-        Path("small.png").write_bytes((ROOT / "golden" / "images" / "small.png").read_bytes())
+        Path("golden").symlink_to(ROOT / "golden")
         exec(compile(code, "README.md", "exec"), {})
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -75,16 +68,26 @@ def transcript(text: str) -> str:
     return f"```text\n{printed.getvalue()}```"
 
 
+def street() -> str:
+    """The picture, and how many pixels of it the float model gives another class."""
+    differ = (api.run(STREET).labels != np.asarray(Image.open(FLOAT))).mean()
+    text = f"The example street; its classes; in red the {differ:.1%} of the pixels that the float model sees otherwise"
+    return f"![{text}](docs/street.png)"
+
+
 PARTS: Mapping[str, Callable[[str], str]] = {
+    "street": lambda text: street(),
     "accuracy": lambda text: accuracy(),
-    "speed": lambda text: speed(),
+    "speed": lambda text: speed.sentence(_results()),
     "transcript": transcript,
+    "bench": lambda text: speed.side_by_side(_results()),
+    "ops": lambda text: speed.where_it_goes(_results()),
 }
 
 
-def filled(text: str, *names: str) -> str:
-    """README.md with these parts as they are measured now."""
-    for name in names or PARTS:
+def filled(text: str) -> str:
+    """A page with its parts as they are measured now."""
+    for name in re.findall(r"<!-- begin (\w+) -->", text):
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
@@ -95,14 +98,14 @@ def filled(text: str, *names: str) -> str:
 def picture() -> Image.Image:
     """The street, its classes, and where the float model has others; a legend below."""
     result = api.run(STREET)
-    overlay = np.asarray(result.overlay().convert("RGB"))
-    grey = np.repeat(np.asarray(Image.fromarray(result.image).convert("L"))[..., None] // 2 + 110, 3, axis=2)
+    overlay = np.asarray(result.overlay(0.65).convert("RGB"))
+    grey = np.repeat(np.asarray(Image.fromarray(result.image).convert("L"))[..., None] // 3 + 150, 3, axis=2)
     grey[result.labels != np.asarray(Image.open(FLOAT))] = (216, 20, 20)
     panels = np.concatenate([result.image, overlay, grey], axis=1).astype(np.uint8)
     shares = result.shares().items()
     colours = dict(zip(result.classes, result.palette, strict=True))
     legend = [overlays.LegendEntry(colours[name], f"{name} {overlays.percent(share)}") for name, share in shares]
-    return overlays.add_legend(Image.fromarray(panels), legend)
+    return overlays.add_legend(Image.fromarray(panels), legend, 20)
 
 
 def picture_bytes() -> bytes:

@@ -81,8 +81,8 @@ _LONGEST, _MOST = 40, 256
 """Characters of a line of a legend, and its lines: names of classes are anybody's, and so is how many are found."""
 
 
-def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """The picture above its legend: as many columns as fit, at a size that grows with the picture.
+def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int = 0) -> Image.Image:
+    """The picture above its legend: as many columns as fit, at a size that grows with the picture, or pixels of it.
 
     Of more than 256 entries the first 255 are shown, and how many there are.
     """
@@ -92,7 +92,7 @@ def add_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Im
         more = LegendEntry((255, 255, 255), f"and {len(entries) - _MOST + 1:,} more")
         entries = [*entries[: _MOST - 1], more]
     entries = [LegendEntry(entry.colour, clip(entry.text, _LONGEST)) for entry in entries]
-    size = min(max(14, picture.width // 32), 64)
+    size = size or min(max(14, picture.width // 32), 64)
     font = ImageFont.load_default(size)
     gap, box = size // 2, size
     text_width = max((int(font.getlength(entry.text)) + 1 for entry in entries), default=0)

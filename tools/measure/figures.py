@@ -79,12 +79,15 @@ def bars(title: str, rows: Mapping[str, Sequence[float | None]], classes: Sequen
 
 def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
     """Milliseconds of one image by model and program, a panel a model; the last program is this one."""
-    made, axes = figure(760, 240, 1, len(milliseconds))
+    programs = list(dict.fromkeys(name for times in milliseconds.values() for name in times))
+    programs = [*(name for name in programs if name != "intseg"), "intseg"]
+    made, axes = figure(760, 90 + 30 * len(programs), 1, len(milliseconds))
     for place, (model, times) in zip(np.ravel(axes), milliseconds.items(), strict=True):
-        colours = [*[ORANGE] * (len(times) - 1), BLUE]
-        drawn = place.barh(range(len(times)), list(times.values()), color=colours)
+        rows = [i for i, name in enumerate(programs) if name in times]
+        colours = [BLUE if programs[i] == "intseg" else ORANGE for i in rows]
+        drawn = place.barh(rows, [times[programs[i]] for i in rows], color=colours)
         place.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=8)
-        place.set_yticks(range(len(times)), times if place is np.ravel(axes)[0] else [""] * len(times))
+        place.set_yticks(range(len(programs)), programs if place is np.ravel(axes)[0] else [""] * len(programs))
         place.grid(visible=False, axis="y")
         place.invert_yaxis()
         place.set(xlim=(0, 1.25 * max(times.values())), title=f"{model}, ms")
