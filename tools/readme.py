@@ -19,9 +19,9 @@ from PIL import Image
 from intseg import api
 from intseg.cli import main as cli
 from intseg.images import overlay as overlays
-from intseg.reports import card
 from intseg.tools.measure.tables import speed
-from intseg.tools.measure.tables.results import Results, metrics, miou, same
+from intseg.tools.measure.tables.opening import accuracy
+from intseg.tools.measure.tables.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 STREET = ROOT / "golden" / "images" / "street.png"
@@ -31,28 +31,6 @@ FLOAT = ROOT / "docs" / "results" / "street_float.png"
 
 def _results() -> Results:
     return Results(ROOT / "docs" / "results")
-
-
-def accuracy() -> str:
-    """The accuracy of the bundled model, its float checkpoint beside it, and the classes that it hardly finds."""
-    results = _results()
-    name = next(name for name in ("camvid", "bundled") if results.of("ptq", name))
-    found, document = results.of("ptq", name), results.found["ptq"][name]
-    assert found is not None
-    rows = {row["recipe"]: row for row in found["rows"] if row["images"] == 1}
-    cells = {"float, in PyTorch": found["float"]["bilinear, L2"]}
-    cells |= {f"integers, recipe `{recipe}`": rows[recipe] for recipe in ("intseg", "paper", "i-vit") if recipe in rows}
-    lines = ["| CamVid val, 101 images | mIoU % | pixel accuracy % | pixels equal to float % |", "|---|---|---|---|"]
-    lines += [
-        f"| {title} | {miou(row):.2f} | {metrics(row).aacc:.2f} | {same(row):.2f} |" for title, row in cells.items()
-    ]
-    weak = [
-        f"{label} {value:.0f}"
-        for label, value in zip(document["classes"], metrics(rows["intseg"]).iou, strict=True)
-        if value is not None and value < card.WEAK
-    ]
-    said = f"\n\nIt hardly finds (IoU %): {', '.join(weak)}." if weak else ""
-    return "\n".join(lines) + said
 
 
 def transcript(text: str) -> str:
@@ -77,7 +55,7 @@ def street() -> str:
 
 PARTS: Mapping[str, Callable[[str], str]] = {
     "street": lambda text: street(),
-    "accuracy": lambda text: accuracy(),
+    "accuracy": lambda text: "\n".join(accuracy(_results())).rstrip(),
     "speed": lambda text: speed.sentence(_results()),
     "transcript": transcript,
     "bench": lambda text: speed.side_by_side(_results()),

@@ -17,10 +17,11 @@ from pathlib import Path
 from intseg.errors import InputError
 from intseg.files import write_atomically
 from intseg.tools.make_docs import DOCS
-from intseg.tools.measure.tables.activations import table_1
+from intseg.tools.measure.tables.activations import per_block, table_1
 from intseg.tools.measure.tables.choices import calibration, simplifications, table_2
 from intseg.tools.measure.tables.confusion import figure_section, figures
 from intseg.tools.measure.tables.markdown import filled, prose, table
+from intseg.tools.measure.tables.opening import opening
 from intseg.tools.measure.tables.quantized import table_3, table_5
 from intseg.tools.measure.tables.results import KNOWN, Results
 from intseg.tools.measure.tables.sizes import table_6, table_7
@@ -28,7 +29,7 @@ from intseg.tools.measure.tables.sizes import table_6, table_7
 
 def introduction(results: Results) -> Iterator[str]:
     """What was measured, with what."""
-    yield "# Results"
+    yield "## What was measured"
     yield ""
     yield from prose("""
         The tables of the I-Segmenter paper, measured with this engine. Written by `python tools/measure/report.py`
@@ -63,8 +64,8 @@ def introduction(results: Results) -> Iterator[str]:
 
 
 SECTIONS = (
-    *(introduction, table_1, table_2, table_3, simplifications, calibration),
-    *(table_5, table_6, table_7, figure_section),
+    *(opening, introduction, table_3, table_6, table_7, table_1, table_2, simplifications, calibration),
+    *(table_5, figure_section, per_block),
 )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from intseg.tools.measure.tables.markdown import command, prose, significant, table
-from intseg.tools.measure.tables.results import RECIPES, Document, Results, miou, same
+from intseg.tools.measure.tables.results import MISSING, RECIPES, Document, Results, miou, same
 
 
 def rmse(errors: Mapping[str, Document], variant: str) -> float:
@@ -42,8 +42,6 @@ def table_1(results: Results) -> Iterator[str]:
     yield from results.missing("activations")
     yield from _table_1_words(results)
     yield from _long_tail(results)
-    for name, found in results.each("activations"):
-        yield from _per_block(name, found)
     yield from _softmax(results)
 
 
@@ -84,33 +82,53 @@ def _long_tail(results: Results) -> Iterator[str]:
     yield from table(("network, mIoU % (equal to its float model)", "float", *RECIPES), rows)
 
 
-def _per_block(name: str, found: Document) -> Iterator[str]:
-    errors = found["checkpoint"]["gelu"]
-    rows = [
-        [block, f"{entry['largest_input']:.1f}", *(significant(entry["rmse"][variant]) for variant in GELUS)]
-        for block, entry in errors.items()
-    ]
-    yield f"GELU of {name}, per block, on {found['checkpoint']['images']} images:"
-    yield ""
-    yield from table(("block", "largest input", *GELUS), rows)
+def _measured(found: Document) -> list[str]:
+    """The softmaxes that a file has errors of."""
+    errors = found["checkpoint"]["softmax"].values()
+    return [v for v in SOFTMAXES if all(v in entry["rmse"] for entry in errors)]
 
 
 def _softmax(results: Results) -> Iterator[str]:
+    found = dict(results.each("activations"))
+    if not found:
+        return
     yield from prose("""
-        The softmax likewise: root mean square error of the probabilities times 10^5, and the mean sum of a row, which
-        should be 1. The logits are INT16 in both.
+        The softmax likewise: root mean square error of the probabilities times 10^5. The logits are INT16 in both. Per
+        block, with the sums of rows: the appendix.
     """)
+    heads = list(dict.fromkeys(variant for document in found.values() for variant in _measured(document)))
+    rows = []
+    for name, document in found.items():
+        errors = document["checkpoint"]["softmax"]
+        cells = [significant(1e5 * rmse(errors, v)) if v in _measured(document) else MISSING for v in heads]
+        rows.append([name, *cells, f"{rmse(errors, 'Shiftmax') / rmse(errors, 'softmax2'):.0f}"])
+    yield from table(("network", *heads, "softmax2: times smaller than Shiftmax"), rows)
+
+
+def per_block(results: Results) -> Iterator[str]:
+    """Table 1 block by block."""
+    yield "## Appendix: table 1 per block"
+    yield ""
     for name, found in results.each("activations"):
-        rows, errors = [], found["checkpoint"]["softmax"]
-        measured = [v for v in SOFTMAXES if all(v in entry["rmse"] for entry in errors.values())]
-        for block, entry in errors.items():
-            values = [significant(1e5 * entry["rmse"][variant]) for variant in measured]
-            sums = [f"{entry['row_sum'][variant]:.4f}" for variant in measured]
-            rows.append([block, f"{entry['largest_input']:.1f}", *values, *sums])
-        overall = [significant(1e5 * rmse(errors, variant)) for variant in measured]
-        rows.append([f"**all of {name}**", "", *overall, *[""] * len(measured)])
-        heads = ("block", "largest logit", *measured, *(f"row sum, {variant}" for variant in measured))
-        yield from table(heads, rows)
-        ratio = rmse(errors, "Shiftmax") / rmse(errors, "softmax2")
-        yield f"On {name} the error of softmax2 is {ratio:.0f} times smaller than that of Shiftmax."
+        errors = found["checkpoint"]["gelu"]
+        rows = [
+            [block, f"{entry['largest_input']:.1f}", *(significant(entry["rmse"][variant]) for variant in GELUS)]
+            for block, entry in errors.items()
+        ]
+        yield f"GELU of {name}, on {found['checkpoint']['images']} images:"
         yield ""
+        yield from table(("block", "largest input", *GELUS), rows)
+    for name, found in results.each("activations"):
+        yield f"Softmax of {name}: error times 10^5, and the mean sum of a row, which should be 1:"
+        yield ""
+        yield from _softmax_blocks(found)
+    yield from results.missing("activations")
+
+
+def _softmax_blocks(found: Document) -> Iterator[str]:
+    measured, rows = _measured(found), []
+    for block, entry in found["checkpoint"]["softmax"].items():
+        values = [significant(1e5 * entry["rmse"][variant]) for variant in measured]
+        sums = [f"{entry['row_sum'][variant]:.4f}" for variant in measured]
+        rows.append([block, f"{entry['largest_input']:.1f}", *values, *sums])
+    yield from table(("block", "largest logit", *measured, *(f"row sum, {variant}" for variant in measured)), rows)
