@@ -17,7 +17,7 @@ Document = Mapping[str, Any]
 MISSING = "not measured"
 KNOWN = {
     "tiny": "trained from scratch on CamVid",
-    "bundled": "`tiny` trained further, what intseg/models holds; calibrated before estimators were chosen per node",
+    "bundled": "the same network on a pretrained encoder, `camvid` in CONTRIBUTING.md: what intseg/models holds",
     "tiny24": "`tiny` made twice as deep and trained for 300 steps (tools/measure/make_hard.py)",
     "tiny24hard": "`tiny24` constructed to quantize badly (tools/measure/make_hard.py)",
 }
