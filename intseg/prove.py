@@ -1,21 +1,22 @@
 """The overflow certificate: bounds of every register of a graph, for every image, by interval analysis (SPEC.md 10).
 
 A bound follows from the interval of an op's inputs, the tensors and the attributes; nothing is run. The ops say their
-steps to a machine of intervals, which proves every register; those that only kernels hold (plan/lanes.py) come beside
+steps to a machine of intervals, which proves every register; those that only kernels hold (kernels/lanes/) come beside
 them. Loading a model proves it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from intseg import windows
 from intseg.arith.bounds import Bounds, Register
 from intseg.arith.interval import Interval
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
+from intseg.kernels import lanes
 from intseg.ops import OPS
-from intseg.plan.lanes import prove_lanes, walk
 
 WINDOWS, LABELS = "(windows)", "(labels)"
 """What follows the graph (SPEC.md 7), under names that no node can have."""
@@ -72,6 +73,13 @@ def prove_node(graph: Graph, node: Node, inputs: Sequence[Interval]) -> tuple[Bo
     return machine, output
 
 
+def prove_lanes(m: Bounds, inputs: Sequence[Interval], params: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    """Add the lanes of the kernel of an op, if it has one, to its registers. Raises ModelError."""
+    add = lanes.of(m.op)
+    if add is not None:
+        add(m, inputs, params, attrs)
+
+
 # ------------------------------------------------------------------------------------------- from scores to labels
 
 
@@ -92,3 +100,12 @@ def prove_labels(info: ModelInfo, merged: Interval) -> NodeProof:
     machine.result(pixels, "int64")
     machine.way("walk", walk(merged, factor))
     return NodeProof(LABELS, machine.op, tuple(machine.registers), Interval(pixels.low, pixels.high))
+
+
+def walk(merged: Interval, factor: int) -> Interval:
+    """The kernel of pixel labels walks along a row: 2 f near + (far - near) u + 2 i (far - near).
+
+    u < 2 f, i < f and |near| <= 2 f S, where S is the largest merged score.
+    """
+    most = 20 * factor**2 * merged.size
+    return Interval(-most, most)

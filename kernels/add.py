@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numpy.typing import NDArray
 
+from ._fast import Fast, Work
 from ._ir import I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._tile import address
@@ -109,3 +110,11 @@ def add_op(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_
     out = np.empty_like(rows_a)
     add(rows_a, rows_b, mult_a, shift_a, mult_b, shift_b, out, 0, rows_a.shape[0])
     return out.reshape(a.shape)
+
+
+def _work(params: Any, attrs: Any) -> Work:
+    scales = [attrs[name] for name in ("mult_a", "shift_a", "mult_b", "shift_b")]
+    return Work(lambda x, out: lambda start, stop, scratch: add(*x, *scales, out, start, stop))
+
+
+OPS = {"add": Fast(add_op, _work, in_place=True)}

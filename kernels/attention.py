@@ -1,4 +1,4 @@
-"""Fused attention with INT16 probabilities: QK^T, requantize, softmax2 or shiftmax, P x V, requantize, strip by strip.
+"""Fused attention: QK^T, requantize, weights, weights x V, strip by strip; and the product of INT16 probabilities.
 
 On the vnni path a probability is split in two bytes. The low bytes go through one dense product at the full INT8 rate.
 The high byte is non-zero only where p >= 2^8, and a row sums to about 2^15: at most some 130 of its entries. So the
@@ -15,9 +15,9 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _heads, _isa
-from ._heads import Scores, copy_columns, offsets, score_strip, stage_queries
+from ._heads import copy_columns, offsets, score_strip, stage_queries
 from ._ir import I32, I64, Emit, Value
-from ._jit import emitted, helper, kernel
+from ._jit import Kernel, emitted, helper, kernel
 from ._tile import (
     INT8,
     RAW,
@@ -33,20 +33,69 @@ from ._tile import (
     tile_rows,
 )
 from .linear import raise_shifts
-from .softmax2 import bit_length, divisor, row_max, row_powers, row_scale, row_scale_split
 
 Array = NDArray[Any]
+Strip = tuple[int, int, int, int, int]
+"""See `_heads.offsets`."""
+
+
+def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kernel:
+    """The kernel of an attention.
+
+    kind      type of its argument `softmax`
+    begin     helper (scratch, strip, values, head, tokens, dim): what a head needs once
+    weigh     helper (scratch, strip, count, tokens, padded, softmax, head): rows of logits to weights, in scratch
+    multiply  helper (scratch, strip, padded, values, quant, out, row, count, head, dim): weights times values
+    """
+
+    def attention(
+        qkv: Array,
+        query_column: int,
+        keys: Array,
+        init: Array,
+        values: Array,
+        kinds: Array,
+        score_quant: Array,
+        value_quant: Array,
+        softmax: Any,
+        out: Array,
+        start: int,
+        stop: int,
+        scratch: Array,
+    ) -> None:
+        """Rows start to stop - 1, all heads.
+
+        qkv   int8 [T, W];  keys, init, values, kinds, score_quant, value_quant: see `_heads`
+        out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
+        """
+        heads, padded, rows, tokens = keys.shape[0], init.shape[1], tile_rows(), qkv.shape[0]
+        dim, base = out.shape[1] // heads, address(scratch)
+        steps, strip = ceil_div(dim, group_size()), offsets(dim, padded)
+        for h in range(heads):
+            key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
+            quant = address(score_quant) + h * score_quant.shape[1] * 8
+            begin(scratch, strip, values, h, tokens, dim)
+            for i in range(start, stop, rows):
+                count = min(rows, stop - i)
+                stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
+                score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
+                weigh(scratch, strip, count, tokens, padded, softmax, h)
+                multiply(scratch, strip, padded, values, value_quant, out, i, count, h, dim)
+
+    attention.__module__ = module
+    common = "int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1]"
+    return kernel(f"void({common}, {kind}, int8[:, ::1], int64, int64, int8[::1])")(attention)
+
+
+@helper
+def zero_start(scratch: Array, strip: Strip, values: Array, head: int, tokens: int, dim: int) -> None:
+    """Accumulators of the product with the values start at zero."""
+    scratch[strip[4] : strip[4] + 4 * tile_columns()] = 0
 
 
 def shape(tokens: int, heads: int, head_dim: int) -> _heads.Shape:
     """Sizes: probabilities are bytes on the vnni path, INT16 elsewhere."""
     return _heads.Shape(tokens, heads, head_dim, 4 if _isa.select().name == "vnni" else 2)
-
-
-def pack_scores(mult: Array, shift: Array, head_dim: int, softmax: str) -> Scores | None:
-    """See `_heads`: the power of a padded key is read off, so it has to saturate."""
-    blocked = softmax == "softmax2" and _isa.select().name == "vnni"
-    return _heads.pack_scores(mult, shift, head_dim, blocked, True)
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] | None:
@@ -117,94 +166,6 @@ def _emit_finish_row(e: Emit, high: Value, groups: Value, values: Value, acc: Va
 
 
 @helper
-def _softmax_rows(
-    scores: int,
-    padded: int,
-    rows: int,
-    tokens: int,
-    frac_bits: int,
-    a1: int,
-    a2: int,
-    low: int,
-    logits: Array,
-    at: int,
-    bytes_: Array,
-    plane_at: int,
-) -> None:
-    """Rows of INT16 logits at address `scores` to probabilities: INT16 in place, or byte planes at address `low`.
-
-    logits, at        the same logits as an array, and the index of the first: to read a padded key's power
-    bytes_, plane_at  the same planes as an array, and the index of the first byte
-    """
-    for r in range(rows):
-        row = scores + r * padded * 2
-        top = row_max(row, padded)
-        total = row_powers(row, padded, top, frac_bits, a1, a2)
-        pad_power = np.int64(logits[at + (r + 1) * padded - 1]) if padded > tokens else np.int64(0)
-        total -= pad_power * (padded - tokens)
-        reciprocal, shift = divisor(total)
-        if biased():
-            plane = low + r * padded
-            high = plane + tile_rows() * padded
-            row_scale_split(row, padded, reciprocal, shift, plane, high)
-            if pad_power > 0:  # rare: the high plane must not lead to values beyond the last token
-                for n in range(tokens, padded):
-                    bytes_[plane_at + (tile_rows() + r) * padded + n] = 0
-        else:
-            row_scale(row, padded, reciprocal, shift, row)
-
-
-@helper
-def _shiftmax_rows(
-    logits: Array,
-    at: int,
-    padded: int,
-    rows: int,
-    tokens: int,
-    powers: Array,
-    normalized: int,
-    bits: int,
-    planes: Array,
-    plane_at: int,
-) -> None:
-    """Rows of INT16 logits from index `at` on to probabilities: INT16 in place, or byte planes from `plane_at` on.
-
-    powers  uint16: ShiftExp of minus the index; the last entry holds for all beyond
-    """
-    last = np.int64(powers.shape[0] - 1)
-    one = (np.int64(1) << (bits - 1)) - 1
-    for r in range(rows):
-        row = at + r * padded
-        top = np.int64(logits[row])
-        for j in range(1, tokens):
-            top = max(top, np.int64(logits[row + j]))
-        total = np.int64(0)
-        for j in range(tokens):
-            e = powers[min(top - np.int64(logits[row + j]), last)]
-            logits[row + j] = np.int16(e)  # as 16 bits: e may be 2^15
-            total += np.int64(e)
-        if normalized:
-            length = bit_length(total)
-            reciprocal, shift = np.int64(2**46 - 1) // (total << (31 - length)), length + 16 - bits
-            half = np.int64(1) << (shift - 1)
-        else:
-            reciprocal, shift, half = np.int64(2**31 - 1) // total, np.int64(32 - bits), np.int64(0)
-        low, high = plane_at + r * padded, plane_at + (tile_rows() + r) * padded
-        for j in range(tokens):
-            e64 = np.int64(logits[row + j]) & np.int64(0xFFFF)
-            p = min((e64 * reciprocal + half) >> shift, one)
-            if biased():
-                planes[low + j] = np.int8(p)
-                planes[high + j] = np.int8(p >> 8)
-            else:
-                logits[row + j] = np.int16(p)
-        if biased():
-            for j in range(tokens, padded):
-                planes[low + j] = 0
-                planes[high + j] = 0
-
-
-@helper
 def _context_panel(
     words: int,
     low: int,
@@ -234,9 +195,9 @@ def _context_panel(
 
 
 @helper
-def _context_strip(
+def context_strip(
     scratch: Array,
-    strip: tuple[int, int, int, int, int],
+    strip: Strip,
     padded: int,
     values: Array,
     quant: Array,
@@ -271,103 +232,3 @@ def _context_strip(
         )
         if valid < columns:
             copy_columns(scratch, tile_at, count, valid, out, row, first)
-
-
-@kernel(
-    "void(int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1],"
-    " int64[::1], int8[:, ::1], int64, int64, int8[::1])"
-)
-def softmax2_attention(
-    qkv: Array,
-    query_column: int,
-    keys: Array,
-    init: Array,
-    values: Array,
-    kinds: Array,
-    score_quant: Array,
-    value_quant: Array,
-    softmax: Array,
-    out: Array,
-    start: int,
-    stop: int,
-    scratch: Array,
-) -> None:
-    """Rows start to stop - 1 of merge_heads(softmax2(QK^T) V), all heads.
-
-    qkv   int8 [T, W];  keys, init, values, kinds, score_quant, value_quant: see `_heads`
-    softmax  int64 [3]: frac_bits, a1, a2
-    out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
-    """
-    heads, padded, rows = keys.shape[0], init.shape[1], tile_rows()
-    dim = out.shape[1] // heads
-    steps, words = ceil_div(dim, group_size()), scratch.view(np.int16)
-    strip = offsets(dim, padded)
-    scratch[strip[4] : strip[4] + 4 * tile_columns()] = 0
-    scores, planes = address(scratch) + strip[0], address(scratch) + strip[1]
-    for h in range(heads):
-        key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
-        quant = address(score_quant) + h * score_quant.shape[1] * 8
-        for i in range(start, stop, rows):
-            count = min(rows, stop - i)
-            stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded, qkv.shape[0])
-            _softmax_rows(
-                scores,
-                padded,
-                count,
-                qkv.shape[0],
-                softmax[0],
-                softmax[1],
-                softmax[2],
-                planes,
-                words,
-                strip[0] // 2,
-                scratch,
-                strip[1],
-            )
-            _context_strip(scratch, strip, padded, values, value_quant, out, i, count, h, dim)
-
-
-@kernel(
-    "void(int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1],"
-    " int64, int64, uint16[::1], int8[:, ::1], int64, int64, int8[::1])"
-)
-def shiftmax_attention(
-    qkv: Array,
-    query_column: int,
-    keys: Array,
-    init: Array,
-    values: Array,
-    kinds: Array,
-    score_quant: Array,
-    value_quant: Array,
-    normalized: int,
-    bits: int,
-    powers: Array,
-    out: Array,
-    start: int,
-    stop: int,
-    scratch: Array,
-) -> None:
-    """As `softmax2_attention` with shiftmax.
-
-    normalized, bits  IntDiv normalized (1) or paper (0), result of 8 or 16 bits
-    powers            uint16 [n]: ShiftExp by distance to the maximum, the last for all beyond
-    """
-    heads, padded, rows = keys.shape[0], init.shape[1], tile_rows()
-    dim = out.shape[1] // heads
-    steps, words = ceil_div(dim, group_size()), scratch.view(np.int16)
-    strip = offsets(dim, padded)
-    scratch[strip[4] : strip[4] + 4 * tile_columns()] = 0
-    scores = address(scratch) + strip[0]
-    for h in range(heads):
-        key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
-        quant = address(score_quant) + h * score_quant.shape[1] * 8
-        for i in range(start, stop, rows):
-            count = min(rows, stop - i)
-            stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(address(scratch), steps, count, key, start_at, quant, kinds[h], scores, padded, qkv.shape[0])
-            _shiftmax_rows(
-                words, strip[0] // 2, padded, count, qkv.shape[0], powers, normalized, bits, scratch, strip[1]
-            )
-            _context_strip(scratch, strip, padded, values, value_quant, out, i, count, h, dim)

@@ -10,6 +10,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _isa
+from ._fast import Fast
 from ._ir import I8, I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 
@@ -152,3 +153,6 @@ def exp_weights_op(x: Array, *, table: Array) -> Array:
     out = np.empty(flat.shape, np.uint8)
     exp_weights(flat, x.shape[-1], np.ascontiguousarray(table).reshape(-1), x.shape[-2], out)
     return out.reshape(x.shape)
+
+
+OPS = {"exp_weights": Fast(exp_weights_op)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numpy.typing import NDArray
 
+from ._fast import Fast, Work
 from ._ir import I8, Emit, Value
 from ._jit import emitted, kernel
 from ._tile import address
@@ -74,3 +76,27 @@ def apply(x: Array, tables: Array) -> Array:
     out = np.empty_like(rows)
     lookup(rows, np.ascontiguousarray(tables), out, 0, rows.shape[0])
     return out.reshape(x.shape)
+
+
+def _tables(define: Callable[..., Array], arguments: Mapping[str, Any], by_maximum: bool) -> Array:
+    """The definition on every input: int8 [1, 256], or [256, 256] where the row maximum + 128 chooses a row."""
+    values = np.arange(-128, 128, dtype=np.int8)
+    # Row m holds every value up to m, and m in place of those above: its maximum is m.
+    x = np.minimum(values[None, :], values[:, None]) if by_maximum else values[None]
+    return np.ascontiguousarray(define(x, **arguments))
+
+
+def _fast(by_maximum: bool) -> Fast:
+    """By a table of the definition."""
+
+    def run(define: Callable[..., Array], x: Array, **arguments: Any) -> Array:
+        return apply(x, _tables(define, arguments, by_maximum))
+
+    def work(define: Callable[..., Array], params: Mapping[str, Array], attrs: Mapping[str, Any]) -> Work:
+        tables = _tables(define, {**params, **attrs}, by_maximum)
+        return Work(lambda x, out: lambda start, stop, scratch: lookup(x[0], tables, out, start, stop))
+
+    return Fast(run, work, in_place=True, tabulates=True)
+
+
+OPS = {"gelu_table": _fast(False), "sigmoid_gelu": _fast(False), "shift_gelu": _fast(True)}

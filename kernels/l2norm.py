@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._fast import Fast, Work
 from ._jit import kernel
 from .layernorm import isqrt
 from .linear import requantize_one
@@ -32,3 +33,11 @@ def l2norm_op(x: Array, *, mult: int, shift: int) -> Array:
     out = np.empty(rows.shape, np.int8)
     l2norm(rows, mult, shift, out, 0, rows.shape[0])
     return out.reshape(x.shape)
+
+
+def _work(params: Any, attrs: Any) -> Work:
+    mult, shift = attrs["mult"], attrs["shift"]
+    return Work(lambda x, out: lambda start, stop, scratch: l2norm(x[0], mult, shift, out, start, stop))
+
+
+OPS = {"l2norm": Fast(l2norm_op, _work)}

@@ -11,10 +11,11 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _isa
+from ._fast import Fast, Work
 from ._ir import I8, I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
+from ._rows import bit_length
 from ._tile import address
-from .softmax2 import bit_length
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -208,3 +209,11 @@ def layernorm_op(x: Array, *, mult: Array, bias: Array, shift: int, out: str) ->
     result = np.empty(rows.shape, out)
     run(pack(mult, bias, shift), rows, result, 0, rows.shape[0])
     return result.reshape(x.shape)
+
+
+def _work(params: Any, attrs: Any) -> Work:
+    packed = pack(params["mult"], params["bias"], attrs["shift"])
+    return Work(lambda x, out: lambda start, stop, scratch: run(packed, x[0], out, start, stop))
+
+
+OPS = {"layernorm": Fast(layernorm_op, _work)}

@@ -12,6 +12,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _isa
+from ._fast import Fast, Work
 from ._ir import I8, I16, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._tile import (
@@ -274,3 +275,11 @@ def linear_op(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array
     scratch = np.empty(scratch_bytes(packed.depth), np.int8)
     bind(packed, np.ascontiguousarray(x), result)(0, x.shape[0], scratch)
     return result
+
+
+def _work(params: Any, attrs: Any) -> Work:
+    packed = pack(*(params[role] for role in ("weight", "bias", "mult", "shift")))
+    return Work(lambda x, out: bind(packed, x[0], out), scratch_bytes(packed.depth), packed.depth)
+
+
+OPS = {"linear": Fast(linear_op, _work)}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import linear as _linear
+from ._fast import Fast
 from ._jit import kernel
 from .linear import requantize_one
 
@@ -62,3 +63,6 @@ def _one(a: Array, b: Array, mult: Array, shift: Array, out: Array) -> None:
     m, s = mult.astype(np.int64), shift.astype(np.int64)
     acc = np.empty(width, np.int32)
     matmul_words(a, np.ascontiguousarray(b.T), m, s, out.itemsize, out.view(np.int8), acc, 0, rows)
+
+
+OPS = {"matmul": Fast(matmul_op)}

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _heads, _isa
-from ._heads import Scores, copy_columns, offsets, score_strip, stage_queries, value_init
-from ._jit import helper, kernel
-from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, step_size, tile, tile_columns, tile_rows
-from .exp_weights import plain_weights, row_weights
+from ._fast import Attention
+from ._heads import Scores, copy_columns, value_init
+from ._jit import helper
+from ._rows import row_max
+from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, step_size, tile, tile_columns
+from .attention import Strip, fused
+from .exp_weights import pack_table, plain_weights, row_weights
 from .linear import raise_shifts
-from .softmax2 import row_max
 from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
 
 Array = NDArray[Any]
@@ -45,7 +47,7 @@ def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] |
 @helper
 def _weigh(
     scratch: Array,
-    strip: tuple[int, int, int, int, int],
+    strip: Strip,
     count: int,
     tokens: int,
     padded: int,
@@ -76,7 +78,7 @@ def _weigh(
 @helper
 def _means(
     scratch: Array,
-    strip: tuple[int, int, int, int, int],
+    strip: Strip,
     padded: int,
     values: Array,
     quant: Array,
@@ -106,45 +108,27 @@ def _means(
             copy_columns(scratch, tile_at, count, valid, out, row, first)
 
 
-@kernel(
-    "void(int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1],"
-    " int8[:, ::1], int8[:, ::1], int64, int64, int8[::1])"
-)
-def mean_attention(
-    qkv: Array,
-    query_column: int,
-    keys: Array,
-    init: Array,
-    values: Array,
-    kinds: Array,
-    score_quant: Array,
-    value_quant: Array,
-    tables: Array,
-    out: Array,
-    start: int,
-    stop: int,
-    scratch: Array,
-) -> None:
-    """Rows start to stop - 1 of merge_heads(weighted_mean(exp_weights(QK^T), V)), all heads.
+@helper
+def _begin(scratch: Array, strip: Strip, values: Array, head: int, tokens: int, dim: int) -> None:
+    """Starts of the accumulators of every panel of a head's values."""
+    columns, steps = tile_columns(), ceil_div(tokens, group_size())
+    for jv in range(ceil_div(dim, columns)):
+        panel = address(values) + head * values.shape[1] + jv * steps * columns * step_size()
+        value_init(panel, steps, address(scratch) + strip[4] + jv * columns * 4)
 
-    qkv   int8 [T, W];  keys, init, values, kinds, score_quant: see `_heads`;  value_quant: `pack_values`
-    tables  int8 [heads, 512]: `exp_weights.pack_table`
-    out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
-    """
-    heads, padded, rows, columns = keys.shape[0], init.shape[1], tile_rows(), tile_columns()
-    tokens, dim = qkv.shape[0], out.shape[1] // heads
-    steps, value_steps = ceil_div(dim, group_size()), ceil_div(tokens, group_size())
-    strip = offsets(dim, padded)
-    base = address(scratch)
-    for h in range(heads):
-        key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
-        quant = address(score_quant) + h * score_quant.shape[1] * 8
-        for jv in range(ceil_div(dim, columns)):
-            panel = address(values) + h * values.shape[1] + jv * value_steps * columns * step_size()
-            value_init(panel, value_steps, base + strip[4] + jv * columns * 4)
-        for i in range(start, stop, rows):
-            count = min(rows, stop - i)
-            stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
-            score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
-            _weigh(scratch, strip, count, tokens, padded, tables, h)
-            _means(scratch, strip, padded, values, value_quant, out, i, count, h, dim)
+
+def _table(params: Any, attrs: Any) -> NDArray[np.int8]:
+    """int8 [heads, 512]"""
+    return pack_table(params["table"])
+
+
+ATTENTIONS = {
+    "exp_weights": Attention(
+        "weighted_mean",
+        fused(__name__, "int8[:, ::1]", _begin, _weigh, _means),
+        shape,
+        pack_scores,
+        pack_values,
+        _table,
+    )
+}

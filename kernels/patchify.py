@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._fast import Fast
 from ._jit import kernel
 
 Array = NDArray[Any]
@@ -44,3 +45,6 @@ def quantize_input_op(x: Array, *, table: Array) -> Array:
     out = np.empty(x.shape, np.int8)
     quantize_input(np.ascontiguousarray(x), np.ascontiguousarray(table), out)
     return out
+
+
+OPS = {"quantize_input": Fast(quantize_input_op)}

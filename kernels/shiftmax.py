@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._fast import Attention, Fast
+from ._heads import Scores, pack_scores
 from ._jit import helper, kernel
-from .softmax2 import bit_length
+from ._rows import bit_length
+from ._tile import biased, tile_rows
+from .attention import Strip, context_strip, fused, pack_values, shape, zero_start
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -72,3 +76,73 @@ def shiftmax_op(x: Array, *, i0: int, k_inter: int, int_div_kind: str, out: str)
     bits = 8 * np.dtype(out).itemsize
     shiftmax(rows, i0, k_inter, int(int_div_kind == "normalized"), bits, result, powers, 0, rows.shape[0])
     return result.reshape(x.shape).astype(out, copy=False)
+
+
+@helper
+def _weigh(scratch: Array, strip: Strip, count: int, tokens: int, padded: int, softmax: Any, head: int) -> None:
+    """Rows of INT16 logits to probabilities: INT16 in place, or byte planes.
+
+    softmax  IntDiv normalized (1) or paper (0), result of 8 or 16 bits, uint16 [n]: ShiftExp of minus the index, where
+             the last entry holds for all beyond
+    """
+    normalized, bits, powers = softmax
+    logits, at, plane_at = scratch.view(np.int16), strip[0] // 2, strip[1]
+    last = np.int64(powers.shape[0] - 1)
+    one = (np.int64(1) << (bits - 1)) - 1
+    for r in range(count):
+        row = at + r * padded
+        top = np.int64(logits[row])
+        for j in range(1, tokens):
+            top = max(top, np.int64(logits[row + j]))
+        total = np.int64(0)
+        for j in range(tokens):
+            e = powers[min(top - np.int64(logits[row + j]), last)]
+            logits[row + j] = np.int16(e)  # as 16 bits: e may be 2^15
+            total += np.int64(e)
+        if normalized:
+            length = bit_length(total)
+            reciprocal, shift = np.int64(2**46 - 1) // (total << (31 - length)), length + 16 - bits
+            half = np.int64(1) << (shift - 1)
+        else:
+            reciprocal, shift, half = np.int64(2**31 - 1) // total, np.int64(32 - bits), np.int64(0)
+        low, high = plane_at + r * padded, plane_at + (tile_rows() + r) * padded
+        for j in range(tokens):
+            e64 = np.int64(logits[row + j]) & np.int64(0xFFFF)
+            p = min((e64 * reciprocal + half) >> shift, one)
+            if biased():
+                scratch[low + j] = np.int8(p)
+                scratch[high + j] = np.int8(p >> 8)
+            else:
+                logits[row + j] = np.int16(p)
+        if biased():
+            for j in range(tokens, padded):
+                scratch[low + j] = 0
+                scratch[high + j] = 0
+
+
+def _pack_scores(mult: Array, shift: Array, head_dim: int) -> Scores | None:
+    return pack_scores(mult, shift, head_dim, False, True)
+
+
+def _kind_and_powers(params: Any, attrs: Any) -> tuple[int, int, NDArray[np.uint16]]:
+    """With ShiftExp of minus 0, 1, ... up to where its clamp holds."""
+    limit, k_inter = attrs["k_inter"] * attrs["i0"], attrs["k_inter"]
+    x = -np.arange(limit + 1)
+    x = np.maximum(x + (x >> 1) - (x >> 4), -limit)
+    q, r = np.divmod(-x, attrs["i0"])
+    powers = ((-r >> 1) + attrs["i0"]) << (k_inter - q)
+    return int(attrs["int_div_kind"] == "normalized"), 8 * np.dtype(attrs["out"]).itemsize, powers.astype(np.uint16)
+
+
+OPS = {"shiftmax": Fast(shiftmax_op)}
+
+ATTENTIONS = {
+    "shiftmax": Attention(
+        "matmul",
+        fused(__name__, "Tuple((int64, int64, uint16[::1]))", zero_start, _weigh, context_strip),
+        shape,
+        _pack_scores,
+        pack_values,
+        _kind_and_powers,
+    )
+}

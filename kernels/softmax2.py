@@ -15,8 +15,14 @@ from llvmlite import ir
 from numba.core import types
 from numpy.typing import NDArray
 
+from . import _isa
+from ._fast import Attention, Fast
+from ._heads import Scores, pack_scores
 from ._ir import I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
+from ._rows import bit_length, row_max
+from ._tile import address, biased, tile_rows
+from .attention import Strip, context_strip, fused, pack_values, shape, zero_start
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -46,24 +52,6 @@ def _shift_right(e: Emit, a: Value, q: Value) -> Value:
 def _half_up(e: Emit, a: Value) -> Value:
     """(a + 1) >> 1, for a < 2^16 - 1."""
     return e.builder.lshr(e.builder.add(a, e.const(a.type, 1)), e.const(a.type, 1))
-
-
-@emitted
-def row_max(typingctx: Any, row: Any, count: Any) -> Any:
-    """Largest of `count` INT16 (a multiple of 2 lanes) from address `row`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emit(context, builder)
-        address, count_ = args
-        kind = _words(e)
-
-        def step(i: Value, carried: list[Value]) -> list[Value]:
-            return [e.same("smax", carried[0], e.load(builder.add(address, builder.shl(i, e.i64(1))), kind))]
-
-        top = e.loop(e.i64(0), count_, kind.count, [e.const(kind, -(2**15))], step)[0]
-        return builder.sext(e.max_lanes(top), I64)
-
-    return types.int64(types.int64, types.int64), codegen
 
 
 @emitted
@@ -164,16 +152,6 @@ class _Scale:
         return _half_up(e, e.builder.lshr(product, self.shift))
 
 
-@emitted
-def bit_length(typingctx: Any, value: Any) -> Any:
-    """Number of bits of a non-negative INT64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(ir.Constant(I64, 64), builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0)))
-
-    return types.int64(types.int64), codegen
-
-
 @helper
 def divisor(total: Int) -> tuple[Int, Int]:
     """(f, c - 16) of IntDiv by a row sum of at least 32767, for 16-bit lanes."""
@@ -220,3 +198,52 @@ def softmax2_op(x: Array, *, frac_bits: int, a1: int, a2: int) -> Array:
     out = np.empty_like(rows)
     softmax2(rows, out, frac_bits, a1, a2)
     return out.reshape(x.shape)
+
+
+@helper
+def _weigh(scratch: Array, strip: Strip, count: int, tokens: int, padded: int, softmax: Array, head: int) -> None:
+    """Rows of INT16 logits to probabilities: INT16 in place, or byte planes.
+
+    softmax  int64 [3]: frac_bits, a1, a2
+    """
+    logits, at, plane_at = scratch.view(np.int16), strip[0] // 2, strip[1]
+    scores, low = address(scratch) + strip[0], address(scratch) + strip[1]
+    for r in range(count):
+        row = scores + r * padded * 2
+        top = row_max(row, padded)
+        total = row_powers(row, padded, top, softmax[0], softmax[1], softmax[2])
+        pad_power = np.int64(logits[at + (r + 1) * padded - 1]) if padded > tokens else np.int64(0)
+        total -= pad_power * (padded - tokens)
+        reciprocal, shift = divisor(total)
+        if biased():
+            plane = low + r * padded
+            high = plane + tile_rows() * padded
+            row_scale_split(row, padded, reciprocal, shift, plane, high)
+            if pad_power > 0:  # rare: the high plane must not lead to values beyond the last token
+                for n in range(tokens, padded):
+                    scratch[plane_at + (tile_rows() + r) * padded + n] = 0
+        else:
+            row_scale(row, padded, reciprocal, shift, row)
+
+
+def _pack_scores(mult: Array, shift: Array, head_dim: int) -> Scores | None:
+    """See `_heads`: the power of a padded key is read off, so it has to saturate."""
+    return pack_scores(mult, shift, head_dim, _isa.select().name == "vnni", True)
+
+
+def _coefficients(params: Any, attrs: Any) -> NDArray[np.int64]:
+    return np.array([attrs[name] for name in ("frac_bits", "a1", "a2")], np.int64)
+
+
+OPS = {"softmax2": Fast(softmax2_op)}
+
+ATTENTIONS = {
+    "softmax2": Attention(
+        "matmul",
+        fused(__name__, "int64[::1]", zero_start, _weigh, context_strip),
+        shape,
+        _pack_scores,
+        pack_values,
+        _coefficients,
+    )
+}

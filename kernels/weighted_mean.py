@@ -9,11 +9,12 @@ from llvmlite import ir
 from numba.core import types
 from numpy.typing import NDArray
 
+from ._fast import Fast
 from ._ir import I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
+from ._rows import bit_length
 from ._tile import QUANT_BYTES, narrow_int8
 from .linear import requantize_one
-from .softmax2 import bit_length
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -101,3 +102,6 @@ def weighted_mean_op(a: Array, b: Array, *, mult: Array, shift: Array) -> Array:
         left, right = (np.ascontiguousarray(v[index]) for v in (a, b))
         weighted_mean(left, right, m, s, out[index], np.empty(width, np.int64))
     return out
+
+
+OPS = {"weighted_mean": Fast(weighted_mean_op)}

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "intseg"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if not {"kernels", "tools"} & set(p.parts))
-KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
-LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "resize", "windows", "plan.lanes", "prove"]
+LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "resize", "windows", "kernels.lanes", "prove"]
 LAYERS += ["build", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
@@ -40,7 +40,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
                 folder = (
                     ("intseg", *path.relative_to(ROOT).parts[1:-1])
                     if PACKAGE in path.parents
-                    else ("intseg", "kernels")
+                    else ("intseg", *path.relative_to(ROOT).parts[:-1])
                 )
                 base = ".".join([*folder[: len(folder) - item.level + 1], *filter(None, [base])])
             package = base.startswith("intseg") and PACKAGE.joinpath(*base.split(".")[1:]).is_dir()

@@ -201,12 +201,12 @@ def test_attention_on_4096_tokens(scale: int) -> None:
 
 
 def test_padding_that_would_not_saturate_is_not_fused() -> None:
-    from intseg.kernels import attention
+    from intseg.plan.steps import ATTENTIONS
 
     one = np.ones(1, np.int32)
 
     def fits(mult: int, shift: int) -> bool:
-        return attention.pack_scores(one * mult, one.astype(np.int8) * shift, 64, SOFTMAX) is not None
+        return ATTENTIONS[SOFTMAX].scores(one * mult, one.astype(np.int8) * shift, 64) is not None
 
     assert fits(2**30, 45)
     assert not fits(2**30, 46)

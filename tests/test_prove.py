@@ -29,8 +29,7 @@ from intseg.exam import EXAMS, Extremes
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node, validate
 from intseg.ops import OPS, RUN, Call, Value
-from intseg.plan.lanes import prove_lanes
-from intseg.prove import NodeProof
+from intseg.prove import NodeProof, prove_lanes
 from intseg.reports import certificate as prove_report
 from intseg.windows import merge_scores, pixel_scores, tile
 from intseg.workbench.registers import steps

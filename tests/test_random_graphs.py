@@ -5,6 +5,7 @@ The quick form of `./check matrix`, in this process. Planted changes of kernels 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs import SOFTMAX
 
 from intseg import store
 from intseg.exam import EXAMS
@@ -92,9 +94,11 @@ def test_a_name_gives_the_same_graph_again(known: list[Any]) -> None:
 
 @pytest.mark.parametrize("module", ["linear", "layernorm", "add", "attention"])
 def test_a_planted_change_is_found(module: str, known: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from intseg.plan.steps import ATTENTIONS
+
     kernels = importlib.import_module(f"intseg.kernels.{module}")
-    name = {"attention": "softmax2_attention"}.get(module, module)
-    kernel = getattr(kernels, name)
+    fused = ATTENTIONS[SOFTMAX]
+    kernel = fused.kernel if module == "attention" else getattr(kernels, module)
     out = {"linear": 9, "layernorm": 7, "add": 6, "attention": -4}[module]
 
     def planted(*args: Any) -> None:
@@ -103,7 +107,10 @@ def test_a_planted_change_is_found(module: str, known: list[Any], monkeypatch: p
         if rows.shape[1] > 2 and args[out + 1] == 0:
             rows[0, 0] ^= np.int8(1)
 
-    monkeypatch.setattr(kernels, name, planted)
+    if module == "attention":
+        monkeypatch.setitem(ATTENTIONS, SOFTMAX, dataclasses.replace(fused, kernel=planted))
+    else:
+        monkeypatch.setattr(kernels, module, planted)
     cells = matrix.run_modes(iter(known[:30]), ["fused 1"])
     assert cells[0].differences > 0
     assert "expected" in cells[0].first

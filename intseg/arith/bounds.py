@@ -96,8 +96,9 @@ class Bounds(Machine):
                 )
         return Register(name, low, high, dtype, extra)
 
-    def lane(self, after: str, name: str, x: Interval, dtype: str) -> None:
+    def lane(self, after: str, name: str, x: Interval | tuple[int, int], dtype: str) -> None:
         """A register that only kernels hold, which follows one of the op. Raises ModelError."""
+        x = Interval(*x) if isinstance(x, tuple) else x
         place = next(i for i in range(len(self.registers), 0, -1) if self.registers[i - 1].name == after)
         while place < len(self.registers) and self.registers[place].name in self._lanes:
             place += 1

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from intseg.arith import shift_exp
 from intseg.graph import Graph, Node
 from intseg.kernels import _heads, _isa
-from intseg.kernels import attention as _attention
-from intseg.kernels import exp_weights as _exp_weights
-from intseg.kernels import mean_attention as _mean_attention
 from intseg.kernels import patchify as _patchify
 from intseg.kernels._tile import lane_order
 from intseg.ops import Array
 
 from .memory import Arrays, Buffer, Rows, Step
-from .steps import integer, output
+from .steps import ATTENTIONS, integer, output, params_of
 
 Match = tuple[list[str], list[Step]]
 """Names of the nodes inside a pattern, and the steps that replace it."""
 
 
-Inner = Callable[[str, str], Node | None]
-"""The node of a name if it is that op and is read once only, so that nobody misses its output."""
+class Inner(Protocol):
+    """The node of a name if it is that op, of any by default, and is read once only: nobody misses its output."""
+
+    def __call__(self, name: str, op: str = "") -> Node | None: ...
 
 
 def _match_patches(graph: Graph, inner: Inner, node: Node) -> Match | None:
@@ -70,11 +68,11 @@ class FusedAttention:
     shape: _heads.Shape
     scores: _heads.Scores
     value_quant: Array
-    softmax: tuple[Any, ...]
+    softmax: Any
 
     def __call__(self, qkv: Array, query: int, keys: Array, init: Array, values: Array, *rest: Any) -> None:
         """Rows of the output; `rest` is the output, the range of rows and scratch."""
-        fixed = (self.scores.kinds, self.scores.quant, self.value_quant, *self.softmax)
+        fixed = (self.scores.kinds, self.scores.quant, self.value_quant, self.softmax)
         self.kernel(qkv, query, keys, init, values, *fixed, *rest)
 
 
@@ -87,46 +85,22 @@ def fuse_attention(
 ) -> FusedAttention | None:
     """The kernel for a softmax node, its parameters by role, [heads, tokens, dim] and the scales of both products; None
     where they do not fit the registers."""
-    heads, tokens, dim = shape
-    if softmax.op == "exp_weights":
-        sizes = _mean_attention.shape(tokens, heads, dim)
-        packed, quant = _mean_attention.pack_scores(*scores, dim), _mean_attention.pack_values(*values, dim)
-        kernel: Any = _mean_attention.mean_attention
-        arguments: tuple[Any, ...] = (_exp_weights.pack_table(params["table"]),)
-    else:
-        sizes = _attention.shape(tokens, heads, dim)
-        packed, quant = _attention.pack_scores(*scores, dim, softmax.op), _attention.pack_values(*values, dim)
-        kernel, arguments = _SOFTMAX[softmax.op](softmax)
-    return None if packed is None or quant is None else FusedAttention(kernel, sizes, packed, quant, arguments)
-
-
-def _softmax2_call(node: Node) -> tuple[Any, tuple[Any, ...]]:
-    return _attention.softmax2_attention, (np.array([integer(node, a) for a in ("frac_bits", "a1", "a2")]),)
-
-
-def _shiftmax_call(node: Node) -> tuple[Any, tuple[Any, ...]]:
-    """With normalized or not, bits, ShiftExp of minus 0, 1, ... up to where its clamp holds."""
-    i0, k_inter = integer(node, "i0"), integer(node, "k_inter")
-    powers = shift_exp(-np.arange(k_inter * i0 + 1), i0, k_inter, 1)
-    bits = 8 * np.dtype(str(node.attrs["out"])).itemsize
-    normalized = int(node.attrs["int_div_kind"] == "normalized")
-    return _attention.shiftmax_attention, (normalized, bits, powers.astype(np.uint16))
-
-
-_SOFTMAX = {"softmax2": _softmax2_call, "shiftmax": _shiftmax_call}
-
-_WEIGHTS = {"matmul": tuple(_SOFTMAX), "weighted_mean": ("exp_weights",)}
-"""The op that ends an attention, and what its weights may come from."""
+    (heads, tokens, dim), found = shape, ATTENTIONS[softmax.op]
+    packed, quant = found.scores(*scores, dim), found.values(*values, dim)
+    if packed is None or quant is None:
+        return None
+    sizes, argument = found.shape(tokens, heads, dim), found.softmax(params, softmax.attrs)
+    return FusedAttention(found.kernel, sizes, packed, quant, argument)
 
 
 def _find_attention(inner: Inner, merge: Node) -> _Attention | None:
     """merge_heads(product(softmax(matmul(q, k^T)), v)) with q, k, v split from one tensor and no other readers."""
-    ends = _WEIGHTS if merge.op == "merge_heads" else ()
-    context = next(filter(None, (inner(merge.inputs[0], op) for op in ends)), None)
-    weights = _WEIGHTS[context.op] if context else ()
-    softmax = next(filter(None, (inner(context.inputs[0], op) for op in weights)), None) if context else None
-    scores = inner(softmax.inputs[0], "matmul") if softmax else None
-    if context is None or softmax is None or scores is None:
+    context = inner(merge.inputs[0]) if merge.op == "merge_heads" else None
+    softmax = inner(context.inputs[0]) if context else None
+    if context is None or softmax is None or softmax.op not in ATTENTIONS:
+        return None
+    scores = inner(softmax.inputs[0], "matmul")
+    if scores is None or context.op != ATTENTIONS[softmax.op].product:
         return None
     found = [inner(name, "split_heads") for name in (*scores.inputs, context.inputs[1])]
     heads = [node for node in found if node is not None]
@@ -152,8 +126,9 @@ def _match_attention(graph: Graph, inner: Inner, node: Node) -> Match | None:
     if not suitable:
         return None
     heads, tokens, dim = found.heads[0].shape
-    params = {role: tensors[name] for role, name in found.softmax.params.items()}
-    fused = fuse_attention(found.softmax, params, (heads, tokens, dim), score_scale, value_scale)
+    fused = fuse_attention(
+        found.softmax, params_of(graph, found.softmax), (heads, tokens, dim), score_scale, value_scale
+    )
     return (found.inside, _attention_steps(found, fused)) if fused is not None else None
 
 

@@ -23,7 +23,7 @@ from intseg.ops import Array
 from . import labels  # noqa: F401  its kernels are among those that are compiled
 from .memory import Arrays, Buffer, Rows, Step, aligned, join, place
 from .patterns import PATTERNS
-from .steps import STEPS, fallback, integer
+from .steps import FAST, integer, step
 from .threads import ranges, run_parallel, thread_count
 
 _CHUNK_ROWS = 64
@@ -135,10 +135,10 @@ class _Builder:
             name = self.views[name][0]
         return name
 
-    def inner(self, name: str, op: str) -> Node | None:
-        """The node of this name if it is this op and is read once only, so that nobody misses its output."""
+    def inner(self, name: str, op: str = "") -> Node | None:
+        """See patterns.Inner."""
         node = self._nodes.get(name)
-        return node if node is not None and node.op == op and self._uses[name] == 1 else None
+        return node if node is not None and op in ("", node.op) and self._uses[name] == 1 else None
 
     def _match(self, node: Node) -> Iterator[tuple[str, list[Step]]]:
         """Steps by node name for a pattern that ends at this node; nodes inside of it have none."""
@@ -155,16 +155,14 @@ class _Builder:
             self.views[node.name] = (node.inputs[0], _VIEWS[node.op](node))
             self._shifted.add(node.name)
             return
-        step = STEPS[node.op](self.graph, node) if node.op in STEPS else None
-        if step is None:
-            self.steps.append(fallback(node, self.graph))
-            return
-        moved = tuple(name for name in step.local if name in self._shifted)
-        local = tuple(name for name in step.local if name not in self._shifted)
-        self.steps.append(replace(step, local=local, whole=(*step.whole, *moved)))
+        made = step(self.graph, node)
+        moved = tuple(name for name in made.local if name in self._shifted)
+        local = tuple(name for name in made.local if name not in self._shifted)
+        self.steps.append(replace(made, local=local, whole=(*made.whole, *moved)))
+        fast = FAST.get(node.op)
         reused = node.inputs[-1]
         free = self._uses[reused] == 1 and reused in self._nodes and reused not in self._shifted
-        if free and node.op in _IN_PLACE and self._nodes[reused].dtype == node.dtype:
+        if free and fast is not None and fast.in_place and self._nodes[reused].dtype == node.dtype:
             self.views[node.name] = (reused, _identity)
 
 
@@ -173,9 +171,6 @@ _VIEWS: Mapping[str, Callable[[Node], Callable[[Array], Array]]] = {
     "slice": lambda node: lambda x: x[integer(node, "start") : integer(node, "stop")],
     "to_grid": lambda node: lambda x: x.reshape(node.shape),
 }
-
-# Row by row, these may write over their last input.
-_IN_PLACE = frozenset({"add", "gelu_table", "shift_gelu", "sigmoid_gelu"})
 
 
 def _image_step(graph: Graph) -> Step:
