@@ -407,6 +407,11 @@ def require_replaceable(path: Path) -> os.stat_result | None:
     return found
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name that a file holds, with "/" between folders, stays in its folder, on any system."""
+    return not re.search(r"[\\:\0]", name) and not {"", ".", ".."} & set(name.split("/"))
+
+
 def require_inside(folder: Path, root: Path) -> None:
     """Refuse a folder below a root that a symbolic link on the way leads out of it. Raises InputError."""
     inside, real = os.path.realpath(root), os.path.realpath(folder)

@@ -74,7 +74,7 @@ def parse(path: Path, data: bytes) -> Graph:
 def dumps(graph: Graph) -> bytes:
     """The file as bytes, canonical: equal graphs give equal bytes. Raises ModelError for what `loads` would refuse."""
     validate(graph)
-    tensors = {name: np.ascontiguousarray(array) for name, array in sorted(graph.tensors.items())}
+    tensors = {name: little(array) for name, array in sorted(graph.tensors.items())}
     document = {
         "format": FORMAT,
         "info": _info_to_json(graph.info),
@@ -129,13 +129,18 @@ def from_file(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     }
 
 
+def little(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array in C order and little-endian, as files and digests have the bytes of every array (SPEC 6)."""
+    return np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder("<"), copy=False)
+
+
 def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
     """sha256 over name, dtype, shape and little-endian bytes of every tensor, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        digest.update(little(array).tobytes())
     return digest.hexdigest()
 
 

@@ -31,6 +31,7 @@ from intseg.files import Replacement, flush_folder, remove_leftovers, require_re
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
 from intseg.images.notes import Notes
+from intseg.store import little
 
 ERRORS, JOURNAL = "errors.jsonl", ".intseg-journal.jsonl"
 STAGES = ("decode", "segment", "encode and write")
@@ -197,8 +198,7 @@ def _record(source: Source, result: api.Result, ms: float, options: Options) -> 
 
 def labels_sha256(labels: api.Array) -> str:
     """sha256 of the class indices, row by row; uint16 as little-endian bytes."""
-    little = labels.astype(labels.dtype.newbyteorder("<"), copy=False)
-    return hashlib.sha256(little.tobytes()).hexdigest()
+    return hashlib.sha256(little(labels).tobytes()).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- workers

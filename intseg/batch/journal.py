@@ -103,7 +103,8 @@ def _marked(texts: Iterator[bytes], mark: str) -> dict[str, dict[str, Any]]:
 
 
 def item_of(file: str) -> str:
-    """The name of an item for its file: a name that is not UTF-8 by its bytes, which no other name can be."""
+    """The name of an item for its file, "/" between folders: one that is not UTF-8 by its bytes, as no other can be."""
+    file = file.replace(os.sep, "/")
     try:
         file.encode()
     except UnicodeEncodeError:

@@ -70,6 +70,10 @@ def _tools() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        from intseg.backends import missing_part
+
+        if problem := missing_part("tools"):
+            raise UsageError(problem) from None
         raise UsageError(f"this command needs the package {error.name}: pip install 'intseg[tools]'") from None
 
 

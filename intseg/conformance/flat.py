@@ -12,12 +12,10 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from intseg import api, files
+from intseg import api, files, store
 from intseg.errors import ModelError
 from intseg.graph import IMAGE, Graph
-from intseg.ops import OPS, Array, Attr
+from intseg.ops import OPS, Attr
 
 MAGIC = b"INTSEGFL"
 VERSION = 1
@@ -65,7 +63,7 @@ def flatten(graph: Graph, source_sha256: bytes = bytes(32)) -> bytes:
     )
     body = _Body()
     nodes = body.add(_nodes(graph, names, strings))
-    places = [body.add([_little(graph.tensors[name])]) for name in names]
+    places = [body.add([store.little(graph.tensors[name]).tobytes()]) for name in names]
     tensors = body.add(
         struct.pack("<I", strings.add(name)) + _kind(array.dtype.name, array.shape) + struct.pack("<I", place)
         for name, array, place in zip(names, (graph.tensors[name] for name in names), places, strict=True)
@@ -121,10 +119,6 @@ class _Body:
         for piece in pieces:
             self.data += piece
         return offset
-
-
-def _little(array: Array) -> bytes:
-    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _kind(dtype: str, shape: tuple[int, ...]) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intseg import arith, files
+from intseg import arith, files, store
 from intseg.errors import InputError, ModelError, UsageError
 from intseg.exam import EXAMS, Known, Unit
 from intseg.graph import Graph, check_call
@@ -46,7 +46,7 @@ class Table:
         digest = hashlib.sha256()
         for name, column in self.columns.items():
             digest.update(f"{name} {column.dtype.name} {list(column.shape)}\n".encode())
-            digest.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
+            digest.update(store.little(column).tobytes())
         return digest.hexdigest()
 
     def as_json(self) -> dict[str, object]:
@@ -228,7 +228,7 @@ def encode(table: Table, kind: str) -> dict[str, bytes]:
     """File contents by suffix of the name: ".npz", ".csv", or one ".COLUMN.hex" per column for $readmemh."""
     if kind == "npz":
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **dict(table.columns))
+        np.savez(buffer, allow_pickle=False, **{name: store.little(column) for name, column in table.columns.items()})
         return {".npz": buffer.getvalue()}
     if kind == "csv":
         lines = [",".join(table.columns), *(",".join(map(str, row)) for row in zip(*_lists(table), strict=True))]

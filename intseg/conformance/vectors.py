@@ -72,7 +72,7 @@ def run_call(call: Call, ops: Mapping[str, Run]) -> Array:
 def array_sha256(array: Array) -> str:
     """sha256 of the line "dtype [extents]" and of the little-endian bytes in C order."""
     digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)}\n".encode())
-    digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    digest.update(store.little(array).tobytes())
     return digest.hexdigest()
 
 
@@ -251,7 +251,9 @@ def make_pack(model: api.Model, backend: str = "numpy", say: Callable[[str], Non
         say(f"image {name}: {rgb.shape[0]} x {rgb.shape[1]}")
         result = run_image(model, rgb, backend, with_coverage=True)
         found += [(f"images/{name}/{node}", names) for node, names in result.reached]
-        files[f"images/{name}.safetensors"] = safetensors.numpy.save(dict(sorted(result.tensors.items())))
+        files[f"images/{name}.safetensors"] = safetensors.numpy.save(
+            {k: store.little(v) for k, v in sorted(result.tensors.items())}
+        )
         add_image(digest, name, result)
         images.append({"name": name, "file": f"images/{name}.safetensors", "nodes": result.nodes})
     rows = list(coverage.report(found))
@@ -283,7 +285,7 @@ def _op_file(op: str, calls: Iterable[Call], ops: Mapping[str, Run], digest: Dig
         attrs.append(dict(call.attrs))
         digest.add(f"ops/{op}/{i}", array_sha256(expected))
     text = json.dumps({"attrs": attrs, "op": op}, sort_keys=True, separators=(",", ":"))
-    contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
+    contiguous = {name: store.little(array) for name, array in sorted(tensors.items())}
     data: bytes = safetensors.numpy.save(contiguous, metadata={KEY: text})
     return data
 

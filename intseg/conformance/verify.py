@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _checked(folder: Path, name: object, sha256: object) -> bytes:
     """A file of a folder. Raises InputError unless its sha256 is the one that the folder's list states."""
-    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if not isinstance(name, str) or not files.is_inside(name):
         raise InputError(f"{folder}: lists the file {name!r}, expected a path inside the folder")
     data = _read(folder / name)
     if hashlib.sha256(data).hexdigest() != sha256:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, backends, models
+from intseg import api, backends, models, store
 from intseg._version import __version__
 from intseg.errors import IntsegError
 
@@ -63,7 +63,7 @@ def digest(result: api.Result) -> str:
     found = hashlib.sha256()
     for array in (result.scores, result.labels):
         found.update(f"{array.dtype.name} {list(array.shape)}\n".encode())
-        found.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        found.update(store.little(array).tobytes())
     return found.hexdigest()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import api, backends
+from intseg import api, backends, store
 from intseg._version import __version__
 from intseg.executor import execute
 from intseg.graph import Node
@@ -281,9 +281,7 @@ def _digests(found: Look) -> str:
     result = found.result
     arrays: dict[str, Array] = {"Decoded pixels": result.image, "Scores": result.scores, "Labels": result.labels}
     facts = {
-        f"{name}, {array.dtype.name} {list(array.shape)}": hashlib.sha256(
-            np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        ).hexdigest()
+        f"{name}, {array.dtype.name} {list(array.shape)}": hashlib.sha256(store.little(array).tobytes()).hexdigest()
         for name, array in arrays.items()
     }
     return (

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg import files
+from intseg import files, store
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, UsageError
 from intseg.ops import Array
@@ -203,7 +203,7 @@ def _encode(name: str, array: Array, kind: str, options: Options) -> bytes:
     """The content of a tensor's file."""
     if kind == "npy":
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+        np.save(buffer, store.little(array), allow_pickle=False)
         return buffer.getvalue()
     if kind == "json":
         document = {"dtype": array.dtype.name, "shape": list(array.shape), "data": array.reshape(-1).tolist()}
@@ -318,8 +318,7 @@ def _decode_json(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
 
 def sha256(array: Array) -> str:
     """sha256 of the elements in C order, little-endian."""
-    data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-    return hashlib.sha256(data.tobytes()).hexdigest()
+    return hashlib.sha256(store.little(array).tobytes()).hexdigest()
 
 
 def check_options(kind: str, options: Options) -> None:
@@ -399,7 +398,7 @@ def _write_tensors(file: TensorFile, names: Sequence[str], target: Path, kind: s
             count = -(-stored_count(array.shape, options) // options.per_word)
             tensors[name] |= {"width": bits // options.per_word, "word_bits": bits, "words": count}
         if kind == "npz":
-            arrays[name] = array
+            arrays[name] = store.little(array)
         else:
             with files.create(target / path) as out:
                 out.write(_encode(name, array, kind, options))

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from intseg import api, backends, files, models
+from intseg import api, backends, files, models, store
 from intseg.arith import INT_RANGE
 from intseg.errors import InputError, IntsegError, MismatchError, ModelError, UsageError
 from intseg.executor import execute
@@ -87,7 +87,7 @@ class Writer(files.Replacement):
 
     def put(self, name: str, array: Array) -> None:
         """Append a tensor."""
-        data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+        data = store.little(array)
         if self.end + data.nbytes > MAX_FILE:
             raise UsageError(f"{self.path}: larger than {MAX_FILE} bytes; trace fewer nodes with --nodes")
         self.write(data.tobytes())
