@@ -27,13 +27,15 @@ from intseg.batch.sources import Search
 from intseg.cli.printing import Answer, count, say
 from intseg.errors import InputError, UsageError
 from intseg.files import read_text
-from intseg.graph import ModelInfo
+from intseg.graph import MAX_ELEMENTS, ModelInfo
 from intseg.images import decode as pictures
+from intseg.ops import MAX_DIM
 from intseg.reports.table import table
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
-from intseg.tools.twin.config import SegmenterConfig
+from intseg.tools.twin.config import CheckpointError, Pair, SegmenterConfig
+from intseg.tools.twin.excitation import drawn_scene, excitation
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.onnx_import import load_onnx
@@ -83,6 +85,7 @@ def model_info(
     height, width = (-(-size // patch) * patch for size in asked)
     steps = stride or config.stride
     cell = patch if merge == "grid" else 1
+    _require_size(config, (height, width), stride, cell)
     rows, columns = (
         min(size, max(step // cell, -(-size // (2 * cell))) * cell if step >= cell else size)
         for step, size in zip(steps, (height, width), strict=True)
@@ -102,6 +105,20 @@ def model_info(
         merge=merge,
     )
     return at_scale(info, config.im_size if scale is None else scale)
+
+
+def _require_size(config: SegmenterConfig, window: Pair, stride: Pair | None, cell: int) -> None:
+    """What is asked for is what is done. Raises UsageError."""
+    tokens = window[0] // config.patch * (window[1] // config.patch) + config.n_extra
+    if tokens > MAX_DIM or config.n_heads * tokens**2 > MAX_ELEMENTS:
+        raise UsageError(
+            f"a window of {window[0]} x {window[1]} has {tokens:,} tokens and {config.n_heads * tokens**2:,} attention "
+            f"scores, expected at most {MAX_DIM:,} and {MAX_ELEMENTS:,}; choose a smaller --window"
+        )
+    for step, size in zip(stride or (), window, strict=False):
+        if not size <= 2 * step <= 2 * size or step % cell:
+            multiple = f", a multiple of {cell} with --merge grid" if cell > 1 else ""
+            raise UsageError(f"--stride is {step}, expected {-(-size // 2)} to {size}{multiple}: half the window to it")
 
 
 def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]:
@@ -128,24 +145,41 @@ def windows(file: Path, info: ModelInfo) -> Tensor:
     return torch.from_numpy(np.stack([window for _, window in cut_windows(picture.rgb, info)]))
 
 
+REPORT_FLOATS, REPORT_FLOATS_A_TOKEN = 2**26, 18
+"""Values of the float model that a report keeps, and how many a token has in a block, in widths of the block."""
+
+
 def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterator[tuple[str, str, float, float]]:
-    """(node, scale, percent of saturated values, SQNR in dB against the float model) of every node with a range."""
-    floats: dict[str, Tensor] = {}
-    integers: dict[str, Tensor] = {}
+    """(node, scale, percent of saturated values, SQNR in dB against the float model) of every node with a range.
+
+    Of large models and images on evenly spaced windows and tokens: REPORT_FLOATS values of the float model are kept.
+    """
+    acts, floats = twin.acts(), dict[str, Tensor]()
+    found: dict[str, tuple[float, float]] = {}
+    tokens = twin.window[0] // twin.config.patch * (twin.window[1] // twin.config.patch) + twin.config.n_extra
+    each = tokens * sum(REPORT_FLOATS_A_TOKEN * twin.config.d_model for _ in twin.encoder.blocks)
+    images = images[:: max(1, -(-len(images) * each // REPORT_FLOATS))][: max(1, REPORT_FLOATS // each)]
+    step = max(1, -(-each // REPORT_FLOATS))
+
+    def keep(node: str, value: Tensor) -> None:
+        if node in acts:
+            floats[node] = value[:, ::step].clone()
+
+    def compare(node: str, value: Tensor) -> None:
+        if node in floats:
+            act, q, real = acts[node], value[:, ::step], floats.pop(node).double()
+            limit = 2 ** (act.bits - 1)
+            saturated = 100 * float(((q == -limit) | (q == limit - 1)).double().mean())
+            noise = float(((act.dequantize(q) - real) ** 2).sum())
+            found[node] = saturated, math.inf if noise == 0 else 10 * math.log10(float((real**2).sum()) / noise)
+
     with torch.no_grad():
-        with tapped(model, floats.__setitem__):
+        with tapped(model, keep):
             model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
-        twin(images, integers.__setitem__)
-    for node, act in twin.acts().items():
-        if node not in floats:
-            continue
-        q, real = integers[node], floats[node].double()
-        limit = 2 ** (act.bits - 1)
-        saturated = 100 * float(((q == -limit) | (q == limit - 1)).double().mean())
-        noise = float(((act.dequantize(q) - real) ** 2).sum())
-        sqnr = math.inf if noise == 0 else 10 * math.log10(float((real**2).sum()) / noise)
-        low, high = float(act.scale.min()), float(act.scale.max())
-        yield node, f"{low:.3g}" if low == high else f"{low:.2g}..{high:.2g}", saturated, sqnr
+        twin(images, compare)
+    for node in (node for node in acts if node in found):
+        low, high = float(acts[node].scale.min()), float(acts[node].scale.max())
+        yield node, f"{low:.3g}" if low == high else f"{low:.2g}..{high:.2g}", *found[node]
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -161,7 +195,7 @@ def run(args: argparse.Namespace) -> Answer:
 def _run(args: argparse.Namespace) -> Answer:
     start = time.perf_counter()
     checkpoint, output = Path(args.checkpoint), Path(args.output)
-    model = (load_onnx if checkpoint.suffix == ".onnx" else load_checkpoint)(checkpoint)
+    model = _load(args, checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.cosine)
     dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
@@ -173,6 +207,12 @@ def _run(args: argparse.Namespace) -> Answer:
     )
     files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in files]
+    checked = windows(Path(args.check), info) if args.check else batches[0]
+    judged = excitation(model, batches)
+    if warning := judged.warning():
+        say(f"warning: {warning}")
+        info = dataclasses.replace(info, source=f"{info.source}; {warning}")
+        batches = [drawn_scene(info.window), *batches]
     twin = FakeQuantSegmenter(model, info.window, recipe)
     say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
     with tqdm(desc="calibrating", unit="batch", disable=not sys.stderr.isatty()) as bar:
@@ -180,7 +220,7 @@ def _run(args: argparse.Namespace) -> Answer:
     data = store.save(export(twin, info), output)
     if args.save_twin:
         save_twin(twin, Path(args.save_twin))
-    nodes = list(report(twin, model, batches[0])) if args.json or not args.quiet else []
+    nodes = list(report(twin, model, checked)) if args.json or not args.quiet else []
     floats = 4 * sum(p.numel() for p in model.parameters())
     cosine = "kept" if recipe.cosine else "dropped"
     size = f"{len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters ({floats:,} bytes)"
@@ -188,8 +228,31 @@ def _run(args: argparse.Namespace) -> Answer:
     about = f"{count(len(files), 'calibration image')}; {seconds:.1f} s"
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
     way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}; windows merged by {info.merge}, images {at}"
-    lines = [*_lines(nodes, chosen), f"wrote {output}: {size}; {way}; {about}"]
+    where = args.check or f"{files[0]}, calibrated on: --check IMAGE shows another"
+    lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", f"wrote {output}: {size}; {way}; {about}"]
     return Answer(lines, _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds})
+
+
+def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter:
+    """The float model; what was assumed is printed. Raises CheckpointError."""
+    given = {"n_heads": args.heads, "normalization": args.normalization}
+    given = {key: value for key, value in given.items() if value is not None}
+    if checkpoint.suffix == ".onnx":
+        if given or args.state:
+            raise UsageError(
+                "an ONNX file says its heads and normalization; leave --heads, --normalization, --state out"
+            )
+        model = load_onnx(checkpoint)
+    else:
+        model = load_checkpoint(checkpoint, key=args.state, given=given)
+    for note in model.info.notes:
+        say(f"assumed: {note}")
+    if model.config.n_cls < 2:
+        raise CheckpointError(
+            f"{checkpoint}: has one output channel, meant for a sigmoid and a threshold, expected a channel for each "
+            "of two classes or more: an argmax of one is always 0; train it with two"
+        )
+    return model
 
 
 def save_twin(twin: FakeQuantSegmenter, path: Path) -> None:

@@ -235,15 +235,15 @@ def _train(args: argparse.Namespace) -> None:
         assert isinstance(averaged, Segmenter)
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
         score = val_miou(predict, info, val, args.device)
-        if not val.pairs or score >= max((entry["mIoU"] for entry in trainer.log), default=0.0):
+        if not val.pairs or score >= max((entry.get("mIoU", 0.0) for entry in trainer.log), default=0.0):
             save_checkpoint(averaged, args.output, dataset)
         return score
 
     trainer.run(args.every, measure)
-    best = max(trainer.log, key=lambda entry: entry["mIoU"]) if val.pairs else trainer.log[-1]
+    best = max(trainer.log, key=lambda entry: entry.get("mIoU", 0.0)) if val.pairs else trainer.log[-1]
     print(
         f"{args.output / 'checkpoint.pth'}: average at step {best['step']} of {settings.steps}"
-        + (f", mIoU {best['mIoU']:.2f} %" if val.pairs else "")
+        + (f", mIoU {best['mIoU']:.2f} %" if "mIoU" in best else "")
         + f"; last loss {trainer.log[-1]['loss']:.4f}"
     )
 

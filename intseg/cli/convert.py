@@ -47,11 +47,18 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     images = "images or folders of images; one is enough"
     add("--calibrate", type=Read, required=True, nargs="+", metavar="IMAGE", help=images)
     add("--samples", type=whole(1, 10**9), metavar="N", help="use N of these images, evenly spaced (all)")
+    text = "for the printed errors of every node, an image that calibration does not see (the first it sees)"
+    add("--check", type=Read, metavar="IMAGE", help=text)
     add("--recipe", choices=RECIPES, default="intseg", help="arithmetic (intseg)")
     add("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
     text = "windows at any pixel, summed in pixels, as published (pixel), or on the patch grid"
     add("--merge", choices=("pixel", "grid"), default="pixel", help=text)
     add_scale(parser)
+    text = "which of the checkpoint's state dicts (model, state_dict, model_ema, ...), where it has several"
+    add("--state", metavar="KEY", help=text)
+    add("--heads", type=whole(1, 1024), metavar="N", help="attention heads of the encoder; default: checkpoint's")
+    text = "mean and std of pixels; default: checkpoint's"
+    add("--normalization", choices=("vit", "deit"), help=text)
     add("--l2norm", dest="cosine", choices=("keep", "drop"), help="L2 norm before the masks; default: the recipe's")
     pixels = whole(1, 65535)
     add("--window", type=pixels, nargs=2, metavar=("H", "W"), help="pixels of a window; default: checkpoint's")

@@ -125,6 +125,8 @@ def test_a_bad_checkpoint_is_one_line(
         ([], "empty", 4, "no image in"),
         (["--samples", "0"], "photos", 2, "--samples"),
         (["--classes", "cityscapes"], "photos", 2, "19"),
+        (["--stride", "7", "7"], "photos", 2, "--stride is 7, expected"),
+        (["--window", "32768", "32768"], "photos", 2, "choose a smaller --window"),
         (["--classes", "no-such-file"], "photos", 4, "no-such-file"),
     ],
 )

@@ -305,10 +305,10 @@ def test_without_variant_the_tensors_decide(tmp_path: Path) -> None:
     assert loaded.config == config
     assert loaded.info.notes == (
         "image_size = 16 x 16: a square position embedding",
-        "encoder n_heads = 2: one per 64 channels",
-        "window_size is not stated: default",
-        "window_stride is not stated: default",
-        "normalization is not stated: default",
+        "encoder n_heads = 2: one per 64 channels (--heads)",
+        "window_size = 16 x 16: not stated (--window)",
+        "window_stride = 16 x 16: not stated (--stride)",
+        "normalization = vit: not stated (--normalization)",
     )
 
 
@@ -618,7 +618,7 @@ def test_not_a_segmenter(content: object, message: str, folder: Path) -> None:
 
 def test_python_objects_are_refused_and_named(folder: Path) -> None:
     torch.save({"model": Unsafe()}, folder / "checkpoint.pth")
-    assert re.search(r"holds the Python object \S*Unsafe, expected tensors", error_of(folder))
+    assert re.search(r"holds the Python object \S*Unsafe, expected .\"model\"", error_of(folder))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,10 @@ class QWeightedMean(Layer):
         return clamp_bits(rsr(product(a, b) * scale, p["shift"].unsqueeze(-2) + length - 1), 8)
 
 
+LOGITS_AT_ONCE = 2**24
+"""Windows whose attention is computed together have no more logits: each takes several times 8 bytes on the way."""
+
+
 class QAttention(nn.Module):
     """qkv -> heads -> softmax(q k^T) v -> proj.
 
@@ -176,9 +180,9 @@ class QAttention(nn.Module):
         qkv = self.qkv(x)
         with torch.no_grad():
             q, k, v = self._split(qkv.q)
-            s = self.scores.exact(q, k)
-            p = self.softmax.exact(s)
-            c = self.context.exact(p, v)
+            together = max(1, LOGITS_AT_ONCE // (self.heads * q.shape[-2] ** 2))
+            parts = [self._attend(*part) for part in zip(*(t.split(together) for t in (q, k, v)), strict=True)]
+            s, p, c = (torch.cat(found) for found in zip(*parts, strict=True))
             merged = c.transpose(-2, -3).flatten(-2)
         context = self.context_act.wrap(merged, lambda: self._surrogate(qkv.real, self.softmax.shares(p)))
         out: Quantized = self.proj(context)
@@ -189,6 +193,12 @@ class QAttention(nn.Module):
         ):
             record(f"{name}.{part}", value)
         return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, softmax and context of some windows, int64."""
+        s = self.scores.exact(q, k)
+        p = self.softmax.exact(s)
+        return s, p, self.context.exact(p, v)
 
     def _surrogate(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         """Float attention on the dequantized q, k, v, with the exact probabilities forward."""

@@ -19,22 +19,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from intseg.tools.twin.act import Quantized
 from intseg.tools.twin.attention import QAttention, QSoftmax
-from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.layers import QLinear
 from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QMaskTransformer
 from intseg.tools.twin.primitives import LOG2_E
+from intseg.tools.twin.samples import Stats, augment, collect, node_of, normalise, tapped
 from intseg.tools.twin.segmenter import Segmenter
 
-MOMENTUM = 0.05
 MARGIN = 1.5
 """INT16 tensors have bits to spare: their range is this much wider than anything seen."""
 
@@ -77,133 +75,6 @@ them, 99.39 % where they halve the error, 99.36 % wherever they lower it at all.
 GELU_ROWS = 768
 """Samples of a hidden layer that lines are fitted to, and as many that judge them."""
 
-SAMPLE_BUDGET = 170_000_000
-"""Floats kept as samples over all taps: enough for 2,048 rows of 24 blocks of 192. With two thirds of that, a network
-with long tails lost 0.5 mIoU in place of 0.1."""
-
-RENAMED = {
-    "encoder.patch_embed.proj": "encoder.patch_embed",
-    "decoder.matmul_patch": "decoder.proj_patch",
-    "decoder.matmul_classes": "decoder.proj_classes",
-}
-"""Float modules whose node has another name; `.attn.pv` and `.attn.scale` are handled by suffix."""
-
-SUFFIXES = (
-    *("norm1", "attn.qkv", "attn.scale", "attn.pv", "attn.proj", "add1"),
-    *("norm2", "mlp.fc1", "mlp.act", "mlp.fc2", "add2"),
-    *("encoder.pos_add", "encoder.norm", "decoder.proj_dec", "decoder_norm"),
-    *("l2_patch", "l2_classes", "masks", "mask_norm", "head"),
-)
-"""How the names of the float modules with a node end."""
-
-
-def node_of(module: str) -> str | None:
-    """The engine's node for a float module's output; None if it has none."""
-    if module in RENAMED:
-        return RENAMED[module]
-    if not any(module == suffix or module.endswith("." + suffix) for suffix in SUFFIXES):
-        return None
-    return module.replace(".attn.pv", ".attn.merge").replace(".attn.scale", ".attn.scores")
-
-
-def as_node_output(node: str, value: Tensor) -> Tensor:
-    """A float module's output in the layout of its node: channels last, heads merged."""
-    if node == "encoder.patch_embed":
-        return value.flatten(2).transpose(1, 2)
-    if node.endswith(".attn.merge"):
-        return value.transpose(1, 2).flatten(2)
-    return value
-
-
-@contextmanager
-def tapped(model: Segmenter, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While open, every forward of the float model reports its intermediates under the engine's node names."""
-
-    def hook(node: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: receive(node, as_node_output(node, output.detach()))
-
-    handles = [
-        module.register_forward_hook(hook(node))
-        for name, module in model.named_modules()
-        if (node := node_of(name)) is not None
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def augment(images: Tensor) -> list[Tensor]:
-    """Deterministic variations of uint8 windows [B, H, W, 3]: what another photo could have been.
-
-    One image says little about how far a channel strays on the next; mirrored, darker, brighter, flatter, nearer and
-    further views of it say more.
-    """
-    x = images.permute(0, 3, 1, 2).float()
-    height, width = x.shape[2:]
-    near = x[:, :, height // 5 : height - height // 5, width // 5 : width - width // 5]
-    far = F.pad(x, (width // 4, width // 4, height // 4, height // 4), mode="reflect")
-    views = [x, x.flip(3), x * 0.6, x * 1.5, x * 0.6 + 60]
-    views += [F.interpolate(view, size=(height, width), mode="area") for view in (far,)]
-    views += [F.interpolate(near, size=(height, width), mode="bilinear", align_corners=False)]
-    return [view.round().clamp(0, 255).byte().permute(0, 2, 3, 1) for view in views]
-
-
-def normalise(images: Tensor, config: SegmenterConfig) -> Tensor:
-    """uint8 [B, H, W, 3] -> the float model's input [B, 3, H, W]."""
-    mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (config.mean, config.std))
-    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-@dataclass
-class Stats:
-    """What calibration keeps of one node."""
-
-    low: float = 0.0  # moving averages
-    high: float = 0.0
-    seen: int = 0
-    largest: float = 0.0  # of |x|, over everything
-    samples: list[Tensor] = field(default_factory=list)  # [rows, channels] float32
-
-    def update(self, value: Tensor, rows: int) -> None:
-        """Take in one image's windows [B, ..., channels], keeping up to `rows` rows of them."""
-        low, high = float(value.min()), float(value.max())
-        weight = MOMENTUM if self.seen else 1.0
-        self.low += weight * (low - self.low)
-        self.high += weight * (high - self.high)
-        self.largest = max(self.largest, -low, high)
-        self.seen += 1
-        if rows:
-            flat = value.flatten(0, -2)
-            step = max(1, -(-len(flat) // rows))
-            self.samples.append(flat[::step].clone())
-
-    def sampled(self) -> Tensor:
-        """All samples, float64 [rows, channels]."""
-        return torch.cat(self.samples).double()
-
-
-def collect(
-    model: Segmenter, batches: Sequence[Tensor], cosine: bool, channels: int, progress: Callable[[], None]
-) -> dict[str, Stats]:
-    """Run the float model on one batch of uint8 windows [B, H, W, 3] per image; statistics by node name.
-
-    channels   sum of the channels of all sampled nodes: decides how many rows fit SAMPLE_BUDGET
-    """
-    stats: dict[str, Stats] = {}
-    rows = max(64, min(2048, SAMPLE_BUDGET // channels) // len(batches))
-
-    def receive(node: str, value: Tensor) -> None:
-        wanted = 16 if node.endswith("attn.scores") else rows
-        stats.setdefault(node, Stats()).update(value, wanted)
-
-    with torch.no_grad(), tapped(model, receive):
-        for images in batches:
-            model.forward_scores(normalise(images, model.config), cosine)
-            progress()
-    return stats
-
 
 def calibrate(
     twin: FakeQuantSegmenter,
@@ -221,13 +92,10 @@ def calibrate(
     candidates  for fitted ranges per channel; those of `estimators` by default
     correct     whether biases take up mean errors, where ranges are fitted
     """
-    width = 2 * twin.config.d_model
-    acts = twin.acts().items()
-    channels = sum(width if len(act.scale) == 1 or ".mlp." in node else len(act.scale) for node, act in acts)
     few, views = len(batches) <= FEW, batches
     if twin.recipe.ranges == "fit" and few:
         views = [view for images in batches for view in augment(images)]
-    stats = collect(model, views, twin.recipe.cosine, channels, progress)
+    stats = collect(model, views, twin.recipe.cosine, sampled_nodes(twin), progress)
     chosen: dict[str, str] = {}
     with torch.no_grad():
         _restore_biases(twin, model)
@@ -240,6 +108,27 @@ def calibrate(
         if twin.recipe.ranges == "fit" and correct:
             correct_biases(twin, model, some_windows(twin, batches, CORRECTED_VIEWS))
     return chosen
+
+
+def sampled_nodes(twin: FakeQuantSegmenter) -> dict[str, int]:
+    """Channels of the nodes whose samples something is fitted to."""
+    fitted, decoder = twin.recipe.ranges == "fit", twin.decoder
+    found = {node: layers[0].weight.shape[1] for node, layers in readers(twin).items()} if fitted else {}
+    for name, block in _blocks(twin):
+        if isinstance(block.attn.softmax, QSoftmax) and block.attn.softmax.op == "shiftmax":
+            found[f"{name}.attn.scores"] = 1
+        if fitted:
+            width, hidden = block.attn.width, block.fc1.weight.shape[0]
+            found |= {f"{name}.attn.qkv": 3 * width, f"{name}.attn.merge": width, f"{name}.mlp.fc1": hidden}
+    if fitted and isinstance(decoder, QMaskTransformer):
+        found |= dict.fromkeys(mask_ends(decoder), decoder.proj_patch.weight.shape[0])
+    return found
+
+
+def mask_ends(decoder: QMaskTransformer) -> tuple[str, str]:
+    """The nodes whose product the masks are."""
+    ends = ("l2_patch", "l2_classes") if decoder.cosine else ("proj_patch", "proj_classes")
+    return f"decoder.{ends[0]}", f"decoder.{ends[1]}"
 
 
 def _restore_biases(twin: FakeQuantSegmenter, model: Segmenter) -> None:
@@ -416,8 +305,7 @@ def _fit(
         chosen[f"{name}.attn.qkv"] = _fit_attention(block.attn, stats, f"{name}.attn", widen, candidates)
         chosen[f"{name}.mlp.act"] = _fit_gelu(block, stats, f"{name}.mlp")
     if isinstance(twin.decoder, QMaskTransformer):
-        ends = ("l2_patch", "l2_classes") if twin.decoder.cosine else ("proj_patch", "proj_classes")
-        for node in (f"decoder.{end}" for end in ends):
+        for node in mask_ends(twin.decoder):
             acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None]))
     return chosen
 

@@ -15,82 +15,78 @@ import io
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from torch import Tensor
 
-from intseg import files
-from intseg.errors import InputError
 from intseg.files import write_atomically
+from intseg.tools.twin import mmseg
 from intseg.tools.twin.config import CheckpointError, Decoder, Pair, SegmenterConfig
+from intseg.tools.twin.containers import few, read_file, require_floats, state_of
 from intseg.tools.twin.names import UNUSED, State, published_names
 from intseg.tools.twin.segmenter import LoadInfo, Segmenter
 from intseg.tools.twin.variant import Variant, variant_of
 
 
-def load_checkpoint(path: str | os.PathLike[str], variant: str | os.PathLike[str] | None = None) -> Segmenter:
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    variant: str | os.PathLike[str] | None = None,
+    key: str | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Segmenter:
     """Read a checkpoint into a model in evaluation mode; every failure is a CheckpointError.
 
-    path     a checkpoint file, or the folder that holds `checkpoint.pth`
+    path     a checkpoint file (torch.save's or .safetensors), or the folder that holds `checkpoint.pth`
     variant  the variant.yml; by default the one beside the checkpoint, and if there is none the tensors decide alone
+    key      which of its state dicts, where it has several
+    given    values of net_kwargs ("n_heads", "normalization", ...) that go before all others
 
-    The tensors say what the architecture is; variant.yml adds what they cannot (heads, window, normalization) and has
-    to agree with them. `model.info` lists the parameters left aside and the values assumed.
+    The tensors say what the architecture is; variant.yml, or the config in mmsegmentation's meta, adds what they cannot
+    (heads, window, normalization) and has to agree with them.
+     `model.info` lists the parameters left aside and the values assumed.
     """
     file = Path(path)
     file = file / "checkpoint.pth" if file.is_dir() else file
-    raw = read_file(file)
-    state, source = published_names(_tensors(raw, file))
+    raw, notes = read_file(file), list[str]()
+    state, source = published_names(_tensors(raw, file, key, notes))
     if variant is None and (file.parent / "variant.yml").is_file():
         variant = file.parent / "variant.yml"
     ignored = tuple(name for name in state if UNUSED.fullmatch(name))
     state = {name: value for name, value in state.items() if name not in ignored}
-    config, notes = _config_from(state, source, Variant.read(variant), file)
+    add_zero_biases(state, notes)
+    known = mmseg.stated(raw, Variant.read(variant), file, notes).given(given)
+    config = _config_from(state, source, known, file, notes)
     with torch.device("meta"):
         model = Segmenter(config)
     check_state(state, model, file)
     model.load_state_dict({k: v.to(torch.float32, copy=True).contiguous() for k, v in state.items()}, assign=True)
-    model.info = LoadInfo(source, ignored, notes, _stated_classes(raw, config.n_cls))
+    model.info = LoadInfo(source, ignored, tuple(notes), _stated_classes(raw, config.n_cls))
     return model.eval()
 
 
-def read_file(file: Path) -> object:
-    try:
-        with files.opened(file, "", "give a checkpoint.pth") as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except InputError as error:
-        raise CheckpointError(str(error)) from None
-    except Exception as error:  # bad bytes raise RuntimeError, UnpicklingError, EOFError, OSError, KeyError, ...
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                f"{file}: holds the Python object {found[1]}, expected tensors and plain values only; "
-                "save its state_dict alone in the environment that wrote it, with torch.save"
-            ) from None
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CheckpointError(
-            f"{file}: not a complete PyTorch checkpoint ({reason}); download it again, or save it with torch.save"
-        ) from None
-
-
-def _tensors(raw: object, file: Path) -> State:
+def _tensors(raw: object, file: Path, key: str | None, notes: list[str]) -> State:
     """The state dict of {"model": ...} (Segmenter), {"state_dict": ...} (mmsegmentation) or of the file itself."""
-    wanted = (
-        'expected {"model": {encoder.*, decoder.*}} or mmsegmentation\'s {"state_dict": {backbone.*, decode_head.*}}'
-    )
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: holds a {type(raw).__name__}, {wanted}; give the checkpoint.pth of a Segmenter")
-    state = next((raw[key] for key in ("model", "state_dict") if isinstance(raw.get(key), dict)), raw)
-    names = [str(name) for name in state]
-    if not any(name.removeprefix("module.").startswith(("encoder.", "backbone.")) for name in names):
-        raise CheckpointError(f"{file}: holds {few(names)}, {wanted}; give the checkpoint.pth of a Segmenter")
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise CheckpointError(f"{file}: {name} is {found}, expected a float tensor; save the float model again")
-    return {str(name): value for name, value in state.items()}
+    state = state_of(raw, key, notes)
+    if isinstance(state, str) or not any(name.startswith(("encoder.", "backbone.")) for name in state):
+        raise CheckpointError(
+            f"{file}: holds {state if isinstance(state, str) else few(list(state))}, expected "
+            '{"model": {encoder.*, decoder.*}} or mmsegmentation\'s {"state_dict": {backbone.*, decode_head.*}}; '
+            "give the checkpoint.pth of a Segmenter"
+        )
+    return require_floats(state, file)
+
+
+def add_zero_biases(state: State, notes: list[str]) -> None:
+    """Biases that a model was built without are zero, where every layer of the kind lacks it; in place."""
+    for kind in ("patch_embed.proj", "attn.qkv", "attn.proj"):
+        weights = [name for name in state if name.endswith(f".{kind}.weight")]
+        biases = [name.removesuffix("weight") + "bias" for name in weights]
+        if weights and not any(name in state for name in biases):
+            notes.append(f"{kind}.bias = 0: no layer has one")
+            state |= {bias: torch.zeros(len(state[name])) for name, bias in zip(weights, biases, strict=True)}
 
 
 def _stated_classes(raw: object, n_cls: int) -> tuple[tuple[str, tuple[int, int, int]], ...]:
@@ -126,21 +122,12 @@ def check_state(state: State, model: Segmenter, file: Path) -> None:
         raise CheckpointError(f"{file}: NaN or infinity in {few(broken)}; expected finite values: training diverged")
 
 
-def few(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
-
-
 def _config_from(
-    state: State, source: Literal["segmenter", "mmseg"], variant: Variant, file: Path
-) -> tuple[SegmenterConfig, tuple[str, ...]]:
-    """The configuration that the tensors show, confirmed and completed by variant.yml; and what had to be assumed."""
-    notes: list[str] = []
+    state: State, source: Literal["segmenter", "mmseg"], variant: Variant, file: Path, notes: list[str]
+) -> SegmenterConfig:
+    """The configuration that the tensors show, confirmed and completed by what is stated; notes say what is assumed."""
     encoder = encoder_fields(state, variant, file, notes)
     image = encoder["image_size"]
-    for key in ("window_size", "window_stride", "normalization"):
-        if key not in variant.inference | variant.net:
-            notes.append(f"{key} is not stated: default")
     window = variant.pair(variant.inference, "window_size") or image
     mmseg: dict[str, Any] = {"norm_eps": 1e-6, "pos_mode": "bicubic"} if source == "mmseg" else {}
     stated = {key: variant.net[key] for key in ("norm_eps", "pos_mode") if key in variant.net}
@@ -149,6 +136,7 @@ def _config_from(
             window=window,
             stride=variant.pair(variant.inference, "window_stride") or window,
             normalization=variant.net.get("normalization", "deit" if encoder["distilled"] else "vit"),
+            dec_norm_eps=float(variant.decoder.get("norm_eps", 1e-5)),
             im_size=variant.im_size(image),
             **encoder,
             **_decoder_fields(state, variant, file, notes),
@@ -156,7 +144,18 @@ def _config_from(
         )
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}; correct {variant.name}") from None
-    return config, tuple(notes)
+    for key, value, option in (
+        ("window_size", _sides(config.window), "--window"),
+        ("window_stride", _sides(config.stride), "--stride"),
+        ("normalization", config.normalization, "--normalization"),
+    ):
+        if key not in variant.inference | variant.net:
+            notes.append(f"{key} = {value}: not stated ({option})")
+    return config
+
+
+def _sides(pair: Pair) -> str:
+    return f"{pair[0]} x {pair[1]}"
 
 
 def encoder_fields(state: State, variant: Variant, file: Path, notes: list[str]) -> dict[str, Any]:

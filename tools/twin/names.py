@@ -35,8 +35,6 @@ _MMSEG_TOP: Final = {
 
 def published_names(state: Mapping[str, Tensor]) -> tuple[State, Literal["segmenter", "mmseg"]]:
     """Parameters under their published names, whichever names they came with. Unknown names stay as they are."""
-    if all(name.startswith("module.") for name in state):  # saved from a DistributedDataParallel wrapper
-        state = {name.removeprefix("module."): value for name, value in state.items()}
     if not any(name.startswith("backbone.") for name in state):
         return dict(state), "segmenter"
     linear = "decode_head.cls_emb" not in state

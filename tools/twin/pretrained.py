@@ -11,12 +11,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from intseg.tools.twin.checkpoint import check_state, encoder_fields, few, read_file
+from intseg.tools.twin.checkpoint import check_state, encoder_fields
 from intseg.tools.twin.config import STATS, CheckpointError, Normalization, Pair, SegmenterConfig
+from intseg.tools.twin.containers import few, read_file, require_floats, state_of
 from intseg.tools.twin.names import UNUSED
 from intseg.tools.twin.segmenter import LoadInfo, Segmenter, resize_pos_embed
 from intseg.tools.twin.variant import Variant
@@ -38,7 +38,7 @@ def segmenter_from(
     Raises CheckpointError. `model.info` lists the parameters left aside and the values assumed.
     """
     notes: list[str] = []
-    state = {f"encoder.{name}": value for name, value in _tensors(file).items()}
+    state = {f"encoder.{name}": value for name, value in _tensors(file, notes).items()}
     ignored = tuple(name for name in state if UNUSED.fullmatch(name))
     state = {name: value.float() for name, value in state.items() if name not in ignored}
     folder = file if file.is_dir() else file.parent
@@ -92,29 +92,19 @@ def _decoder(model: Segmenter, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, notes: list[str]) -> dict[str, Tensor]:
     """The encoder in a .safetensors or PyTorch file, under timm's names: without the prefix that a Segmenter has."""
     file = next(iter(sorted(file.glob("*.safetensors")) + sorted(file.glob("*.pth"))), file) if file.is_dir() else file
-    if file.suffix == ".safetensors":
-        try:
-            raw: object = safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be read as safetensors ({error}); download it again") from None
-    else:
-        raw = read_file(file)
-    state = raw
-    if isinstance(raw, dict):
-        state = next((raw[key] for key in ("model", "state_dict") if isinstance(raw.get(key), dict)), raw)
-    names = [str(name) for name in state] if isinstance(state, dict) else [type(state).__name__]
-    if isinstance(state, dict) and any(name.startswith("encoder.") for name in names):
-        found = [(str(name), value) for name, value in state.items()]
-        state = {name.removeprefix("encoder."): value for name, value in found if name.startswith("encoder.")}
-    if not isinstance(state, dict) or "blocks.0.attn.qkv.weight" not in state:
+    state = state_of(read_file(file), None, notes)
+    found = state if isinstance(state, str) else few(list(state))
+    if isinstance(state, dict) and any(name.startswith("encoder.") for name in state):
+        state = {name.removeprefix("encoder."): v for name, v in state.items() if name.startswith("encoder.")}
+    if isinstance(state, str) or "blocks.0.attn.qkv.weight" not in state:
         raise CheckpointError(
-            f"{file}: holds {few(names)}, expected a ViT or DeiT in timm's names "
+            f"{file}: holds {found}, expected a ViT or DeiT in timm's names "
             "(blocks.0.attn.qkv.weight, ...), or a Segmenter"
         )
-    return {str(name): value for name, value in state.items()}
+    return require_floats(state, file)
 
 
 def _normalization(folder: Path, distilled: bool, notes: list[str]) -> Normalization:

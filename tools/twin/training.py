@@ -230,7 +230,9 @@ class Trainer:
                     }
                     if measure is not None:
                         with self.averaged():
-                            entry["mIoU"] = measure(self.model)
+                            score = measure(self.model)
+                        if math.isfinite(score):  # nothing was measured: JSON has no NaN
+                            entry["mIoU"] = score
                     self.log.append(entry)
                     losses.clear()
                     self.save()

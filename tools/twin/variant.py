@@ -1,6 +1,8 @@
 """variant.yml: what stands beside a published checkpoint."""
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,10 @@ class Variant:
         sections = (_section(raw, key, path) for key in ("inference_kwargs", "dataset_kwargs"))
         return cls(str(path), net, _section(net, "decoder", path), *sections)
 
+    def given(self, values: Mapping[str, Any] | None) -> "Variant":
+        """The same with values of net_kwargs that the user states."""
+        return dataclasses.replace(self, net={**self.net, **values}) if values else self
+
     def agree(self, key: str, found: object, tensor: str, values: dict[str, Any] | None = None) -> None:
         """A value that is stated has to be the one that the tensors show."""
         values = self.net if values is None else values
@@ -85,7 +91,7 @@ class Variant:
                 f"{self.name}: {what} n_heads is {heads!r}, expected a divisor of the width {width}; set it"
             )
         if "n_heads" not in values and (what == "encoder" or width % HEAD_DIM):
-            notes.append(f"{what} n_heads = {heads}: one per {HEAD_DIM} channels")
+            notes.append(f"{what} n_heads = {heads}: one per {HEAD_DIM} channels (--heads)")
         return heads
 
 
@@ -117,6 +123,8 @@ def variant_of(c: SegmenterConfig) -> dict[str, Any]:
         "drop_path_rate": 0.0,
         "decoder": decoder,
     }
+    if c.decoder == "mask_transformer" and c.dec_norm_eps != 1e-5:
+        decoder["norm_eps"] = c.dec_norm_eps
     if c.norm_eps != 1e-5:
         net["norm_eps"] = c.norm_eps
     if c.pos_mode != "bilinear":
