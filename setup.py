@@ -1,6 +1,7 @@
-"""Permissions in the wheel that do not depend on the umask of who builds it; everything else is in setup.cfg."""
+"""What setup.cfg cannot say: permissions in the wheel that do not depend on the umask, links of an index page."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,18 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 os.umask(0o022)
+
+HOME = ""
+"""Where the repository is published, such as https://host/owner/intseg/blob/main/: links of README.md start there."""
+
+
+def long_description() -> str:
+    """README.md for an index page, where links into the repository lead nowhere by themselves: absolute, or text."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if not HOME:
+        text = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n\n?", "", text, flags=re.MULTILINE)
+        return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+    return re.sub(r"\]\((?!https?:)([^)]*)\)", rf"]({HOME}\1)", text)
 
 
 class BuildPy(build_py):
@@ -30,4 +43,4 @@ class BdistWheel(bdist_wheel):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-setup(cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel})
+setup(long_description=long_description(), cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel})

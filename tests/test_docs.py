@@ -94,15 +94,15 @@ def test_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_conversion_of_the_readme(tmp_path: Path) -> None:
-    """Its other two blocks install the project: `./check wheel` and `.ci/run` do what they say."""
+    """Two others install the project: `.ci/run` does so; `./check wheel` runs the rest (tests/ten_minutes.py)."""
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     make_data(tmp_path)
     shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photo.png")
     for name in ("checkpoint.pth", "variant.yml"):
         shutil.copy(tmp_path / "checkpoint" / name, tmp_path)
     found = blocks("README.md", "sh")
-    assert len(found) == 4
-    install, _, convert = found[3].partition("\n")
+    assert len(found) == 5
+    install, _, convert = found[4].partition("\n")
     assert install.startswith("pip install")
     shell(convert, tmp_path)
     assert (tmp_path / "photo_labels.png").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,16 @@ def modules(folder: Path) -> set[str]:
 
 def test_the_sdist_is_the_checkout(built: tuple[Path, Path]) -> None:
     folder, _ = built
-    for name in ("LICENSE", "README.md", "SPEC.md", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", "check"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "SPEC.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "MANIFEST.in",
+        "CITATION.cff",
+        "check",
+    ):
         assert (folder / name).is_file(), name
     assert os.access(folder / "check", os.X_OK)
     folders = ("intseg", "intseg/ops", "intseg/cli", "kernels", "tests", "tests/tools", "tests/trust")
@@ -69,6 +79,18 @@ def test_the_wheel_holds_the_package_only(built: tuple[Path, Path]) -> None:
     assert data | {f"{info}/licenses/LICENSE"} <= names
     for folder, package in ((ROOT / "intseg", "intseg"), (ROOT / "kernels", "intseg/kernels")):
         assert {f"{package}/{name}" for name in modules(folder)} <= names
+
+
+def test_the_index_page_has_no_link_into_the_repository(built: tuple[Path, Path]) -> None:
+    """Relative links lead nowhere there: they are absolute, or text."""
+    with zipfile.ZipFile(built[1]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        head, _, page = wheel.read(name).decode().partition("\n\n")
+    assert "# intseg" in page
+    assert "WORKBENCH" in page
+    assert [target for target in re.findall(r"\]\(([^)]*)\)", page) if not target.startswith("https://")] == []
+    for field in ("Author", "License(-Expression)?", "Platform", "Description-Content-Type"):
+        assert re.search(f"^{field}: .", head, re.MULTILINE), field
 
 
 def test_the_wheel_works_away_from_the_checkout(built: tuple[Path, Path], tmp_path: Path) -> None:
