@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from intseg import store
 from intseg.batch.sources import Search
@@ -30,6 +29,7 @@ from intseg.files import read_text
 from intseg.graph import MAX_ELEMENTS, ModelInfo
 from intseg.images import decode as pictures
 from intseg.ops import MAX_DIM
+from intseg.progress import Progress
 from intseg.reports.table import table
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
@@ -215,8 +215,8 @@ def _run(args: argparse.Namespace) -> Answer:
         batches = [drawn_scene(info.window), *batches]
     twin = FakeQuantSegmenter(model, info.window, recipe)
     say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
-    with tqdm(desc="calibrating", unit="batch", disable=not sys.stderr.isatty()) as bar:
-        chosen = calibrate(twin, model, batches, bar.update)
+    with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
+        chosen = calibrate(twin, model, batches, progress.update)
     data = store.save(export(twin, info), output)
     if args.save_twin:
         save_twin(twin, Path(args.save_twin))

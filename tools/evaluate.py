@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from intseg import api, backends, store
 from intseg.batch import datasets, metrics
@@ -31,6 +30,7 @@ from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import truth as read_truth
 from intseg.images.notes import Notes
+from intseg.progress import shown
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
@@ -150,7 +150,7 @@ def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data
     for subject in subjects:
         subject.rows = {way: Row(subject.recipe, way, empty.copy()) for way in ("fake-quant", "engine")}
     said = Notes()
-    for pair in tqdm(data.pairs, desc="evaluating", unit="image", disable=not sys.stderr.isatty()):
+    for pair in shown(data.pairs, "evaluating", len(data.pairs), "image"):
         picture = pictures.decode(pair.image, info.pad)
         rgb, (truth, notes) = picture.rgb, read_truth(pair.labels, picture, count, data.labelling, str(pair.image))
         said.add(str(pair.image), *picture.notes, *notes)

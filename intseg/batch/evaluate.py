@@ -23,6 +23,7 @@ from intseg.errors import InputError, UsageError
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling, truth
 from intseg.images.notes import Notes
+from intseg.progress import shown
 
 Array = NDArray[Any]
 _CLASSES = 4096
@@ -118,7 +119,7 @@ def evaluate(
 
     jobs       processes; with more than one, a script needs its `if __name__ == "__main__"` (they are spawned)
     labelling  what the label images hold; None: class indices
-    progress   a bar on standard error where that is a terminal
+    progress   how far it is, on standard error
     journal    file that keeps the counts of every finished image: an evaluation that was killed continues from it and
                gives what an unbroken one gives. An image or label file that changed since is counted again
     shard      count only this part of the pairs; `merge` joins the journals of all parts
@@ -174,10 +175,7 @@ def _counted(
     """What is found in every pair, in order."""
     items = (Item(pair, (pictures.read(pair.image), pictures.read(pair.labels))) for pair in pairs)
     found: Iterable[Counted] = executor.run(task, items if executor.ships else map(Item, pairs))
-    if progress:
-        from tqdm import tqdm
-
-        found = tqdm(found, total=total, initial=total - len(pairs), unit="image", disable=None, leave=False)
+    found = shown(found, "evaluating", total, "image", total - len(pairs), quiet=not progress)
     yield from zip(pairs, found, strict=True)
 
 

@@ -24,6 +24,7 @@ from intseg.cli.printing import Answer, Clock, complain_above_the_bar, count, sa
 from intseg.cli.spread import add_spread, executor_of, shard_of
 from intseg.errors import InputError, UsageError
 from intseg.files import read_stream, require_apart
+from intseg.progress import shown
 from intseg.reports.table import table
 
 if TYPE_CHECKING:
@@ -223,12 +224,10 @@ def _say_summary(done: batch.Summary, seconds: float, folder: Path | None, left_
 
 
 def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch.Outcome]]:
-    """A progress bar with rate and time left on standard error, where that is a terminal."""
+    """How far it is and the time left, on standard error."""
 
     def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
-        from tqdm import tqdm
-
-        return tqdm(found, total=total, unit="image", disable=True if quiet else None)
+        return shown(found, "segmenting", total, "image", quiet=quiet)
 
     return wrap
 

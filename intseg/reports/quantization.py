@@ -35,6 +35,7 @@ from intseg.images.labels import Labelling
 from intseg.images.labels import truth as read_truth
 from intseg.images.notes import Notes
 from intseg.ops import Array
+from intseg.progress import Progress
 from intseg.reports.swaps import KINDS, MODEL, REFERENCE, Question, Variant, questions
 from intseg.windows import cut_windows, merge_scores, tile
 from intseg.workbench.trace import scales as scales_of
@@ -330,7 +331,7 @@ def measure(
     weights   as of `intseg.run`
     backend   of the integer ops: the same numbers, numba is faster
     per_node  also swap every node by itself: the time grows with the square of the depth
-    progress  a bar on standard error where that is a terminal
+    progress  how far it is, on standard error
     Raises InputError for an image or a label image, UsageError for no image or labels for some only.
 
     Matrix products run on one thread: these are small, more threads wait for each other, and the order of float sums,
@@ -354,18 +355,17 @@ def _measured(
     n_cls = len(model.info.classes)
     sums = {variant: _Sums(np.zeros((n_cls, n_cls), np.int64)) for pair in pairs for variant in pair}
     windows, pixels, notes = 0, 0, Notes()
-    for source in images:
-        picture, truth = pictures.decode(source.image, model.info.pad), None
-        notes.add(str(source.image), *picture.notes)
-        if source.labels is not None:
-            truth, said = read_truth(source.labels, picture, n_cls, labelling, str(source.image))
-            notes.add(str(source.image), *said)
-        found = _run_windows(runner, picture.rgb, model, source.image.name if progress else None)
-        windows, pixels = (
-            windows + len(next(iter(found.values()))),
-            pixels + picture.rgb.shape[0] * picture.rgb.shape[1],
-        )
-        _add(sums, pairs, found, model, picture.rgb.shape[:2], truth)
+    with Progress("swapping", None, "window", quiet=not progress) as shown:
+        for left, source in zip(range(len(images), 0, -1), images, strict=True):
+            picture, truth = pictures.decode(source.image, model.info.pad), None
+            notes.add(str(source.image), *picture.notes)
+            if source.labels is not None:
+                truth, said = read_truth(source.labels, picture, n_cls, labelling, str(source.image))
+                notes.add(str(source.image), *said)
+            found = _run_windows(runner, picture.rgb, model, shown, left)
+            height, width, _ = picture.rgb.shape
+            windows, pixels = windows + len(next(iter(found.values()))), pixels + height * width
+            _add(sums, pairs, found, model, (height, width), truth)
     seconds = time.perf_counter() - start
     return _report(model, asked, sums, runner, (len(images), windows, pixels), seconds, notes)
 
@@ -382,14 +382,17 @@ def _pairs(asked: Sequence[Question]) -> list[tuple[Variant, Variant]]:
     return list(dict.fromkeys(pairs))
 
 
-def _run_windows(runner: _Runner, rgb: Array, model: api.Model, name: str | None) -> dict[Variant, list[Array]]:
-    from tqdm import tqdm
-
-    cut = list(cut_windows(rgb, model.info))
+def _run_windows(
+    runner: _Runner, rgb: Array, model: api.Model, progress: Progress, left: int
+) -> dict[Variant, list[Array]]:
+    """Scores of every variant; `left` images are to come, this one included, and are taken to be as large."""
     found: dict[Variant, list[Array]] = {variant: [] for variant in runner.variants}
-    for _, window in tqdm(cut, desc=name, unit="window", leave=False, disable=None if name else True):
+    cut = list(cut_windows(rgb, model.info))
+    progress.expect(progress.count + left * len(cut))
+    for _, window in cut:
         for variant, scores in runner.run(window).items():
             found[variant].append(scores)
+        progress.update()
     return found
 
 

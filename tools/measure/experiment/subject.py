@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from intseg import api, backends, store
 from intseg.batch import datasets, metrics
 from intseg.images import decode as pictures
 from intseg.images.labels import truth
+from intseg.progress import shown
 from intseg.tools.convert import dataset_of, find_images, model_info, windows
 from intseg.tools.evaluate import float_labels
 from intseg.tools.measure.experiment.memo import Document, Memo
@@ -234,4 +233,4 @@ class Subject:
 
 
 def _bar(items: Sequence[Any], what: str) -> Iterator[Any]:
-    return iter(tqdm(items, desc=what, unit="image", leave=False, disable=not sys.stderr.isatty()))
+    return shown(items, what, len(items), "image")
