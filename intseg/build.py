@@ -16,6 +16,7 @@ class GraphBuilder:
 
     nodes    in execution order
     tensors  by name
+    packed   bits of the tensors that the file holds packed
     values   dtype, shape and row sum of the image, of tensors that are inputs, and of every node
     """
 
@@ -23,6 +24,7 @@ class GraphBuilder:
         self.info = info
         self.nodes: list[Node] = []
         self.tensors: dict[str, Array] = {}
+        self.packed: dict[str, int] = {}
         self.values = {IMAGE: Value("uint8", (*info.window, 3))}
 
     def tensor(self, name: str, array: Array) -> str:
@@ -62,4 +64,4 @@ class GraphBuilder:
 
     def graph(self, output: str) -> Graph:
         """The graph with this node's output as its scores."""
-        return Graph(tuple(self.nodes), self.tensors, output, self.info)
+        return Graph(tuple(self.nodes), self.tensors, output, self.info, self.packed)

@@ -26,6 +26,9 @@ MERGES = ("grid", "pixel")
 MAX_WORKING = 16_384
 """Pixels of the long side that an image may be brought to: with it the memory of a run is bounded for every image."""
 
+PACKED_BITS = range(2, 9)
+"""Of an element of a packed tensor (SPEC 6.1)."""
+
 MAX_CLASSES = MAX_DIM
 MAX_NODES = 4096
 MAX_ELEMENTS = 2**30
@@ -101,12 +104,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model: nodes in order, tensors by name, the name of the node that gives the scores int16 [h, w, classes]."""
+    """A model: nodes in order, tensors by name, the name of the node that gives the scores int16 [h, w, classes].
+
+    packed  bits of an element, 2 to 8, of the INT8 tensors that the file holds packed (SPEC 6.1)
+    """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, NDArray[Any]]
     output: str
     info: ModelInfo
+    packed: Mapping[str, int] = field(default_factory=dict)
     last_use: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +136,8 @@ def validate(graph: Graph) -> None:
     Raises ModelError naming the node, what was found and what was expected.
     """
     validate_info(graph.info)
+    for name, bits in graph.packed.items():
+        _validate_packed(name, bits, _tensor(name, graph.tensors))
     height, width = graph.info.window
     values = {IMAGE: Value("uint8", (height, width, 3))}
     used: set[str] = set()
@@ -190,7 +199,7 @@ def check_call(
             raise ModelError(f"parameter {role} is {array.dtype.name}, expected {op.params[role]}")
         if 0 in array.shape:
             raise ModelError(f"parameter {role} has shape {list(array.shape)}, expected at least 1 element an axis")
-    _require_names("attribute", attrs, op.attrs)
+    _require_names("attribute", {**dict.fromkeys(op.optional), **attrs}, op.attrs)
     known: dict[str, Attr] = {}
     for name, attr in attrs.items():
         choice = op.attrs[name]
@@ -239,6 +248,18 @@ def _input_value(name: str, tensors: Mapping[str, Array], values: Mapping[str, V
     if name not in tensors:
         raise ModelError(f"input {name!r} is neither an earlier node nor a tensor")
     return Value(tensors[name].dtype.name, tensors[name].shape)
+
+
+def _validate_packed(name: str, bits: int, tensor: Array) -> None:
+    if type(bits) is not int or bits not in PACKED_BITS:
+        raise ModelError(f"tensor {name!r} is packed in {bits!r:.80} bits, expected 2 to 8")
+    low, high = (int(tensor.min()), int(tensor.max())) if tensor.size else (0, 0)
+    most = 2 ** (bits - 1) - 1
+    if tensor.dtype != np.int8 or low < -most - 1 or high > most:
+        raise ModelError(
+            f"tensor {name!r} is {tensor.dtype.name} in [{low}, {high}], expected int8 in [{-most - 1}, {most}] for "
+            f"{bits} bits; give it more, or quantize it for these"
+        )
 
 
 def _validate_scale(scale: Array, shape: tuple[int, ...]) -> None:

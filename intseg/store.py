@@ -24,6 +24,7 @@ from intseg import files
 from intseg.errors import ModelError
 from intseg.files import write_atomically as write_atomically  # store.write_atomically is what others call
 from intseg.graph import MAX_NODES, Graph, ModelInfo, Node, validate
+from intseg.packing import pack, unpack
 from intseg.prove import prove
 
 FORMAT = 1
@@ -74,7 +75,10 @@ def parse(path: Path, data: bytes) -> Graph:
 def dumps(graph: Graph) -> bytes:
     """The file as bytes, canonical: equal graphs give equal bytes. Raises ModelError for what `loads` would refuse."""
     validate(graph)
-    tensors = {name: little(array) for name, array in sorted(graph.tensors.items())}
+    tensors = {
+        name: little(pack(array, graph.packed[name]) if name in graph.packed else array)
+        for name, array in sorted(graph.tensors.items())
+    }
     document = {
         "format": FORMAT,
         "info": _info_to_json(graph.info),
@@ -82,6 +86,10 @@ def dumps(graph: Graph) -> bytes:
         "output": graph.output,
         "tensors_sha256": tensors_sha256(tensors),
     }
+    if graph.packed:
+        document["packed"] = {
+            name: {"bits": bits, "shape": list(graph.tensors[name].shape)} for name, bits in graph.packed.items()
+        }
     document["graph_sha256"] = _document_sha256(document)
     text = _canonical(document)
     data: bytes = safetensors.numpy.save(tensors, metadata={KEY: text})
@@ -254,13 +262,32 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 
 def _graph_from_json(document: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Graph:
     expected = {"format", "info", "nodes", "output", "tensors_sha256"}
-    _with_keys(document, expected, "metadata")
+    document = _with_keys(document, {*expected, "packed"}, "metadata", {"packed": {}})
+    tensors, packed = _unpacked(document["packed"], tensors)
     if not isinstance(document["nodes"], list):
         raise ModelError("metadata: nodes is not a list")
     if len(document["nodes"]) > MAX_NODES:
         raise ModelError(f"{len(document['nodes'])} nodes, expected at most {MAX_NODES}; export the model again")
     nodes = tuple(_node_from_json(entry) for entry in document["nodes"])
-    return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]))
+    return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]), packed)
+
+
+def _unpacked(entries: object, tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """The tensors as a graph has them, and the bits of those that were packed (SPEC 6.1). Raises ModelError."""
+    found, bits = dict(tensors), {}
+    for name, entry in _typed({"packed": entries}, "packed", dict, "metadata").items():
+        where = f"metadata: packed tensor {name!r:.80}"
+        entry = _with_keys(entry, ("bits", "shape"), where)
+        bits[name], shape = _typed(entry, "bits", int, where), _list_of(entry, "shape", int, where)
+        if name not in tensors:
+            raise ModelError(f"{where}: the file does not hold it; export the model again")
+        if len(shape) > MAX_RANK or not all(0 <= n < 2**40 for n in shape):
+            raise ModelError(f"{where} has shape {list(shape)!r:.80}, expected at most {MAX_RANK} axes below 2^40")
+        try:
+            found[name] = unpack(tensors[name], shape, bits[name])
+        except ValueError as error:
+            raise ModelError(f"{where}: {error}; export the model again") from None
+    return found, bits
 
 
 def _with_keys(

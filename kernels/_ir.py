@@ -97,6 +97,11 @@ class Emit:
         """min(max(a, low), high), signed."""
         return self.same("smin", self.same("smax", a, self.const(a.type, low)), self.const(a.type, high))
 
+    def within(self, a: Value, high: Value) -> Value:
+        """min(max(a, -high - 1), high), signed, for a scalar INT64 that fits the lanes."""
+        top = self.splat(self.builder.trunc(high, a.type.element), a.type.count)
+        return self.same("smin", self.same("smax", a, self.builder.not_(top)), top)
+
     def sum_lanes(self, a: Value) -> Value:
         """The sum of all lanes, in the lane type."""
         return self.call(f"llvm.vector.reduce.add.v{a.type.count}i{a.type.element.width}", a.type.element, [a])

@@ -24,8 +24,9 @@ from ._jit import emitted, helper
 INT8, INT16, RAW, BLOCKED, SHIFTED, SHIFTED_BLOCKED = range(6)
 """What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order.
 
-Plus 256 n: the accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
-The last two are INT16 and BLOCKED of RSR(acc, n), 1 <= n <= 30, without a multiplier.
+Plus 2^8 n: the accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
+The last two are INT16 and BLOCKED of RSR(acc, n), 1 <= n <= 30, without a multiplier. INT8 plus 2^16 times the largest
+result, 127 or 2^(b-1) - 1.
 """
 
 QUANT_BYTES = 24
@@ -93,14 +94,25 @@ def store_int16(e: Emit, address: Value, vectors: list[Value], blocked: bool) ->
     e.store(e.offset(address, 64), second)
 
 
-def narrow_int8(e: Emit, vectors: list[Value]) -> Value:
-    """Saturate the columns of one row to INT8, in column order."""
+def highest(out: str) -> int:
+    """The largest result of a type: "int4" to "int8", "int16"."""
+    return (1 << (int(out.removeprefix("int")) - 1)) - 1
+
+
+def held(out: str) -> str:
+    """The dtype that holds results of a type."""
+    return "int16" if out == "int16" else "int8"
+
+
+def narrow_int8(e: Emit, vectors: list[Value], high: Value) -> Value:
+    """Saturate the columns of one row to [-high - 1, high], high an INT64 of at most 127: INT8, in column order."""
     if not e.isa.zmm:
-        return e.concat(
-            [e.builder.trunc(e.clamp(v, -(2**7), 2**7 - 1), ir.VectorType(I8, v.type.count)) for v in vectors]
-        )
-    words = [_pack(e, "packssdw", vectors[i], vectors[i + 1], I16) for i in (0, 2)]
-    return _pack(e, "packsswb", words[0], words[1], I8)
+        parts = [e.clamp(v, -(2**7), 2**7 - 1) for v in vectors]
+        found = e.concat([e.builder.trunc(v, ir.VectorType(I8, v.type.count)) for v in parts])
+    else:
+        words = [_pack(e, "packssdw", vectors[i], vectors[i + 1], I16) for i in (0, 2)]
+        found = _pack(e, "packsswb", words[0], words[1], I8)
+    return e.within(found, high)
 
 
 def _make_tile(dot: str, narrow: bool = False) -> Any:
@@ -172,10 +184,11 @@ def _emit_tile(
                 for j, value in enumerate(values):
                     e.store(e.offset(row_out, j * width), value)
         with scaled:
-            amount, kind = builder.lshr(kind, e.i64(8)), builder.and_(kind, e.i64(255))
+            high, amount = builder.lshr(kind, e.i64(16)), builder.and_(builder.lshr(kind, e.i64(8)), e.i64(255))
+            kind = builder.and_(kind, e.i64(255))
             with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
                 with multiplied:
-                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, outs)
+                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, high, outs)
                 with halved:
                     _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
 
@@ -261,7 +274,9 @@ def _halved(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value
     return [[builder.ashr(builder.add(value, half), amount) for value in row] for row in tile_rows]
 
 
-def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, outs: list[Value]) -> None:
+def _store_scaled(
+    e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, high: Value, outs: list[Value]
+) -> None:
     builder, width = e.builder, QUANT_BYTES * e.isa.lanes
     scaled: list[list[Value]] = [[] for _ in tile_rows]
     for j in range(e.isa.vectors):
@@ -270,7 +285,7 @@ def _store_scaled(e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Val
     with builder.if_else(builder.icmp_signed("==", kind, e.i64(INT8))) as (bytes_, words):
         with bytes_:
             for out, row in zip(outs, scaled, strict=True):
-                e.store(out, narrow_int8(e, row))
+                e.store(out, narrow_int8(e, row, high))
         with words:
             _store_words(e, scaled, kind, INT16, outs)
 

@@ -45,7 +45,8 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
     kind      type of its argument `softmax`
     begin     helper (scratch, strip, values, head, tokens, dim): what a head needs once
     weigh     helper (scratch, strip, count, tokens, padded, softmax, head): rows of logits to weights, in scratch
-    multiply  helper (scratch, strip, padded, values, quant, out, row, count, head, dim): weights times values
+    multiply  helper (scratch, strip, padded, values, quant, high, out, row, count, head, dim): weights times
+              values, [-high - 1, high]
     """
 
     def attention(
@@ -57,6 +58,7 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
         kinds: Array,
         score_quant: Array,
         value_quant: Array,
+        high: int,
         softmax: Any,
         out: Array,
         start: int,
@@ -65,7 +67,7 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
     ) -> None:
         """Rows start to stop - 1, all heads.
 
-        qkv   int8 [T, W];  keys, init, values, kinds, score_quant, value_quant: see `_heads`
+        qkv   int8 [T, W];  keys, init, values, kinds, score_quant, value_quant: see `_heads`;  high: largest result
         out   int8 [T, heads * dim];  scratch int8 [Shape.scratch_bytes]
         """
         heads, padded, rows, tokens = keys.shape[0], init.shape[1], tile_rows(), qkv.shape[0]
@@ -80,11 +82,11 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
                 stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
                 score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
                 weigh(scratch, strip, count, tokens, padded, softmax, h)
-                multiply(scratch, strip, padded, values, value_quant, out, i, count, h, dim)
+                multiply(scratch, strip, padded, values, value_quant, high, out, i, count, h, dim)
 
     attention.__module__ = module
     common = "int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1]"
-    return kernel(f"void({common}, {kind}, int8[:, ::1], int64, int64, int8[::1])")(attention)
+    return kernel(f"void({common}, int64, {kind}, int8[:, ::1], int64, int64, int8[::1])")(attention)
 
 
 @helper
@@ -105,11 +107,13 @@ def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] |
 
 
 @emitted
-def finish_row(typingctx: Any, high: Any, groups: Any, values: Any, acc: Any, quant: Any, out: Any) -> Any:
+def finish_row(
+    typingctx: Any, high: Any, groups: Any, values: Any, acc: Any, quant: Any, highest: Any, out: Any
+) -> Any:
     """out = requantize(acc + 2^8 * high . values) for one row and one panel of 64 columns (vnni path only).
 
     high    address of the plane of high bytes, groups of 4 keys padded to 16 groups
-    values  address of the packed panel;  acc  of int32 [64] in lane order;  out  of int8 [64]
+    values  address of the packed panel;  acc  of int32 [64] in lane order;  highest  result;  out  of int8 [64]
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -118,10 +122,12 @@ def finish_row(typingctx: Any, high: Any, groups: Any, values: Any, acc: Any, qu
             _emit_finish_row(e, *args)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), codegen
+    return types.void(*[types.int64] * 7), codegen
 
 
-def _emit_finish_row(e: Emit, high: Value, groups: Value, values: Value, acc: Value, quant: Value, out: Value) -> None:
+def _emit_finish_row(
+    e: Emit, high: Value, groups: Value, values: Value, acc: Value, quant: Value, highest: Value, out: Value
+) -> None:
     builder = e.builder
     vector, mask_type = ir.VectorType(I32, 16), ir.IntType(16)
     zero = e.const(vector, 0)
@@ -162,7 +168,7 @@ def _emit_finish_row(e: Emit, high: Value, groups: Value, values: Value, acc: Va
     for j, value in enumerate(sums):
         total = builder.add(builder.shl(value, e.const(vector, 8)), e.load(e.offset(acc, 64 * j), vector))
         scaled.append(requantize(e, total, e.offset(quant, j * 16 * 24)))
-    e.store(out, narrow_int8(e, scaled))
+    e.store(out, narrow_int8(e, scaled, highest))
 
 
 @helper
@@ -174,6 +180,7 @@ def _context_panel(
     panel: int,
     steps: int,
     quant: int,
+    highest: int,
     zero: int,
     acc: int,
     out: int,
@@ -186,12 +193,12 @@ def _context_panel(
     stride = out_stride if out else tile_columns() * 4
     to = out if out else acc
     if not biased():
-        tile16(words, padded * 2, count - 1, panel, steps, zero, quant, INT8, to, stride)
+        tile16(words, padded * 2, count - 1, panel, steps, zero, quant, INT8 + 65536 * highest, to, stride)
         return
     tile(low, padded, count - 1, panel, steps, zero, quant, RAW, acc, tile_columns() * 4)
     for r in range(count):
         high = low + (tile_rows() + r) * padded
-        finish_row(high, steps, panel, acc + r * tile_columns() * 4, quant, to + r * stride)
+        finish_row(high, steps, panel, acc + r * tile_columns() * 4, quant, highest, to + r * stride)
 
 
 @helper
@@ -201,6 +208,7 @@ def context_strip(
     padded: int,
     values: Array,
     quant: Array,
+    high: int,
     out: Array,
     row: int,
     count: int,
@@ -225,6 +233,7 @@ def context_strip(
             panel,
             steps,
             panel_quant,
+            high,
             base + zero,
             base + tile_at,
             to,

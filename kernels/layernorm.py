@@ -15,7 +15,7 @@ from ._fast import Fast, Work
 from ._ir import I8, I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._rows import bit_length
-from ._tile import address
+from ._tile import address, held, highest
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
@@ -28,25 +28,27 @@ class Packed:
     vectors  int64 [ceil(D / lanes) * 2 lanes]: per vector mult even, mult odd, bias even, bias odd (half vectors),
              the bias with 2^(shift-1) added: |bias| < 2^61 + 2^61
     mult, bias  int64 [D]   for the plain path
+    high        largest result
     shift, wide  whether the shift is below 32: the register path needs 32
     """
 
     vectors: NDArray[np.int64]
     mult: NDArray[np.int64]
     bias: NDArray[np.int64]
+    high: int
     shift: int
     wide: bool
 
 
-def pack(mult: Array, bias: Array, shift: int) -> Packed:
-    """Pack for this process' instruction path: mult int32 [D], bias int64 [D]."""
+def pack(mult: Array, bias: Array, shift: int, out: str) -> Packed:
+    """Pack for this process' instruction path: mult int32 [D], bias int64 [D], the type of the result."""
     lanes = _isa.select().lanes
     size = -(-len(mult) // lanes) * lanes
     m, b = np.zeros(size, np.int64), np.zeros(size, np.int64)
     m[: len(mult)], b[: len(mult)] = mult, bias + (np.int64(1) << np.int64(shift - 1))
     m2, b2 = m.reshape(-1, lanes), b.reshape(-1, lanes)
     vectors = np.stack([m2[:, ::2], m2[:, 1::2], b2[:, ::2], b2[:, 1::2]], axis=1).reshape(-1)
-    return Packed(np.ascontiguousarray(vectors), mult.astype(np.int64), bias, shift, shift < 32)
+    return Packed(np.ascontiguousarray(vectors), mult.astype(np.int64), bias, highest(out), shift, shift < 32)
 
 
 @emitted
@@ -77,7 +79,7 @@ def row_sums(typingctx: Any, row: Any, count: Any) -> Any:
 
 @emitted
 def row_apply(
-    typingctx: Any, row: Any, count: Any, mean: Any, f: Any, vectors: Any, shift: Any, size: Any, out: Any
+    typingctx: Any, row: Any, count: Any, mean: Any, f: Any, vectors: Any, shift: Any, high: Any, size: Any, out: Any
 ) -> Any:
     """saturate((((x - mean) f >> 1) mult + bias) >> shift), `count` INT16, a multiple of lanes; shift >= 32."""
 
@@ -86,11 +88,20 @@ def row_apply(
         _emit_apply(e, *args)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
 def _emit_apply(
-    e: Emit, row: Value, count: Value, mean: Value, f: Value, vectors: Value, shift: Value, size: Value, out: Value
+    e: Emit,
+    row: Value,
+    count: Value,
+    mean: Value,
+    f: Value,
+    vectors: Value,
+    shift: Value,
+    high: Value,
+    size: Value,
+    out: Value,
 ) -> None:
     builder, lanes = e.builder, e.isa.lanes
     ints, wide = ir.VectorType(I32, lanes), ir.VectorType(I64, lanes // 2)
@@ -115,13 +126,13 @@ def _emit_apply(
         params = builder.add(vectors, builder.shl(i, e.i64(4)))
         even = scaled(signed_low(y), params, 0, shifts)
         odd = scaled(builder.ashr(y, low), params, 1, high_shifts)
-        both = e.shuffle(builder.bitcast(even, ints), builder.bitcast(odd, ints), pick)
+        both = e.within(e.shuffle(builder.bitcast(even, ints), builder.bitcast(odd, ints), pick), high)
         to = builder.add(out, builder.mul(i, size))
         with builder.if_else(builder.icmp_signed("==", size, e.i64(1))) as (bytes_, words):
             with bytes_:
-                e.store(to, builder.trunc(e.clamp(both, -(2**7), 2**7 - 1), ir.VectorType(I8, lanes)))
+                e.store(to, builder.trunc(both, ir.VectorType(I8, lanes)))
             with words:
-                e.store(to, builder.trunc(e.clamp(both, -(2**15), 2**15 - 1), ir.VectorType(I16, lanes)))
+                e.store(to, builder.trunc(both, ir.VectorType(I16, lanes)))
         return []
 
     e.loop(e.i64(0), count, lanes, [], step)
@@ -151,12 +162,15 @@ def isqrt(v: Int) -> Int:
         root = following
 
 
-@kernel("void(int16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int8[:, ::1], int64, int64)")
+@kernel(
+    "void(int16[:, ::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int64, int8[:, ::1], int64, int64)"
+)
 def layernorm(
     x: Array,
     vectors: Array,
     mult: Array,
     bias: Array,
+    high: int,
     shift: int,
     wide: int,
     size: int,
@@ -179,16 +193,25 @@ def layernorm(
         done = np.int64(0)
         if not wide:
             done = count // lane_count() * lane_count()
-            row_apply(row, done, mean, f, address(vectors), shift, size, address(out) + i * count * size)
-        _plain_apply(x, i, done, mean, f, mult, bias, shift, size, out)
+            row_apply(row, done, mean, f, address(vectors), shift, high, size, address(out) + i * count * size)
+        _plain_apply(x, i, done, mean, f, mult, bias, high, shift, size, out)
 
 
 @helper
 def _plain_apply(
-    x: Array, i: int, first: int, mean: int, f: int, mult: Array, bias: Array, shift: int, size: int, out: Array
+    x: Array,
+    i: int,
+    first: int,
+    mean: int,
+    f: int,
+    mult: Array,
+    bias: Array,
+    high: int,
+    shift: int,
+    size: int,
+    out: Array,
 ) -> None:
     """Elements from `first` on of row i, by the definition."""
-    high = (np.int64(1) << (8 * size - 1)) - 1
     half = np.int64(1) << (shift - np.int64(1))
     for j in range(first, x.shape[1]):
         z = ((np.int64(x[i, j]) - mean) * f) >> 1
@@ -200,19 +223,19 @@ def _plain_apply(
 def run(packed: Packed, x: Array, out: Array, start: int, stop: int) -> None:
     """Rows start to stop - 1 of x [M, D] int16 to `out` [M, D], int8 or int16, both contiguous."""
     p = packed
-    layernorm(x, p.vectors, p.mult, p.bias, p.shift, int(p.wide), out.itemsize, out.view(np.int8), start, stop)
+    layernorm(x, p.vectors, p.mult, p.bias, p.high, p.shift, int(p.wide), out.itemsize, out.view(np.int8), start, stop)
 
 
 def layernorm_op(x: Array, *, mult: Array, bias: Array, shift: int, out: str) -> Array:
     """`intseg.ops.layernorm`."""
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    result = np.empty(rows.shape, out)
-    run(pack(mult, bias, shift), rows, result, 0, rows.shape[0])
+    result = np.empty(rows.shape, held(out))
+    run(pack(mult, bias, shift, out), rows, result, 0, rows.shape[0])
     return result.reshape(x.shape)
 
 
 def _work(params: Any, attrs: Any) -> Work:
-    packed = pack(params["mult"], params["bias"], attrs["shift"])
+    packed = pack(params["mult"], params["bias"], attrs["shift"], attrs["out"])
     return Work(lambda x, out: lambda start, stop, scratch: run(packed, x[0], out, start, stop))
 
 

@@ -23,6 +23,8 @@ from ._tile import (
     biased,
     ceil_div,
     group_size,
+    held,
+    highest,
     lane_order,
     step_size,
     tile,
@@ -49,6 +51,7 @@ class Packed:
     quant   int64 [panels * columns * 3]            for the register path
     mult, shift  int64 [N]                          for the plain path
     wide    whether a shift is below 32 and cannot be raised: the plain path requantizes
+    high    largest result
     """
 
     panels: NDArray[np.int8]
@@ -57,6 +60,7 @@ class Packed:
     mult: NDArray[np.int64]
     shift: NDArray[np.int64]
     wide: bool
+    high: int
     width: int
     depth: int
 
@@ -80,10 +84,10 @@ def pack_quant(mult: NDArray[np.int64], shift: NDArray[np.int64], isa: _isa.Isa)
     return np.ascontiguousarray(np.stack(parts, axis=1)).reshape(-1)
 
 
-def pack(weight: Array, bias: Array, mult: Array, shift: Array) -> Packed:
+def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Packed:
     """Pack for this process' instruction path.
 
-    weight  int8 [N, K], any strides;  bias int32 [N];  mult int32 [N];  shift int8 [N]
+    weight  int8 [N, K], any strides;  bias int32 [N];  mult int32 [N];  shift int8 [N];  out  type of the result
     """
     isa = _isa.select()
     width, depth = weight.shape
@@ -109,6 +113,7 @@ def pack(weight: Array, bias: Array, mult: Array, shift: Array) -> Packed:
         mult.astype(np.int64),
         shift.astype(np.int64),
         wide,
+        highest(out),
         width,
         depth,
     )
@@ -173,7 +178,7 @@ def requantize_one(acc: Int, mult: Int, shift: Int, low: Int, high: Int) -> Int:
 
 @kernel(
     "void(int8[:, ::1], int8[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64, int64,"
-    " int8[:, ::1], int64, int64, int8[::1])"
+    " int64, int8[:, ::1], int64, int64, int8[::1])"
 )
 def linear(
     x: Array,
@@ -184,6 +189,7 @@ def linear(
     shift: Array,
     order: Array,
     wide: int,
+    high: int,
     size: int,
     out: Array,
     start: int,
@@ -192,7 +198,7 @@ def linear(
 ) -> None:
     """Rows start to stop - 1 of the product.
 
-    x      int8 [M, K];  panels to wide: see Packed;  order int64 [columns]: `lane_order`
+    x      int8 [M, K];  panels to high: see Packed;  order int64 [columns]: `lane_order`
     size   bytes of an output element: 1 or 2
     out    int8 [M, N * size]: the output as bytes
     scratch  int8 [scratch_bytes(K)]
@@ -201,7 +207,7 @@ def linear(
     steps = ceil_div(depth, group_size())
     stride = steps * step_size()
     words = scratch.view(np.int16)
-    kind = RAW if wide else (INT8 if size == 1 else INT16)
+    kind = RAW if wide else (INT8 + 65536 * high if size == 1 else INT16)
     base = address(scratch)
     tile_at = ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
@@ -223,7 +229,9 @@ def linear(
                     to, to_stride = base + tile_at, columns * 4
                 tile(a, stride, last, panel, steps, panel_init, panel_quant, kind, to, to_stride)
                 if not direct:
-                    _copy_out(scratch, tile_at, last + 1, valid, wide, size, order, mult, shift, out, block + i, jp)
+                    _copy_out(
+                        scratch, tile_at, last + 1, valid, wide, high, size, order, mult, shift, out, block + i, jp
+                    )
 
 
 @helper
@@ -233,6 +241,7 @@ def _copy_out(
     rows: int,
     valid: int,
     wide: int,
+    high: int,
     size: int,
     order: Array,
     mult: Array,
@@ -250,7 +259,6 @@ def _copy_out(
                 out[row + r, first * size + c] = scratch[at + r * columns * 4 + c]
         return
     acc = scratch[at : at + rows * columns * 4].view(np.int32)
-    high = (np.int64(1) << (8 * size - 1)) - 1
     for r in range(rows):
         for lane in range(columns):
             c = order[lane]
@@ -264,21 +272,22 @@ def _copy_out(
 def bind(packed: Packed, x: Array, out: Array) -> Callable[[int, int, Array], None]:
     """A function (start, stop, scratch) for rows of x [M, K] int8 to `out` [M, N], int8 or int16, both contiguous."""
     p, order, view, size = packed, lane_order(_isa.select()), out.view(np.int8), out.itemsize
-    fixed = (x, p.panels, p.init, p.quant, p.mult, p.shift, order, int(p.wide), size, view)
+    fixed = (x, p.panels, p.init, p.quant, p.mult, p.shift, order, int(p.wide), p.high, size, view)
     return lambda start, stop, scratch: linear(*fixed, start, stop, scratch)
 
 
 def linear_op(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
     """`intseg.ops.linear`, packing on every call."""
-    packed = pack(weight, bias, mult, shift)
-    result = np.empty((x.shape[0], packed.width), out)
+    packed = pack(weight, bias, mult, shift, out)
+    result = np.empty((x.shape[0], packed.width), held(out))
     scratch = np.empty(scratch_bytes(packed.depth), np.int8)
     bind(packed, np.ascontiguousarray(x), result)(0, x.shape[0], scratch)
     return result
 
 
 def _work(params: Any, attrs: Any) -> Work:
-    packed = pack(*(params[role] for role in ("weight", "bias", "mult", "shift")))
+    weight, bias, mult, shift = (params[role] for role in ("weight", "bias", "mult", "shift"))
+    packed = pack(weight, bias, mult, shift, attrs["out"])
     return Work(lambda x, out: bind(packed, x[0], out), scratch_bytes(packed.depth), packed.depth)
 
 

@@ -19,7 +19,6 @@ from ._rows import row_max
 from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, step_size, tile, tile_columns
 from .attention import Strip, fused
 from .exp_weights import pack_table, plain_weights, row_weights
-from .linear import raise_shifts
 from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
 
 Array = NDArray[Any]
@@ -36,12 +35,15 @@ def pack_scores(mult: Array, shift: Array, head_dim: int) -> Scores | None:
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] | None:
-    """Requantization of the means; None where a shift is below LEAST_SHIFT and cannot be raised.
+    """Requantization of the means; None where a shift is below LEAST_SHIFT.
+
+    It cannot be raised: (f mult) >> 31 loses bits that a larger mult would keep, and the definition keeps none of them.
 
     mult  int32 [heads, 1 or dim];  shift  int8 [heads, 1 or dim]
     """
-    raised, shifts, wide = raise_shifts(mult, shift, LEAST_SHIFT)
-    return None if wide else _heads.pack_values(raised, shifts, head_dim)
+    if ((shift < LEAST_SHIFT) & (mult > 0)).any():
+        return None
+    return _heads.pack_values(mult.astype(np.int64), np.maximum(shift, LEAST_SHIFT).astype(np.int64), head_dim)
 
 
 @helper
@@ -82,6 +84,7 @@ def _means(
     padded: int,
     values: Array,
     quant: Array,
+    high: int,
     out: Array,
     row: int,
     count: int,
@@ -103,7 +106,7 @@ def _means(
             acc = base + tile_at + r * columns * 4
             factor, more = reciprocal(sums[totals // 8 + r])
             to = address(out) + (row + r) * out.shape[1] + first if valid == columns else acc
-            mean_row(acc, panel_quant, factor, more, to)
+            mean_row(acc, panel_quant, factor, more, high, to)
         if valid < columns:
             copy_columns(scratch, tile_at, count, valid, out, row, first)
 

@@ -13,7 +13,7 @@ from ._fast import Fast
 from ._ir import I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._rows import bit_length
-from ._tile import QUANT_BYTES, narrow_int8
+from ._tile import QUANT_BYTES, highest, narrow_int8
 from .linear import requantize_one
 
 Array = NDArray[Any]
@@ -31,26 +31,27 @@ def reciprocal(total: Int) -> tuple[Int, Int]:
 
 
 @emitted
-def mean_row(typingctx: Any, acc: Any, quant: Any, factor: Any, more: Any, out: Any) -> Any:
+def mean_row(typingctx: Any, acc: Any, quant: Any, factor: Any, more: Any, high: Any, out: Any) -> Any:
     """One panel of one row: accumulators INT32 in lane order at `acc` to int8 in column order at `out`.
 
     quant   address of mult, rounding and shift as `_tile` has them, shifts of LEAST_SHIFT or more in steps of `more`
+    high    largest result
     factor, more  f and L - 1 of `reciprocal`
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emit(context, builder)
-        acc_, quant_, factor_, more_, out_ = args
+        acc_, quant_, factor_, more_, high_, out_ = args
         lanes, vector = e.isa.lanes, ir.VectorType(I32, e.isa.lanes)
         factors, mores = (e.splat(value, lanes // 2) for value in (factor_, more_))
         means = []
         for j in range(e.isa.vectors):
             value = e.load(e.offset(acc_, 4 * lanes * j), vector)
             means.append(_mean(e, value, e.offset(quant_, QUANT_BYTES * lanes * j), factors, mores))
-        e.store(out_, narrow_int8(e, means))
+        e.store(out_, narrow_int8(e, means, high_))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), codegen
+    return types.void(*[types.int64] * 6), codegen
 
 
 def _mean(e: Emit, acc: Value, quant: Value, factor: Value, more: Value) -> Value:
@@ -73,9 +74,10 @@ def _mean(e: Emit, acc: Value, quant: Value, factor: Value, more: Value) -> Valu
     return e.shuffle(even, odd, [i + lanes * (i % 2) for i in range(lanes)])
 
 
-@kernel("void(uint8[:, ::1], int8[:, ::1], int64[::1], int64[::1], int8[:, ::1], int64[::1])")
-def weighted_mean(a: Array, b: Array, mult: Array, shift: Array, out: Array, acc: Array) -> None:
-    """In plain loops: a uint8 [M, K];  b int8 [K, N];  mult, shift int64 [N];  out int8 [M, N];  acc int64 [N]."""
+@kernel("void(uint8[:, ::1], int8[:, ::1], int64[::1], int64[::1], int64, int8[:, ::1], int64[::1])")
+def weighted_mean(a: Array, b: Array, mult: Array, shift: Array, high: int, out: Array, acc: Array) -> None:
+    """In plain loops: a uint8 [M, K];  b int8 [K, N];  mult, shift int64 [N];  out int8 [M, N], the largest result
+    `high`;  acc int64 [N]."""
     depth, width = b.shape
     for i in range(a.shape[0]):
         acc[:] = 0
@@ -89,19 +91,19 @@ def weighted_mean(a: Array, b: Array, mult: Array, shift: Array, out: Array, acc
         factor, more = reciprocal(max(total, np.int64(1)))
         for n in range(width):
             scale = (factor * mult[n]) >> 31
-            out[i, n] = requantize_one(acc[n], scale, shift[n] + more, -128, 127)
+            out[i, n] = requantize_one(acc[n], scale, shift[n] + more, -high - 1, high)
 
 
-def weighted_mean_op(a: Array, b: Array, *, mult: Array, shift: Array) -> Array:
+def weighted_mean_op(a: Array, b: Array, *, mult: Array, shift: Array, out: str = "int8") -> Array:
     """`intseg.ops.weighted_mean`."""
     batch, width = a.shape[:-2], b.shape[-1]
-    out = np.empty((*a.shape[:-1], width), np.int8)
+    result = np.empty((*a.shape[:-1], width), np.int8)
     scales = [np.broadcast_to(v.astype(np.int64), (*batch, width)) for v in (mult, shift)]
     for index in np.ndindex(*batch):
         m, s = (v[index].copy() for v in scales)
         left, right = (np.ascontiguousarray(v[index]) for v in (a, b))
-        weighted_mean(left, right, m, s, out[index], np.empty(width, np.int64))
-    return out
+        weighted_mean(left, right, m, s, highest(out), result[index], np.empty(width, np.int64))
+    return result
 
 
 OPS = {"weighted_mean": Fast(weighted_mean_op)}

@@ -17,6 +17,10 @@ Nested = Any
 """An integer or a list of Nested."""
 
 LIMITS = {
+    "int4": (-8, 7),
+    "int5": (-16, 15),
+    "int6": (-32, 31),
+    "int7": (-64, 63),
     "int8": (-128, 127),
     "uint8": (0, 255),
     "int16": (-32768, 32767),
@@ -126,6 +130,21 @@ def aligned_exps(x: int, y: int, i0: int, k_inter: int, lam: int) -> tuple[int, 
 
 
 # Helpers on nested lists
+
+
+def unpack(stream: list[int], count: int, bits: int) -> list[int]:
+    """Elements of a packed tensor (section 6.1), from one large integer."""
+    assert 2 <= bits <= 8
+    assert len(stream) == -(-count * bits // 8)
+    whole = 0
+    for byte in reversed(stream):
+        whole = 256 * whole + byte
+    result = []
+    for _ in range(count):
+        whole, low = divmod(whole, 2**bits)
+        result.append(low - 2**bits if low >= 2 ** (bits - 1) else low)
+    assert whole == 0
+    return result
 
 
 def rows(x: Nested, function: Callable[[list[int]], Nested]) -> Nested:
@@ -278,10 +297,10 @@ def exp_weights(x: Nested, *, table: Nested) -> Nested:
     return rows(x, one_row)
 
 
-def weighted_mean(a: Nested, b: Nested, *, mult: Nested, shift: Nested) -> Nested:
+def weighted_mean(a: Nested, b: Nested, *, mult: Nested, shift: Nested, out: str = "int8") -> Nested:
     if isinstance(a[0][0], list):
         parts = zip(a, b, mult, shift, strict=True)
-        return [weighted_mean(*part[:2], mult=part[2], shift=part[3]) for part in parts]
+        return [weighted_mean(*part[:2], mult=part[2], shift=part[3], out=out) for part in parts]
     columns, result = [[line[n] for line in b] for n in range(len(b[0]))], []
     for row in a:
         total = max(1, fits(sum(row), "int32"))
@@ -294,7 +313,7 @@ def weighted_mean(a: Nested, b: Nested, *, mult: Nested, shift: Nested) -> Neste
             scale = fits(fits(reciprocal * mult[i], "int64") // 2**31, "int32")
             acc = dot(row, column)
             assert abs(acc) <= 128 * total
-            line.append(saturate(rsr(fits(acc * scale, "int64"), shift[i] + length - 1), "int8"))
+            line.append(saturate(rsr(fits(acc * scale, "int64"), shift[i] + length - 1), out))
         result.append(line)
     return result
 
@@ -304,7 +323,16 @@ def times_1_6875(x: int) -> int:
 
 
 def shift_gelu(
-    x: Nested, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+    x: Nested,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    out: str = "int8",
 ) -> Nested:
     def one_row(row: list[int]) -> list[int]:
         top = 0
@@ -323,14 +351,23 @@ def shift_gelu(
             assert e < 2**45
             sigma = int_div(e, e + other, k_out, kind)
             assert 0 <= sigma <= 2 ** (k_out - 1)
-            result.append(requantize(value * sigma, mult, shift, "int8"))
+            result.append(requantize(value * sigma, mult, shift, out))
         return result
 
     return rows(x, one_row)
 
 
 def sigmoid_gelu(
-    x: Nested, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+    x: Nested,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    out: str = "int8",
 ) -> Nested:
     one = i0 * 2**k_inter
 
@@ -340,7 +377,7 @@ def sigmoid_gelu(
         assert e <= one < 2**45
         sigma = int_div(one if p >= 0 else e, one + e, k_out, int_div_kind)
         assert 0 <= sigma <= 2 ** (k_out - 1)
-        return requantize(value * sigma, mult, shift, "int8")
+        return requantize(value * sigma, mult, shift, out)
 
     return elements(x, one_value)
 
@@ -349,14 +386,14 @@ def gelu_table(x: Nested, *, table: Nested) -> Nested:
     return elements(x, lambda value: table[value + 128])
 
 
-def l2norm(x: Nested, *, mult: int, shift: int) -> Nested:
+def l2norm(x: Nested, *, mult: int, shift: int, out: str = "int8") -> Nested:
     def one_row(row: list[int]) -> list[int]:
         total = 0
         for value in row:
             total += value * value
         assert total < 2**46
         reciprocal = (2**31 - 1) // max(isqrt(total), 1)
-        return [requantize(fits(value * reciprocal, "int32") // 2, mult, shift, "int8") for value in row]
+        return [requantize(fits(value * reciprocal, "int32") // 2, mult, shift, out) for value in row]
 
     return rows(x, one_row)
 
@@ -560,12 +597,13 @@ def dtype_of(op: str, inputs: Sequence[np.ndarray], attrs: dict[str, Any]) -> st
     """Dtype of an op's result: an attribute, fixed, by the number of classes, or that of the first input."""
     if op == "argmax":
         return "uint8" if inputs[0].shape[-1] <= 256 else "uint16"
-    return attrs.get("out") or FIXED_DTYPES.get(op) or inputs[0].dtype.name
+    out = attrs.get("out")
+    return "int8" if out in ("int4", "int5", "int6", "int7") else out or FIXED_DTYPES.get(op) or inputs[0].dtype.name
 
 
 def evaluate(op: str, inputs: Sequence[np.ndarray], params: dict[str, np.ndarray], attrs: dict[str, Any]) -> np.ndarray:
     """Run an op on arrays through NAIVE; every element of the result is asserted to fit its dtype."""
     nested = NAIVE[op](*(x.tolist() for x in inputs), **{role: p.tolist() for role, p in params.items()}, **attrs)
     dtype = dtype_of(op, inputs, attrs)
-    elements(nested, lambda value: fits(value, dtype))
+    elements(nested, lambda value: fits(value, attrs.get("out") or dtype))
     return np.array(nested, dtype=dtype)

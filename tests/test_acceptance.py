@@ -68,11 +68,12 @@ def bounds(text: str) -> tuple[int, int] | None:
 
 def attrs_fit(op: str, attrs: Mapping[str, Any]) -> bool:
     stated = {row[0].strip("`"): (row[2], row[4]) for row in rows(op, "attr")}
-    if set(stated) != set(attrs):
+    optional = {row[0].strip("`") for row in rows(op, "attr") if "if absent" in row[1]}
+    if not set(stated) - optional <= set(attrs) <= set(stated):
         return False
-    for name, (kind, text) in stated.items():
+    for name, value in attrs.items():
+        kind, text = stated[name]
         limits = bounds(text)
-        value = attrs[name]
         if kind == "int":
             assert limits
             if type(value) is not int or not limits[0] <= value <= limits[1]:
@@ -131,7 +132,9 @@ def output_dtype(text: str, known: Mapping[str, Any]) -> str:
         return str(known[found[1]].dtype)
     if found := re.fullmatch(r"(\w+) for (\w) <= (\d+), else (\w+)", text):
         return found[1] if known[found[2]] <= int(found[3]) else found[4]
-    return str(known["out"]) if text == "out" else text
+    if text != "out":
+        return text
+    return "int16" if known.get("out") == "int16" else "int8"
 
 
 def output_shape(text: str, known: Mapping[str, Any]) -> tuple[int, ...]:
@@ -175,7 +178,20 @@ def spoiled(op: str, call: Call) -> Iterator[Call]:
         values = {*EDGES, *(end + step for end in stated for step in (-1, 0, 1))}
         if isinstance(value, int):
             values |= {value - 1, value + 1, 2 * value}
-        for other in (*values, True, 1.0, None, "int8", "int16", "int32", "paper", "normalized"):
+        for other in (
+            *values,
+            True,
+            1.0,
+            None,
+            "int3",
+            "int4",
+            "int7",
+            "int8",
+            "int16",
+            "int32",
+            "paper",
+            "normalized",
+        ):
             yield replace(call, attrs={**call.attrs, name: other})
         yield replace(call, attrs={n: v for n, v in call.attrs.items() if n != name})
 

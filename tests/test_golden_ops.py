@@ -15,7 +15,8 @@ import safetensors
 from compare import assert_equal
 
 from intseg import backends
-from intseg.ops import OPS, Value
+from intseg.arith import limits
+from intseg.ops import NARROW, OPS, Value
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "golden" / "ops"
@@ -53,9 +54,8 @@ def test_replay(op: str, backend: str):
 @pytest.mark.parametrize("op", OPS)
 def test_every_case_is_a_call_that_validation_accepts(op: str):
     for inputs, params, attrs, expected in cases(op):
-        assert {name: value in OPS[op].attrs[name] for name, value in attrs.items()} == dict.fromkeys(
-            OPS[op].attrs, True
-        )
+        assert all(value in OPS[op].attrs[name] for name, value in attrs.items())
+        assert set(attrs) | set(OPS[op].optional) == set(OPS[op].attrs)
         assert all(x.dtype.name in allowed for x, allowed in zip(inputs, OPS[op].inputs, strict=True))
         assert {role: p.dtype.name for role, p in params.items()} == dict(OPS[op].params)
         value = OPS[op].check([Value(x.dtype.name, x.shape) for x in inputs], params, attrs)
@@ -68,16 +68,19 @@ def test_every_case_is_a_call_that_validation_accepts(op: str):
 def test_every_choice_of_words_is_covered(op: str):
     for name, allowed in OPS[op].attrs.items():
         if isinstance(allowed, tuple):
-            assert {attrs[name] for _, _, attrs, _ in cases(op)} == set(allowed)
+            found = {attrs.get(name) for _, _, attrs, _ in cases(op)}
+            assert found - {None} == set(allowed)
+            assert (None in found) == (name in OPS[op].optional)
 
 
-@pytest.mark.parametrize("op", [op for op, entry in OPS.items() if "out" in entry.attrs and op != "shiftmax"])
-@pytest.mark.parametrize("out", ["int8", "int16"])
+@pytest.mark.parametrize(
+    ("op", "out"), [(op, out) for op, entry in OPS.items() if op != "shiftmax" for out in entry.attrs.get("out", ())]
+)
 def test_both_saturations_and_values_between_occur(op: str, out: str):
-    found = np.concatenate([e.ravel() for _, _, attrs, e in cases(op) if attrs["out"] == out])
-    low, high = np.iinfo(out).min, np.iinfo(out).max
+    found = np.concatenate([e.ravel() for _, _, attrs, e in cases(op) if attrs.get("out", "int8") == out])
+    low, high = limits(out)
     assert (found.min(), found.max()) == (low, high)
-    assert ((found > low) & (found < high) & (found != 0)).mean() > 0.2
+    assert ((found > low) & (found < high) & (found != 0)).mean() > (0.05 if out in NARROW else 0.2)
 
 
 def test_a_wrong_vector_is_noticed():
@@ -92,7 +95,7 @@ def test_a_wrong_vector_is_noticed():
 def test_there_is_one_file_per_op_and_they_are_small():
     files = list(FOLDER.iterdir())
     assert sorted(p.name for p in files) == sorted(f"{op}.safetensors" for op in OPS)
-    assert sum(p.stat().st_size for p in files) < 400_000
+    assert sum(p.stat().st_size for p in files) < 600_000
 
 
 @pytest.mark.parametrize("op", OPS)

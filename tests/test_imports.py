@@ -14,7 +14,8 @@ PACKAGE = ROOT / "intseg"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if not {"kernels", "tools"} & set(p.parts))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
-LAYERS = ["errors", "files", "_version", "arith", "ops", "graph", "resize", "windows", "kernels.lanes", "prove"]
+LAYERS = ["errors", "files", "packing", "_version", "arith", "ops", "graph", "resize", "windows", "kernels.lanes"]
+LAYERS += ["prove"]
 LAYERS += ["build", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
 LAYERS += ["backends", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""

@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import naive
 import numpy as np
 import pytest
+import safetensors.numpy
 from compare import assert_equal
 from graphs import tiny, with_attr, with_element, with_info, with_node, with_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intseg import store
+from intseg import packing, store
 from intseg.errors import InputError, ModelError
 from intseg.graph import Graph
 
@@ -100,6 +102,82 @@ def test_round_trip():
     assert set(again.tensors) == set(graph.tensors)
     for name, array in graph.tensors.items():
         assert_equal(again.tensors[name], array, name)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_packed_tensor_is_what_the_oracle_unpacks(bits: int):
+    """In the file ceil(n bits / 8) bytes; the digest is that of these; back it is the tensor."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    weight = np.random.default_rng(bits).integers(low, high + 1, (3, 4), np.int8)
+    weight[0, :2] = low, high
+    graph = with_tensor(tiny(), "head.weight", weight)
+    graph = dataclasses.replace(graph, packed={"head.weight": bits})
+    data = store.dumps(graph)
+    document, tensors = read(data)
+    assert document["packed"] == {"head.weight": {"bits": bits, "shape": [3, 4]}}
+    stored = tensors["head.weight"]
+    assert (stored.dtype, stored.nbytes) == (np.uint8, -(-12 * bits // 8))
+    assert naive.unpack(stored.tolist(), 12, bits) == weight.ravel().tolist()
+    assert document["tensors_sha256"] == store.tensors_sha256(tensors)
+    again = store.loads(data)
+    assert_equal(again.tensors["head.weight"], weight)
+    assert again.packed == graph.packed
+    assert store.dumps(again) == data
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 17, 64, 65])
+def test_packing_any_number_of_elements(count: int):
+    for bits in range(2, 9):
+        values = np.random.default_rng(count).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), count, np.int8)
+        stream = packing.pack(values, bits)
+        assert naive.unpack(stream.tolist(), count, bits) == values.tolist()
+        assert_equal(packing.unpack(stream, (count,), bits), values)
+
+
+def packed_file(packed: Any, stream: np.ndarray) -> bytes:
+    """The tiny file with another `packed`, or none, and these bytes in place of the weight of its head."""
+    document, tensors = read(store.dumps(tiny()))
+    tensors["head.weight"] = stream
+    document |= {"tensors_sha256": store.tensors_sha256(tensors)} | ({} if packed is None else {"packed": packed})
+    return safetensors.numpy.save(tensors, metadata={"intseg": canonical(seal(document))})
+
+
+def packed_weight(entry: Any, *stream: int, dtype: str = "uint8") -> bytes:
+    """Twelve elements of 3 bits are 36 bits in 5 bytes."""
+    return packed_file({"head.weight": entry}, np.array(stream or (7, 0, 0, 0, 15), dtype))
+
+
+def test_wrong_packed_tensors():
+    right = {"bits": 3, "shape": [3, 4]}
+    assert store.loads(packed_weight(right)).tensors["head.weight"].ravel().tolist() == [-1, *[0] * 9, -4, -1]
+    for bits in (1, 9, 0, -3, 2**40):
+        refuse(packed_weight({"bits": bits, "shape": [3, 4]}), "'head.weight'", f"{bits} bits, expected 2 to 8")
+    refuse(packed_weight(right, 7, 0, 0, 0, 16), "last byte is 16, expected its high 4 bits to be zero")
+    refuse(packed_weight(right, 7, 0, 0, 0), "uint8 [4], expected uint8 [5] for 12 elements of 3 bits")
+    refuse(packed_weight(right, 7, 0, 0, 0, 15, 0), "uint8 [6], expected uint8 [5]")
+    refuse(packed_weight(right, dtype="int8"), "int8 [5], expected uint8 [5]")
+    refuse(packed_weight({"bits": 3, "shape": [3, 2**41]}), "shape", "below 2^40")
+    refuse(packed_weight({"bits": 3, "shape": [4, 3]}), "node 'head'", "weight has shape [4, 3]")
+    refuse(packed_weight({"bits": True, "shape": [3, 4]}), "bits is True, expected int")
+    refuse(packed_weight({"bits": 3}), "lacks shape")
+    refuse(packed_weight([3, 4]), "expected an object with keys bits, shape")
+    refuse(with_document(lambda d: d.update(packed={"none": {"bits": 3, "shape": [1]}})), "'none'", "does not hold it")
+    refuse(with_document(lambda d: d.update(packed=[])), "packed is [], expected dict")
+    refuse(packed_file(None, np.zeros(5, np.uint8)), "parameter weight is uint8, expected int8")
+
+
+def test_a_packed_tensor_that_does_not_fit_is_not_written(tmp_path: Path):
+    path = tmp_path / "w.safetensors"
+    for packed, words in (
+        ({"head.weight": 4}, ["expected int8 in [-8, 7] for 4 bits", "give it more"]),
+        ({"head.weight": 9}, ["packed in 9 bits, expected 2 to 8"]),
+        ({"head.bias": 8}, ["'head.bias' is int32"]),
+        ({"none": 8}, ["'none'", "does not hold"]),
+    ):
+        with pytest.raises(ModelError) as error:
+            store.save(dataclasses.replace(tiny(), packed=packed), path)
+        assert all(word in str(error.value) for word in words)
+        assert not path.exists()
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path):

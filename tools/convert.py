@@ -214,6 +214,8 @@ def _run(args: argparse.Namespace) -> Answer:
         info = dataclasses.replace(info, source=f"{info.source}; {warning}")
         batches = [drawn_scene(info.window), *batches]
     twin = FakeQuantSegmenter(model, info.window, recipe)
+    if args.uniform:
+        twin.set_bits(twin.uniform_bits(*args.uniform))
     say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
     with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
         chosen = calibrate(twin, model, batches, progress.update)

@@ -108,6 +108,8 @@ class Case:
     config: SegmenterConfig
     recipe: Recipe
     pictures: tuple[str, ...]
+    bits: tuple[tuple[int, int], ...] = ()
+    """Of weights and of activations, layer after layer and round again; none for 8 everywhere."""
 
 
 MASK = SegmenterConfig(
@@ -134,6 +136,9 @@ CASES = {
     "paper-aligned": Case(MASK, RECIPES["paper-aligned"], ("small",)),
     "intseg": Case(MASK, INTSEG, ("odd", "small", "wide")),
     "weights": Case(MASK, RECIPES["intseg"], ("odd", "small")),
+    # Weights of 2 to 8 bits, activations of 4 to 8.
+    "bits": Case(MASK, RECIPES["intseg"], ("odd", "small"), ((3, 6), (4, 8), (8, 4), (5, 6), (7, 7), (2, 5), (6, 4))),
+    "bits-paper": Case(DISTILLED, RECIPES["paper"], ("odd",), ((4, 7), (6, 5), (2, 6), (5, 4), (3, 8))),
     # The ops and attributes that the named recipes leave out.
     "linear": Case(
         LINEAR,
@@ -209,7 +214,9 @@ def coarsen(twin: FakeQuantSegmenter) -> None:
     for gelu in twin.modules():
         if isinstance(gelu, QGelu):  # whole steps: the GELU's long tail at 0 is then far from a rounding boundary
             for act in {gelu.y, gelu.table_y}:
-                act.mid.copy_(nearest(act.mid / act.scale) * act.scale)
+                # With few steps, where the GELU is x, x may lie exactly between two of them: not between these.
+                beside = 5 / 16 if act.bits < 8 else 0
+                act.mid.copy_((nearest(act.mid / act.scale) + beside) * act.scale)
     for attn, product in logits.items():  # one scale product for every head, one mid for values and context
         _, k, v = attn.qkv_act.scale.chunk(3)
         k = torch.ldexp(torch.ones_like(k), torch.frexp(k).exponent)
@@ -218,7 +225,7 @@ def coarsen(twin: FakeQuantSegmenter) -> None:
         attn.context_act.mid.copy_(attn.qkv_act.mid.chunk(3)[2])
     for layer in twin.linears().values():
         layer.bias.copy_(nearest(layer.bias.double() * 2.0**BIAS_BITS) * 2.0**-BIAS_BITS)
-        layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=2.0**-20) / 127)
+        layer.weight_scale.copy_(layer.folded().abs().amax(dim=1).clamp(min=2.0**-20) / layer.limits()[1])
 
 
 def _product(attn: QAttention) -> Tensor:
@@ -253,12 +260,26 @@ def make_twin(case: Case) -> FakeQuantSegmenter:
     """The calibrated twin of a case."""
     model = draw_model(case.config, SEED)
     twin = FakeQuantSegmenter(model, WINDOW, case.recipe)
+    if case.bits:
+        twin.set_bits(mixed_bits(twin, case.bits))
     # More images than calibration varies by itself: its variations interpolate in float32.
     calibrate(twin, InDouble(model), _calibration_images())
     with torch.no_grad():
         coarsen(twin)
         _refuse_fragile(twin)
     return twin.eval()
+
+
+def mixed_bits(twin: FakeQuantSegmenter, pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, int]]:
+    """Bits of (weights, activations) for the layers in turn; those that read one activation agree about it."""
+    found: dict[str, dict[str, int]] = {}
+    read: dict[Act, int] = {}
+    linears = twin.linears()
+    for i, (name, acts) in enumerate(twin.readers().items()):
+        weight, activation = pairs[i % len(pairs)]
+        found[name] = {"activation": read.setdefault(acts[0], activation)}
+        found[name] |= {"weight": weight} if name in linears else {}
+    return found
 
 
 @functools.cache
@@ -344,7 +365,7 @@ def labels(scores: Tensor, upsample: str) -> Tensor:
 def dtype_of(twin: FakeQuantSegmenter, node: str) -> str:
     """Of a node's integers, from the twin."""
     if node in (acts := twin.acts()):
-        return f"int{acts[node].bits}"
+        return "int16" if acts[node].bits == 16 else "int8"
     if node.endswith(".attn.softmax") and twin.recipe.softmax == "exp_weights":
         return "uint8"
     return "int16" if node.endswith((".attn.scores", ".attn.softmax")) else "int8"

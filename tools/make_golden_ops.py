@@ -3,9 +3,10 @@
     python tools/make_golden_ops.py [--check]
 
 No expected value comes from the code it judges: the oracle computes on plain Python integers. The operands of a file
-stay what they are; those of an op that has no file yet are the calls of its exam, and a file that is deleted is made of
-them again. --check compares instead of writing. Format: tensors `case{i}.in{j}`, `case{i}.param.{role}`,
-`case{i}.expected`, and one metadata key `intseg` with canonical JSON {"attrs": [...], "op": ..., "seed": ...}.
+stay what they are; those of an op that has no file yet are the calls of its exam, those of a new type of result are
+added, and a file that is deleted is made of them again. --check compares instead of writing. Format: tensors
+`case{i}.in{j}`, `case{i}.param.{role}`, `case{i}.expected`, and one metadata key `intseg` with canonical JSON
+{"attrs": [...], "op": ..., "seed": ...}.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def calls(op: str) -> Iterator[Call]:
     with safetensors.safe_open(path, "np") as file:
         attributes = json.loads(file.metadata()["intseg"])["attrs"]
     tensors = safetensors.numpy.load_file(path)
+    held = {attrs.get("out") for attrs in attributes}
     for i, attrs in enumerate(attributes):
         inputs = [tensors[f"case{i}.in{j}"] for j in range(len(OPS[op].inputs))]
         yield Call(op, inputs, {role: tensors[f"case{i}.param.{role}"] for role in OPS[op].params}, attrs)
+    yield from (call for call in EXAMS[op].calls() if call.attrs.get("out") not in held)
 
 
 def make(op: str) -> bytes:

@@ -30,6 +30,7 @@ enum { HEADER = 192, NODE = 96, TENSOR = 32, MAX_AXIS = 65535, MAX_NODES = 4096,
 /* A tensor of the file (raw), a computed value (v), or only what one looks like. */
 struct array {
     int dtype, rank;
+    int bits; /* of an element of a packed INT8 tensor (section 6.1), else 0 */
     uint32_t shape[4];
     uint64_t count;
     int64_t row_sum; /* largest sum of the last axis where it is known (section 3.5), else 0 */
@@ -188,13 +189,14 @@ static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : ~(~a / 
 
 static int64_t rsr(int64_t x, int c) { return asr(x + ((int64_t)1 << (c - 1)), c); }
 
-static int64_t saturate(int64_t x, int dtype)
+/* INT8, INT16, or b bits that INT8 holds, which the flat form writes as 16 b + 1. */
+static int64_t saturate(int64_t x, int type)
 {
-    int64_t top = dtype == I8 ? 127 : 32767;
+    int64_t top = ((int64_t)1 << ((type > I64 ? type / 16 : type == I8 ? 8 : 16) - 1)) - 1;
     return max64(min64(x, top), -top - 1);
 }
 
-static int64_t requantize(int64_t x, int64_t mult, int shift, int dtype) { return saturate(rsr(x * mult, shift), dtype); }
+static int64_t requantize(int64_t x, int64_t mult, int shift, int type) { return saturate(rsr(x * mult, shift), type); }
 
 static int64_t shift_left(int64_t x, int64_t n)
 {
@@ -251,11 +253,24 @@ static uint32_t read32(const uint8_t *p)
 
 static int32_t signed32(uint32_t u) { return u < (uint32_t)1 << 31 ? (int32_t)u : -1 - (int32_t)~u; }
 
+/* 6.1: `bits` bits from bit i bits on, low bits first, in two's complement. */
+static int64_t packed_at(const uint8_t *raw, uint64_t i, int bits)
+{
+    uint64_t first = i * (uint64_t)bits, low = first % 8;
+    int64_t u = raw[first / 8] >> low;
+    if (low + (uint64_t)bits > 8)
+        u |= (int64_t)raw[first / 8 + 1] << (8 - low);
+    u &= ((int64_t)1 << bits) - 1;
+    return u >> (bits - 1) ? u - ((int64_t)1 << bits) : u;
+}
+
 /* Element i of a tensor of the file. */
 static int64_t at(const struct array *a, uint64_t i)
 {
     const uint8_t *p = a->raw + i * (uint64_t)width_of(a->dtype);
     uint64_t u;
+    if (a->bits)
+        return packed_at(a->raw, i, a->bits);
     switch (a->dtype) {
     case U8: return p[0];
     case I8: return p[0] < 128 ? p[0] : (int64_t)p[0] - 256;
@@ -328,10 +343,20 @@ static void need_scales(const struct array *mult, const struct array *shift)
     need_range(shift, 1, 62, "a shift is not 1 to 62");
 }
 
+static int is_narrow(int32_t attr) { return attr % 16 == I8 && attr / 16 >= 4 && attr / 16 <= 7; }
+
+/* The dtype of a result, of an attribute that is always there. */
 static int out_type(int32_t attr)
 {
-    need(attr == I8 || attr == I16, "out is neither int8 nor int16");
-    return attr;
+    need(attr == I8 || attr == I16 || is_narrow(attr), "out is neither int4 to int8 nor int16");
+    return attr == I16 ? I16 : I8;
+}
+
+/* The type of an INT8 result, of an attribute that may be absent. */
+static int int8_type(int32_t attr)
+{
+    need(attr == 0 || is_narrow(attr), "out is not int4 to int7");
+    return attr == 0 ? I8 : attr;
 }
 
 static int32_t dot(const int16_t *a, const int16_t *b, uint64_t count)
@@ -412,7 +437,7 @@ static void run_linear(const struct call *c)
         for (k = 0; k < depth; k++)
             w[k] = (int16_t)at(c->param[0], n * depth + k);
         for (m = 0; m < height; m++)
-            c->out->v[m * width + n] = requantize(dot(x + m * depth, w, depth) + bias, mult, shift, c->out->dtype);
+            c->out->v[m * width + n] = requantize(dot(x + m * depth, w, depth) + bias, mult, shift, c->attr[0]);
     }
     free(x);
     free(w);
@@ -459,7 +484,7 @@ static void run_layernorm(const struct call *c)
             variance += (x[j] - mean) * (x[j] - mean);
         f = (LIMIT31 - 1) / max64(1, isqrt(variance));
         for (j = 0; j < depth; j++)
-            y[j] = saturate(rsr(asr((x[j] - mean) * f, 1) * at(c->param[0], j) + at(c->param[1], j), c->attr[0]), c->out->dtype);
+            y[j] = saturate(rsr(asr((x[j] - mean) * f, 1) * at(c->param[0], j) + at(c->param[1], j), c->attr[0]), c->attr[1]);
     }
 }
 
@@ -503,7 +528,7 @@ static void run_matmul(const struct call *c)
                 y[k] = (int16_t)b[transposed ? n * depth + k : k * width + n];
             for (m = 0; m < height; m++)
                 c->out->v[(batch * height + m) * width + n]
-                    = requantize(dot(x + m * depth, y, depth), at(mult, s), (int)at(c->param[1], s), c->out->dtype);
+                    = requantize(dot(x + m * depth, y, depth), at(mult, s), (int)at(c->param[1], s), c->attr[1]);
         }
     }
     free(x);
@@ -574,9 +599,10 @@ static void run_softmax2(const struct call *c)
     }
 }
 
-/* 4.9 shift_gelu, 4.10 sigmoid_gelu: i0, k_inter, lam, int_div_kind, k_out, mult, shift */
+/* 4.9 shift_gelu, 4.10 sigmoid_gelu: i0, k_inter, lam, int_div_kind, k_out, mult, shift, out */
 static void check_gelu(const struct call *c)
 {
+    int8_type(c->attr[7]);
     need(c->attr[4] == 8 || c->attr[4] == 16, "k_out is neither 8 nor 16");
     need((int64_t)c->attr[0] << c->attr[1] < (int64_t)1 << 45, "i0 * 2^k_inter is 2^45 or more");
     gives_like(c->out, c->in[0], I8);
@@ -598,7 +624,7 @@ static void run_shift_gelu(const struct call *c)
             int64_t q, i_b = split_exp(times_1_6875(x[j]) - top, a[0], a[1], a[2], &q);
             int64_t up = a[3] != ALIGNED ? 0 : q < q_0 ? q : q_0; /* 2.9 */
             int64_t e = shift_left(i_b, a[1] - q + up), e_0 = shift_left(i_b0, a[1] - q_0 + up);
-            y[j] = requantize(x[j] * int_div(e, e + e_0, a[4], a[3]), a[5], a[6], I8);
+            y[j] = requantize(x[j] * int_div(e, e + e_0, a[4], a[3]), a[5], a[6], int8_type(a[7]));
         }
     }
 }
@@ -610,7 +636,7 @@ static void run_sigmoid_gelu(const struct call *c)
     for (i = 0; i < c->out->count; i++) {
         int64_t x = c->in[0]->v[i], p = times_1_6875(x), one = (int64_t)a[0] << a[1];
         int64_t e = shift_exp(p < 0 ? p : -p, a[0], a[1], a[2]);
-        c->out->v[i] = requantize(x * int_div(p >= 0 ? one : e, one + e, a[4], a[3]), a[5], a[6], I8);
+        c->out->v[i] = requantize(x * int_div(p >= 0 ? one : e, one + e, a[4], a[3]), a[5], a[6], int8_type(a[7]));
     }
 }
 
@@ -628,8 +654,12 @@ static void run_gelu_table(const struct call *c)
         c->out->v[i] = at(c->param[0], (uint64_t)(c->in[0]->v[i] + 128));
 }
 
-/* 4.12 l2norm: mult, shift */
-static void check_l2norm(const struct call *c) { gives_like(c->out, c->in[0], I8); }
+/* 4.12 l2norm: mult, shift, out */
+static void check_l2norm(const struct call *c)
+{
+    int8_type(c->attr[2]);
+    gives_like(c->out, c->in[0], I8);
+}
 
 static void run_l2norm(const struct call *c)
 {
@@ -641,7 +671,7 @@ static void run_l2norm(const struct call *c)
             squares += x[j] * x[j];
         f = (LIMIT31 - 1) / max64(1, isqrt(squares));
         for (j = 0; j < depth; j++)
-            c->out->v[row * depth + j] = requantize(asr(x[j] * f, 1), c->attr[0], c->attr[1], I8);
+            c->out->v[row * depth + j] = requantize(asr(x[j] * f, 1), c->attr[0], c->attr[1], int8_type(c->attr[2]));
     }
 }
 
@@ -846,7 +876,7 @@ static void run_exp_weights(const struct call *c)
     }
 }
 
-/* 4.22 weighted_mean: mult, shift */
+/* 4.22 weighted_mean: out; mult, shift */
 static void check_weighted_mean(const struct call *c)
 {
     const struct array *a = c->in[0], *b = c->in[1], *mult = c->param[0];
@@ -859,6 +889,7 @@ static void check_weighted_mean(const struct call *c)
     need(same_shape(mult, c->param[1]), "shift has not the shape of mult");
     need_range(mult, 0, LIMIT31 - 1, "a mult is negative");
     need_range(c->param[1], 1, 39, "a shift is not 1 to 39");
+    int8_type(c->attr[0]);
     gives_like(c->out, a, I8);
     c->out->shape[r - 1] = b->shape[r - 1];
 }
@@ -883,7 +914,7 @@ static void run_weighted_mean(const struct call *c)
             for (k = 0; k < depth; k++)
                 acc += x[k] * b[k * width + n];
             c->out->v[row * width + n]
-                = saturate(rsr(acc * asr(f * at(mult, s), 31), (int)at(c->param[1], s) + length - 1), I8);
+                = saturate(rsr(acc * asr(f * at(mult, s), 31), (int)at(c->param[1], s) + length - 1), int8_type(c->attr[0]));
         }
     }
 }
@@ -892,7 +923,9 @@ static void run_weighted_mean(const struct call *c)
 #define NARROW (BIT(I8) | BIT(I16))
 #define MULT {0, INT32_MAX}
 #define SHIFT {1, 62}
-#define GELU(kinds) {{1, 32768}, {0, 31}, {1, 64}, {PAPER, kinds}, {8, 16}, MULT, SHIFT}
+#define OUT {I8, 16 * 7 + I8}
+#define NARROW_OUT {0, 16 * 7 + I8}
+#define GELU(kinds) {{1, 32768}, {0, 31}, {1, 64}, {PAPER, kinds}, {8, 16}, MULT, SHIFT, NARROW_OUT}
 
 /* Index + 1 is the number of the op's section 4.x. Inputs: the dtypes allowed; params: their dtypes; attrs: ranges. */
 static const struct op {
@@ -903,16 +936,16 @@ static const struct op {
 } OPS[] = {
     {{BIT(U8)}, {BIT(I8)}, {{0}}, check_quantize_input, run_quantize_input},
     {{BIT(I8)}, {0}, {{1, 64}}, check_patchify, run_patchify},
-    {{BIT(I8)}, {BIT(I8), BIT(I32), BIT(I32), BIT(I8)}, {{I8, I16}}, check_linear, run_linear},
+    {{BIT(I8)}, {BIT(I8), BIT(I32), BIT(I32), BIT(I8)}, {OUT}, check_linear, run_linear},
     {{BIT(I16), BIT(I16)}, {0}, {MULT, SHIFT, MULT, SHIFT}, check_add, run_add},
-    {{BIT(I16)}, {BIT(I32), BIT(I64)}, {SHIFT, {I8, I16}}, check_layernorm, run_layernorm},
-    {{NARROW, BIT(I8)}, {BIT(I32), BIT(I8)}, {{0, 1}, {I8, I16}}, check_matmul, run_matmul},
+    {{BIT(I16)}, {BIT(I32), BIT(I64)}, {SHIFT, OUT}, check_layernorm, run_layernorm},
+    {{NARROW, BIT(I8)}, {BIT(I32), BIT(I8)}, {{0, 1}, OUT}, check_matmul, run_matmul},
     {{NARROW}, {0}, {{1, 32768}, {0, 15}, {PAPER, NORMALIZED}, {I8, I16}}, check_shiftmax, run_shiftmax},
     {{BIT(I16)}, {0}, {{0, 15}, {16384, 32767}, {0, 16383}}, check_softmax2, run_softmax2},
     {{BIT(I8)}, {0}, GELU(ALIGNED), check_gelu, run_shift_gelu},
     {{BIT(I8)}, {0}, GELU(NORMALIZED), check_gelu, run_sigmoid_gelu},
     {{BIT(I8)}, {BIT(I8)}, {{0}}, check_gelu_table, run_gelu_table},
-    {{BIT(I16)}, {0}, {MULT, SHIFT}, check_l2norm, run_l2norm},
+    {{BIT(I16)}, {0}, {MULT, SHIFT, NARROW_OUT}, check_l2norm, run_l2norm},
     {{NARROW, NARROW}, {0}, {{0}}, check_concat, run_concat},
     {{NARROW}, {0}, {{0, 65535}, {0, 65535}}, check_slice, run_slice},
     {{NARROW}, {0}, {{1, 1024}, {0, 2}, {1, 3}}, check_split_heads, run_split_heads},
@@ -922,7 +955,7 @@ static const struct op {
     {{BIT(I16) | BIT(I32)}, {0}, {{1, 64}, {0, 4194240}, {0, 4194240}}, check_upsample_bilinear, run_upsample_bilinear},
     {{BIT(I16) | BIT(I32) | BIT(I64)}, {0}, {{0}}, check_argmax, run_argmax},
     {{BIT(I16)}, {BIT(I16)}, {{0}}, check_exp_weights, run_exp_weights},
-    {{BIT(U8), BIT(I8)}, {BIT(I32), BIT(I8)}, {{0}}, check_weighted_mean, run_weighted_mean},
+    {{BIT(U8), BIT(I8)}, {BIT(I32), BIT(I8)}, {NARROW_OUT}, check_weighted_mean, run_weighted_mean},
 };
 
 /* ---------------------------------------------------------------------------------------------- the flat form */
@@ -971,10 +1004,15 @@ static const char *text(const struct model *m, uint32_t offset)
     return (const char *)m->bytes + start + offset;
 }
 
-/* dtype, rank and shape, as records hold them; sets count. */
+/* dtype, rank and shape, as records hold them; sets count and bits. */
 static void read_kind(const uint8_t *p, struct array *a, const char *what)
 {
     uint32_t dtype = read32(p), rank = read32(p + 4), i;
+    a->bits = 0;
+    if (dtype % 16 == I8 && dtype / 16 >= 2 && dtype / 16 <= 8) {
+        a->bits = (int)(dtype / 16);
+        dtype = I8;
+    }
     if (dtype < I8 || dtype > I64 || rank > 4)
         die("%s: dtype %" PRIu32 " with %" PRIu32 " axes, expected 1 to 6 with at most 4", what, dtype, rank);
     a->dtype = (int)dtype;
@@ -1013,6 +1051,13 @@ static void read_tensors(struct model *m)
         read_kind(p + 4, t, name);
         if (t->rank < 1 || t->dtype == U16)
             die("tensor %s: a scalar or uint16", name);
+        if (t->bits) {
+            uint64_t used = t->count * (uint64_t)t->bits, bytes = (used + 7) / 8;
+            t->raw = place(m, read32(p + 28), bytes, 1, 64, "elements of a tensor");
+            if (used % 8 != 0 && t->raw[bytes - 1] >> used % 8 != 0)
+                die("tensor %s: bits behind the last element", name);
+            continue;
+        }
         t->raw = place(m, read32(p + 28), t->count, (uint64_t)width_of(t->dtype), 64, "elements of a tensor");
     }
 }
@@ -1090,6 +1135,7 @@ static void read_nodes(struct model *m)
         n->name = node_name = text(m, read32(p + 4));
         need(n->op >= 1 && n->op <= sizeof OPS / sizeof OPS[0], "unknown op");
         read_kind(p + 8, &n->out, n->name);
+        need(n->out.bits == 0, "the output of a node is packed");
         for (j = 0; j < 2; j++)
             n->inputs[j] = read32(p + 32 + 4 * j);
         for (j = 0; j < 4; j++)

@@ -12,7 +12,7 @@ from .exponential import shift_exp as _shift_exp
 from .machine import EXACT, Machine
 from .norm import isqrt
 from .rounding import rsr
-from .saturation import INT_RANGE, limits, saturate
+from .saturation import INT_RANGE, NARROW, held, limits, saturate
 from .shifting import bit_length, shift_left
 from .variant import DEFINITION, Variant
 
@@ -25,10 +25,12 @@ __all__ = [
     "DEFINITION",
     "EXACT",
     "INT_RANGE",
+    "NARROW",
     "Machine",
     "Variant",
     "aligned_exps",
     "bit_length",
+    "held",
     "int_div",
     "isqrt",
     "limits",

@@ -216,10 +216,9 @@ class Bounds(Machine):
         low, high = (function(Interval(end, end, shape=x.shape)) for end in (x.low, x.high))
         return Interval(low.low, high.high, shape=x.shape)
 
-    def saturate(self, x: Interval, dtype: str, bits: int = 0) -> Interval:
-        low, high = saturation.limits(dtype, bits)
-        self.cases(saturation.SATURATE, dtype, x=x, low=low, high=high)
-        return saturation.bound_saturate(x, dtype, bits)
+    def saturate(self, x: Interval, kind: str) -> Interval:
+        self.cases(saturation.SATURATE, kind, **saturation.facts_of_saturate(x, kind))
+        return saturation.bound_saturate(x, kind)
 
     # -------------------------------------------------------------------------------------------------- other places
 

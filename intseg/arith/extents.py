@@ -123,7 +123,7 @@ class Extents(Machine):
     def is_negative(self, x: Axes) -> Axes:
         return x
 
-    def saturate(self, x: Axes, dtype: str, bits: int = 0) -> Axes:
+    def saturate(self, x: Axes, kind: str) -> Axes:
         return x
 
     def divmod(self, x: Axes, divisor: int) -> tuple[Axes, Axes]:

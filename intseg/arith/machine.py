@@ -92,7 +92,7 @@ class Machine:
     def rsr(self, x: Any, c: Any, via: str = "rounding", case: str = "") -> Any:
         """SPEC 2.1. `via` names the sum before the shift, `case` begins the names of its cases.
 
-        Where `case` is a dtype, a saturation to it follows: only elements inside of it show how they were rounded.
+        Where `case` is a type, a saturation to it follows: only elements inside of it show how they were rounded.
         """
         return rounding.rsr(x, c)
 
@@ -149,9 +149,9 @@ class Machine:
         """function(x), for one that never falls where x rises."""
         return function(x)
 
-    def saturate(self, x: Any, dtype: str, bits: int = 0) -> Any:
-        """SPEC 2.2; to the range of only `bits` of the dtype's bits, if given."""
-        return saturation.saturate(x, dtype, bits)
+    def saturate(self, x: Any, kind: str) -> Any:
+        """SPEC 2.2; `kind` is a dtype, or int4 to int7, which INT8 holds."""
+        return saturation.saturate(x, kind)
 
     # -------------------------------------------------------------------------------------------------- other places
 
@@ -206,7 +206,7 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------ made of these (SPEC 2)
 
-    def requantize(self, x: Any, mult: Any, shift: Any, dtype: str, bits: int = 0) -> Any:
+    def requantize(self, x: Any, mult: Any, shift: Any, kind: str) -> Any:
         """saturate(RSR(x mult, shift)): a dyadic rescaling by mult 2^-shift (SPEC 2.3).
 
         x      int64  |x| < 2^31
@@ -215,8 +215,8 @@ class Machine:
         """
         product = self.keep("product", self.product(x, mult), 64)
         self.cases(sums.SCALE, mult=mult, shift=shift)
-        rounded = self.keep("rounded", self.rsr(product, shift, case=dtype), 64)
-        return self.saturate(rounded, dtype, bits)
+        rounded = self.keep("rounded", self.rsr(product, shift, case=kind), 64)
+        return self.saturate(rounded, kind)
 
     def int_div(self, n: Any, d: Any, k_out: int, kind: str, word: str = "quotient") -> Any:
         """n / d in steps of 2^-(k_out - 1) (SPEC 2.7); `word` is what mistakes call the quotients."""

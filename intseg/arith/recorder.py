@@ -87,9 +87,9 @@ class Recorder(Machine):
         self.used["product"] = ""
         return sums.wrong_product(self.variant, x, mult)
 
-    def saturate(self, x: Any, dtype: str, bits: int = 0) -> Any:
-        self.used["saturate"] = ""
-        return saturation.wrong_saturate(self.variant, x, dtype, bits)
+    def saturate(self, x: Any, kind: str) -> Any:
+        self.used["saturate"] = kind
+        return saturation.wrong_saturate(self.variant, x, kind)
 
     def int_div(self, n: Any, d: Any, k_out: int, kind: str, word: str = "quotient") -> Any:
         self.used |= {"int_div": word, "rsr": ""}  # the other kind of division rounds
@@ -111,7 +111,7 @@ def usual_mistakes(used: Mapping[str, str], own: Named) -> Named:
     """
     sources: tuple[tuple[str, Callable[[], Named]], ...] = (
         ("rsr", rounding.roundings),
-        ("saturate", saturation.overflows),
+        ("saturate", lambda: saturation.overflows(used["saturate"])),
         ("accumulate", sums.accumulators),
         ("matmul", sums.partial_sums),
         ("floor_shift", shifting.unsigned_shifts),
@@ -154,8 +154,8 @@ class Watcher(Recorder):
 
     def rsr(self, x: Any, c: Any, via: str = "rounding", case: str = "") -> Any:
         result, facts = super().rsr(x, c, via, case), rounding.facts_of_rsr(x, c)
-        if case in saturation.INT_RANGE:
-            low, high = saturation.INT_RANGE[case]
+        if saturation.held(case) in saturation.INT_RANGE:
+            low, high = saturation.limits(case)
             facts = _where((result >= low) & (result <= high), facts)
         self.cases(rounding.RSR, case, **facts)
         return result
@@ -166,9 +166,9 @@ class Watcher(Recorder):
         self.cases(family, label, **_where(n > 0, facts))
         return result
 
-    def saturate(self, x: Any, dtype: str, bits: int = 0) -> Any:
-        self.cases(saturation.SATURATE, dtype, **saturation.facts_of_saturate(x, dtype, bits))
-        return super().saturate(x, dtype, bits)
+    def saturate(self, x: Any, kind: str) -> Any:
+        self.cases(saturation.SATURATE, kind, **saturation.facts_of_saturate(x, kind))
+        return super().saturate(x, kind)
 
 
 def _where(elements: Any, facts: Facts) -> Facts:

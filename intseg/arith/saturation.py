@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .cases import Case, Facts
 from .interval import Interval
+from .sums import wrap
 from .variant import Named, Variant
 
 INT_RANGE = {
@@ -21,43 +22,50 @@ INT_RANGE = {
 }
 
 
-def limits(dtype: str, bits: int = 0) -> tuple[int, int]:
-    """The range of a dtype, or of that many of its bits, signed as it is."""
-    low, high = INT_RANGE[dtype]
-    if not bits:
-        return low, high
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if low < 0 else (0, 2**bits - 1)
+NARROW = {f"int{bits}": bits for bits in range(4, 8)}
+"""Types of an activation of fewer bits than INT8, which holds it."""
 
 
-def saturate(x: Any, dtype: str, bits: int = 0) -> NDArray[np.signedinteger]:
-    """Clamp to the range of `dtype`, or of `bits` of its bits, and convert to it (SPEC 2.2)."""
-    low, high = limits(dtype, bits)
-    narrow: NDArray[np.signedinteger] = np.clip(x, low, high).astype(dtype)
+def held(kind: str) -> str:
+    """The dtype that holds values of a type: INT8 for the narrow ones."""
+    return "int8" if kind in NARROW else kind
+
+
+def limits(kind: str) -> tuple[int, int]:
+    """The range of a dtype or of a narrow type."""
+    if kind in NARROW:
+        return -(2 ** (NARROW[kind] - 1)), 2 ** (NARROW[kind] - 1) - 1
+    return INT_RANGE[kind]
+
+
+def saturate(x: Any, kind: str) -> NDArray[np.signedinteger]:
+    """Clamp to the range of `kind` and convert to the dtype that holds it (SPEC 2.2)."""
+    narrow: NDArray[np.signedinteger] = np.clip(x, *limits(kind)).astype(held(kind))
     return narrow
 
 
-def bound_saturate(x: Interval, dtype: str, bits: int = 0) -> Interval:
+def bound_saturate(x: Interval, kind: str) -> Interval:
     """Both ends clamped; a row that only loses by it keeps its sum."""
-    low, high = limits(dtype, bits)
+    low, high = limits(kind)
     return Interval(min(max(x.lowest, low), high), min(max(x.highest, low), high), x.row_sum, shape=x.shape)
 
 
-def wrong_saturate(v: Variant, x: Any, dtype: str, bits: int = 0) -> NDArray[Any]:
+def wrong_saturate(v: Variant, x: Any, kind: str) -> NDArray[Any]:
     """The result in its dtype as the variant has it."""
-    low, high = limits(dtype, bits)
+    low, high = limits(held(kind) if v.overflow == "whole" else kind)
     if v.overflow == "wrap":
-        return np.asarray(x).astype(dtype)
+        return wrap(np.asarray(x), NARROW.get(kind, 64)).astype(held(kind))
     if v.overflow == "none":
         return np.asarray(x)
     low = {"symmetric": -high, "relu": 0}.get(v.overflow, low)
     high = 2 * high + 1 if v.overflow == "unsigned" else high
-    narrow: NDArray[Any] = np.clip(x, low, high).astype(dtype)
+    narrow: NDArray[Any] = np.clip(x, low, high).astype(held(kind))
     return narrow
 
 
-def facts_of_saturate(x: Any, dtype: str, bits: int = 0) -> Facts:
+def facts_of_saturate(x: Any, kind: str) -> Facts:
     """The value and the limits."""
-    low, high = limits(dtype, bits)
+    low, high = limits(kind)
     return {"x": x, "low": low, "high": high}
 
 
@@ -73,8 +81,10 @@ SATURATE = (
 )  # fmt: skip
 
 
-def overflows() -> Named:
+def overflows(kind: str) -> Named:
     """A result that does not fit."""
+    if kind in NARROW:
+        yield f"saturated at the 8 bits of INT8 instead of {NARROW[kind]}", Variant(overflow="whole")
     yield "the result wraps instead of saturating", Variant(overflow="wrap")
     yield "the result is clamped to a symmetric range (lowest value never used)", Variant(overflow="symmetric")
     yield "no saturation: the result is kept wider", Variant(overflow="none")

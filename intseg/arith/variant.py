@@ -15,7 +15,8 @@ class Variant:
     first_rounding   of the first of two shifts where it is another than `rounding`; "" for the same
     rounded_bits     width of the rounded value before it is saturated, which wraps; 0 for wide enough
     overflow         of the result: saturate, wrap, symmetric (lowest value never used), none, unsigned (clamped to the
-                     end of the type without sign), relu (clamped to zero below)
+                     end of the type without sign), relu (clamped to zero below),
+                     whole (INT8 for a narrow type)
     shift            floor shifts of negative numbers: arithmetic, truncate, logical16, logical32, logical64
     rounding_shift   the same for rounding shifts: arithmetic, logical32, logical64
     acc_bits         width of accumulators and sums; 0 for wide enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class _Checkpoint(Read):
     def paths(self) -> list[Path]:
         """What must not be written."""
         return [path for path in files.held(self) if path.suffix != ".safetensors"]
+
+
+def _uniform(text: str) -> tuple[int, int]:
+    """w4a8 as (4, 8)."""
+    found = re.fullmatch("w([2-8])a([4-8])", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not w2 to w8 followed by a4 to a8, as in w4a8")
+    return int(found[1]), int(found[2])
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +73,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=pixels, nargs=2, metavar=("H", "W"), help="pixels of a window; default: checkpoint's")
     add("--stride", type=pixels, nargs=2, metavar=("H", "W"), help="pixels between windows")
     add("--classes", type=Read, metavar="C", help=f"file with a name a line, or {', '.join(palettes.files())}")
+    text = "bits of all weights (2 to 8) and of all activations that they meet (4 to 8): w4a8"
+    add("--uniform", type=_uniform, metavar="WxAy", help=text)
     add("--name", metavar="NAME", help="of the model; default: the output's file name")
     text = "of PyTorch (1); more seldom help, and float sums may differ in their last bits"
     add("--threads", type=whole(1, MAX_THREADS), default=1, metavar="N", help=text)

@@ -16,6 +16,7 @@ from intseg import api, files, store
 from intseg.errors import ModelError
 from intseg.graph import IMAGE, Graph
 from intseg.ops import OPS, Attr
+from intseg.packing import pack
 
 MAGIC = b"INTSEGFL"
 VERSION = 1
@@ -30,9 +31,10 @@ MAX_FILE = 2**32 - 1
 NONE = 2**32 - 1
 IS_TENSOR = 2**31
 DTYPES = {"int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "int64": 6}
-WORDS = {"int8": 1, "int16": 3, "paper": 0, "normalized": 1, "aligned": 2, "nearest": 0, "bilinear": 1}
+WORDS = {f"int{bits}": 16 * bits + 1 for bits in range(4, 8)} | {"int8": 1, "int16": 3}
+WORDS |= {"paper": 0, "normalized": 1, "aligned": 2, "nearest": 0, "bilinear": 1}
 WORDS |= {"grid": 0, "pixel": 1}
-"""Numbers that stand for string attributes and for `upsample` and `merge`."""
+"""Numbers that stand for string attributes and for `upsample` and `merge`; an attribute that is absent is 0."""
 
 _MAX_AXES, _MAX_INPUTS, _MAX_PARAMS, _MAX_ATTRS = 4, 2, 4, 8
 
@@ -63,9 +65,13 @@ def flatten(graph: Graph, source_sha256: bytes = bytes(32)) -> bytes:
     )
     body = _Body()
     nodes = body.add(_nodes(graph, names, strings))
-    places = [body.add([store.little(graph.tensors[name]).tobytes()]) for name in names]
+    packed = graph.packed
+    stored = [pack(graph.tensors[name], packed[name]) if name in packed else graph.tensors[name] for name in names]
+    places = [body.add([store.little(array).tobytes()]) for array in stored]
     tensors = body.add(
-        struct.pack("<I", strings.add(name)) + _kind(array.dtype.name, array.shape) + struct.pack("<I", place)
+        struct.pack("<I", strings.add(name))
+        + _kind(DTYPES[array.dtype.name] + 16 * packed.get(name, 0), array.shape)
+        + struct.pack("<I", place)
         for name, array, place in zip(names, (graph.tensors[name] for name in names), places, strict=True)
     )
     classes = body.add(struct.pack("<I", strings.add(name)) for name in info.classes)
@@ -121,8 +127,8 @@ class _Body:
         return offset
 
 
-def _kind(dtype: str, shape: tuple[int, ...]) -> bytes:
-    return struct.pack("<6I", DTYPES[dtype], len(shape), *_filled(shape, _MAX_AXES, 0))
+def _kind(dtype: int, shape: tuple[int, ...]) -> bytes:
+    return struct.pack("<6I", dtype, len(shape), *_filled(shape, _MAX_AXES, 0))
 
 
 def _filled(values: Iterable[int], count: int, value: int) -> list[int]:
@@ -137,10 +143,10 @@ def _nodes(graph: Graph, tensors: Sequence[str], strings: _Strings) -> Iterator[
         op = OPS[node.op]
         inputs = [reference[name] for name in node.inputs]
         params = [tensor[node.params[role]] for role in op.params]
-        attrs = [_number(node.attrs[name]) for name in op.attrs]
+        attrs = [_number(node.attrs.get(name, 0)) for name in op.attrs]
         yield (
             struct.pack("<2I", OPS[node.op].number, strings.add(node.name))
-            + _kind(node.dtype, node.shape)
+            + _kind(DTYPES[node.dtype], node.shape)
             + struct.pack("<6I", *_filled(inputs, _MAX_INPUTS, NONE), *_filled(params, _MAX_PARAMS, NONE))
             + struct.pack("<8i8x", *_filled(attrs, _MAX_ATTRS, 0))
         )

@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from intseg.ops import OPS, Array, Attr, Call, Value
+from intseg.arith import limits
+from intseg.ops import NARROW, OPS, Array, Attr, Call, Value
 
 T = TypeVar("T")
 
@@ -177,6 +178,23 @@ def scales(d: Draw, shape: tuple[int, ...], source: int, target: int) -> dict[st
     if kind == "one":
         pairs[d.within(0, count - 1)] = scale(d, source, target)
     return {role: array.reshape(shape) for role, array in columns(*pairs).items()}
+
+
+def out_of(d: Draw, dtype: str = "") -> str:
+    """A type of the result that this dtype holds, or any: in one of three draws narrower than INT8."""
+    dtype = dtype or d.pick("int8", "int16")
+    return d.pick("int8", "int8", d.pick(*NARROW)) if dtype == "int8" else dtype
+
+
+def narrowed(d: Draw) -> dict[str, Attr]:
+    """The attribute of an op whose result is INT8 where it has none."""
+    out = out_of(d, "int8")
+    return {} if out == "int8" else {"out": out}
+
+
+def typical(out: str, wide: int) -> int:
+    """About a third of the range of a result; `wide` for INT16."""
+    return wide if out == "int16" else limits(out)[1] * 40 // 127
 
 
 def softmax_inputs(numbers: Draw, dtype: str) -> Iterator[Array]:

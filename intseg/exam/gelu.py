@@ -10,10 +10,10 @@ import numpy as np
 
 from intseg import arith
 from intseg.arith.recorder import Recorder
-from intseg.ops import RUN, Array, Attr, Call, Value
+from intseg.ops import NARROW, RUN, Array, Attr, Call, Value
 from intseg.ops.gelu import times_1_6875
 
-from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, scale, size
+from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, narrowed, scale, size
 from ._exam import Branch, Exam, Extremes, Known, Mistake, Operands, Unit, equals, every_int8
 from ._real import Float, dyadic, gelu
 
@@ -93,6 +93,11 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
                 for mult, shift in (*SCALES, (3, k_out + 1), (1, k_out - 2)):
                     scaled: dict[str, Attr] = {**attrs, "i0": 16, "k_inter": 23, "lam": 6, "mult": mult, "shift": shift}
                     yield call(op, every[None, ::5], **scaled)
+        for out in NARROW:
+            narrow: dict[str, Attr] = {"i0": 16, "k_inter": 23, "lam": 6, "int_div_kind": "normalized", "k_out": 8}
+            for mult, shift in ((1, 7), (1, 8), (1, 10), (3, 11), (65, 12)):
+                yield call(op, every[:, None], **narrow, mult=mult, shift=shift, out=out)
+                yield call(op, every[:, None], **{**narrow, "i0": 2**13, "lam": 1}, mult=mult, shift=shift, out=out)
     yield from _sharp()
     yield from _aligned(numbers)
 
@@ -148,7 +153,7 @@ def _draw(d: Draw, x: Value | None = None, kinds: Sequence[str] = ("paper", "nor
     i0 = d.within(1, min(2**15, 2 ** (45 - k_inter) - 1)) if d.odd() else d.within(5, 80)
     mult, shift = scale(d, 40 << (k_out - 1), 40)
     attrs: dict[str, Attr] = {"i0": i0, "k_inter": k_inter, "lam": d.pick(1, 2, 6, 6, 64)}
-    attrs |= {"int_div_kind": d.pick(*kinds), "k_out": k_out, "mult": mult, "shift": shift}
+    attrs |= {"int_div_kind": d.pick(*kinds), "k_out": k_out, "mult": mult, "shift": shift, **narrowed(d)}
     return Drawn((x or Value("int8", (size(d), size(d))),), {}, attrs)
 
 
@@ -156,7 +161,18 @@ def _draw_table(d: Draw, x: Value | None = None) -> Drawn:
     return Drawn((x or Value("int8", (size(d), size(d))),), {"table": d.array("int8", 256)})
 
 
-def _real(x: Float, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int) -> Float:
+def _real(
+    x: Float,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    out: str = "int8",
+) -> Float:
     """The GELU of x / i0; i0 and sigma's 2^(k_out - 1) are folded back in by mult and shift."""
     return gelu(x / i0) * (i0 * dyadic(mult, shift - (k_out - 1), x))
 
@@ -194,7 +210,7 @@ EXAMS = (
     Exam(
         "shift_gelu",
         "4.9",
-        digest="022d4fc5da3edff36b2a6a1cd4c986e4f0c8863e2c2442edca0af68d83024e2c",
+        digest="ea59cf4012e15797402d8abc4d2e6e7e01b5a733ce5d36dd199e1abea4bcef31",
         kind="GELU",
         approximates="ShiftGELU for GELU",
         inputs=_inputs_of("shift_gelu"),
@@ -214,7 +230,7 @@ EXAMS = (
     Exam(
         "sigmoid_gelu",
         "4.10",
-        digest="48cfd0cd597d484a8aa1505e6da484d7ced356109edc10fad3e3ad1d4f178cdc",
+        digest="b46dd161a23aef8df155371e8a800e7b77e765596dc41906e5de70e49c8b3c43",
         kind="GELU",
         approximates="shifted sigmoid for GELU",
         inputs=_inputs_of("sigmoid_gelu"),

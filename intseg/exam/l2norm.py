@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from intseg import arith
-from intseg.ops import Call, Value
+from intseg.ops import NARROW, Call, Value
 
-from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, scale, size
+from ._draw import SCALES, Draw, Drawn, between, call, edge_rows, narrowed, scale, size
 from ._exam import Exam, row_extremes
 from ._real import Float, dyadic, unit_rows
 
@@ -19,6 +19,10 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
     squares = np.array([[3, 4, 0, 0], [1, -1, 1, 0], [2, 2, -2, 2], [-4, 2, 2, 0], [-1, 0, 0, 0]], np.int16)
     ties = np.array([[30893, 30893, 248, 2], [30893, 30893, 248, -2]], np.int16)  # f = 3 2^14, z = 3 2^14
     yield call("l2norm", ties, mult=1, shift=15)
+    for out in NARROW:
+        yield call("l2norm", ties, mult=1, shift=15, out=out)
+        for mult, shift in ((127, 30), (arith.limits(out)[1], 30), (arith.limits(out)[1] + 1, 30), (3, 30)):
+            yield call("l2norm", np.concatenate([edge_rows("int16", 4), squares]), mult=mult, shift=shift, out=out)
     for mult, shift in (*SCALES, (127, 30), (128, 30), (255, 31), (2**31 - 1, 55), (1, 23), (1, 24), (1, 27)):
         for x in (edge_rows("int16", 6), squares, numbers.array("int16", 2, 2, 16)):
             yield call("l2norm", x, mult=mult, shift=shift)
@@ -34,10 +38,10 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
 def _draw(d: Draw, x: Value | None = None) -> Drawn:
     x = x or Value("int16", (size(d), size(d)))
     mult, shift = scale(d, 2**30 // (math.isqrt(x.shape[-1]) + 1), 40)
-    return Drawn((x,), {}, {"mult": mult, "shift": shift})
+    return Drawn((x,), {}, {"mult": mult, "shift": shift, **narrowed(d)})
 
 
-def _real(x: Float, *, mult: int, shift: int) -> Float:
+def _real(x: Float, *, mult: int, shift: int, out: str = "int8") -> Float:
     return unit_rows(x) * dyadic(mult, shift - 30, x)
 
 
@@ -45,7 +49,7 @@ EXAMS = (
     Exam(
         "l2norm",
         "4.12",
-        digest="1d260887e1da9884c69c4ba71b7ef1c3a2c4c26f7a28326025636219a26a3617",
+        digest="e22c12d1b2a1cb292a8bc927fa09fc8c47f097e7ec14e033dd079a0c756c9f39",
         kind="L2 norm",
         approximates="integer for exact L2 norm",
         inputs=_inputs,

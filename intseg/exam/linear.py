@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from intseg.arith import limits
 from intseg.arith.recorder import Recorder
-from intseg.ops import Array, Call, Value
+from intseg.ops import NARROW, Array, Call, Value
 
-from ._draw import LIMITS, SCALES, Draw, Drawn, call, columns, edge_rows, scales, size
+from ._draw import SCALES, Draw, Drawn, call, columns, edge_rows, out_of, scales, size, typical
 from ._exam import Branch, Exam, Extremes, Mistake, Operands
 from ._real import Float, dyadic
 
@@ -39,14 +40,14 @@ def _worst(at: Extremes) -> list[Operands]:
 
 def _inputs(numbers: Draw) -> Iterator[Call]:
     every, count, scale = np.arange(-128, 128, dtype=np.int8)[:, None], len(SCALES), columns(*SCALES)
-    for out in ("int8", "int16"):
+    for out in ("int8", "int16", *NARROW):
         free = 2**31 - 1 - 128 * 128 * 12
         bias = np.array([0, 1, -1, 2**20, -(2**20), free, -free, 7, 0], np.int32)
         x = edge_rows("int8", 12)
         yield call("linear", x, weight=x[:count], bias=bias, **scale, out=out)
         weight, none = np.ones((count, 1), np.int8), np.zeros(count, np.int32)
         yield call("linear", every, weight=weight, bias=none, **scale, out=out)
-        low, high = LIMITS[out]
+        low, high = limits(out)
         weight, ends = np.zeros((4, 1), np.int8), np.array([low, high, low - 1, high + 1], np.int32)
         yield call("linear", every[:2], weight=weight, bias=ends, **columns(*[(2**30, 30)] * 4), out=out)
         weight, some = numbers.array("int8", 9, 33), numbers.array("int32", 9, low=-5000, high=5000)
@@ -58,13 +59,13 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
 def _draw(d: Draw, x: Value | None = None, *, width: int = 0, out: str = "") -> Drawn:
     """Weights and inputs of about 40; now and then biases up to what the proof of INT32 leaves."""
     x = x or Value("int8", (size(d), size(d)))
-    depth, width, out = x.shape[-1], width or size(d), out or d.pick("int8", "int16")
+    depth, width, out = x.shape[-1], width or size(d), out_of(d, out)
     weight = d.array("int8", width, depth)
     room = 2**31 - 1 - 128 * np.abs(weight.astype(np.int64)).sum(axis=1)
     usual = 40 * 40 * (math.isqrt(depth) + 1)
     reach = int(room.max()) if d.odd() else usual
     bias = np.clip(d.array("int32", width, low=-reach, high=reach), -room, room).astype(np.int32)
-    params = {"weight": weight, "bias": bias, **scales(d, (width,), usual, 40 if out == "int8" else 4000)}
+    params = {"weight": weight, "bias": bias, **scales(d, (width,), usual, typical(out, 4000))}
     return Drawn((x,), params, {"out": out})
 
 
@@ -77,7 +78,7 @@ EXAMS = (
     Exam(
         "linear",
         "4.3",
-        digest="8dead3f9d227cccc71ef7636e1b6168824e71c375ab849b5e0c01e4f65fbfe7d",
+        digest="7adc0f5ddb348e0f9cd77546d4ff9aa6867c795740bd835a7fcff3feaca7a2aa",
         kind="linear",
         inputs=_inputs,
         draw=_draw,

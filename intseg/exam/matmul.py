@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from intseg.arith import limits
 from intseg.arith.variant import Variant
-from intseg.ops import Array, Call, Value
+from intseg.ops import NARROW, Array, Call, Value
 
-from ._draw import LIMITS, SCALES, Draw, Drawn, call, columns, edge_rows, scales, size
+from ._draw import SCALES, Draw, Drawn, call, columns, edge_rows, out_of, scales, size, typical
 from ._exam import Branch, Exam, Extremes, Operands, choices, dtypes
 from ._real import Float, dyadic
 
@@ -46,13 +47,13 @@ def _worst(at: Extremes) -> list[Operands]:
 
 def _inputs(numbers: Draw) -> Iterator[Call]:
     every, width = np.arange(-128, 128, dtype=np.int8)[:, None], len(SCALES)
-    for out in ("int8", "int16"):
+    for out in ("int8", "int16", *NARROW):
         b = numbers.array("int8", 12, width)
         b[:, -1] = -128
         yield call("matmul", edge_rows("int16", 12), b, **columns(*SCALES), transpose_b=0, out=out)
         ones = np.ones((width, 1), np.int8)
         yield call("matmul", every, ones, **columns(*SCALES), transpose_b=1, out=out)
-        ends = np.array([LIMITS[out]], np.int16).T
+        ends = np.array([limits(out)], np.int16).T
         yield call("matmul", ends, np.ones((1, 2), np.int8), **columns((2**30, 30)), transpose_b=0, out=out)
         batched = {
             "mult": numbers.array("int32", 2, 1, low=2**20, high=2**21),
@@ -77,15 +78,15 @@ def _draw(
 
     columns  whether every column has a scale of its own
     """
-    transpose_b, out = d.pick(0, 1) if transpose_b < 0 else transpose_b, out or d.pick("int8", "int16")
+    transpose_b, out = d.pick(0, 1) if transpose_b < 0 else transpose_b, out_of(d, out)
     if a is None or b is None:
         batch, rows, depth, width = (2, 3)[: d.within(0, 2)], size(d), size(d), size(d)
         a = Value(d.pick("int8", "int16"), (*batch, rows, depth))
         b = Value("int8", (*batch, *((width, depth) if transpose_b else (depth, width))))
     width, depth = b.shape[-2 if transpose_b else -1], a.shape[-1]
-    typical = a.row_sum or (40 if a.dtype == "int8" else 4000) * (math.isqrt(depth) + 1)
+    source = a.row_sum or (40 if a.dtype == "int8" else 4000) * (math.isqrt(depth) + 1)
     channels = width if (d.pick(0, 1) if columns < 0 else columns) else 1
-    params = scales(d, (*a.shape[:-2], channels), 40 * typical, target or (40 if out == "int8" else 4000))
+    params = scales(d, (*a.shape[:-2], channels), 40 * source, target or typical(out, 4000))
     return Drawn((a, b), params, {"transpose_b": transpose_b, "out": out})
 
 
@@ -98,7 +99,7 @@ EXAMS = (
     Exam(
         "matmul",
         "4.6",
-        digest="04343f28e2237862ca89f5301420628ceaf032b041cd2b084cdb6243765c9406",
+        digest="0bc129c5c5abc9cc5b5a732208c1f2bd7a111c896e12260bea990936276d0a90",
         kind="attention product",
         inputs=_inputs,
         draw=_draw,

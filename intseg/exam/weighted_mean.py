@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from intseg.arith.recorder import Recorder
-from intseg.ops import Array, Call, Value
+from intseg.ops import NARROW, Array, Call, Value
 from intseg.ops.weighted_mean import MEAN_SHIFT
 
-from ._draw import Draw, Drawn, call, columns, size
+from ._draw import Draw, Drawn, call, columns, narrowed, size
 from ._exam import Branch, Exam, Extremes, Mistake, Operands
 from ._real import Float, dyadic
 
@@ -46,6 +46,10 @@ def _inputs(numbers: Draw) -> Iterator[Call]:
     scales = ((1, 2**30 + 1, 30), (1, 2**30 + 1, 31), (1, 2**30, 31), (255, 2**30, 29), (128, 2**30, 33))
     for weight, mult, shift in scales:
         yield call("weighted_mean", np.full((1, 1), weight, np.uint8), every, **columns((mult, shift)))
+    for out in NARROW:
+        yield call("weighted_mean", a, b, **columns(*_SCALES), out=out)
+        for weight, mult, shift in scales:
+            yield call("weighted_mean", np.full((1, 1), weight, np.uint8), every, **columns((mult, shift)), out=out)
     batched = {"mult": numbers.array("int32", 2, 1, low=2**30), "shift": np.array([[29], [30]], np.int8)}
     yield call("weighted_mean", numbers.array("uint8", 2, 3, 64), numbers.array("int8", 2, 64, 5), **batched)
 
@@ -62,10 +66,10 @@ def _draw(d: Draw, a: Value | None = None, b: Value | None = None, *, columns: i
     shape = (*a.shape[:-2], width)
     mult = d.array("int32", *shape, low=0 if d.odd() else 2**30)
     low, high = (MEAN_SHIFT.start, MEAN_SHIFT.stop - 1) if d.odd() else (28, 32)
-    return Drawn((a, b), {"mult": mult, "shift": d.array("int8", *shape, low=low, high=high)})
+    return Drawn((a, b), {"mult": mult, "shift": d.array("int8", *shape, low=low, high=high)}, narrowed(d))
 
 
-def _real(a: Float, b: Float, *, mult: Array, shift: Array) -> Float:
+def _real(a: Float, b: Float, *, mult: Array, shift: Array, out: str = "int8") -> Float:
     a = a.astype(b.dtype)
     total = a.sum(axis=-1, keepdims=True)
     return (a @ b) / np.where(total > 0, total, 1) * dyadic(mult, shift, b)[..., None, :]
@@ -86,7 +90,7 @@ EXAMS = (
     Exam(
         "weighted_mean",
         "4.22",
-        digest="1c0cb87dd36472fd7263b90fc089a151817c2a439ef575f47929889e2ca06bf2",
+        digest="a44d86c7c17191e5ffb5dabf6fabec7b40645a09f664261c090ef9363af1f0eb",
         kind="attention product",
         inputs=_inputs,
         draw=_draw,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from intseg.arith import Machine
-from intseg.arith.saturation import limits
+from intseg.arith.saturation import held, limits
 
 DTYPES = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in ("int8", "uint8", "int16", "uint16")}
 DTYPES |= {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in ("int32", "int64", "bool")}
@@ -258,8 +258,8 @@ class OnnxMachine(Machine):
     def rising(self, function: Callable[[Any], Any], x: Any) -> Any:
         return function(x)
 
-    def saturate(self, x: Any, dtype: str, bits: int = 0) -> Any:
-        return self._cast(self.clip(x, *limits(dtype, bits)), dtype)
+    def saturate(self, x: Any, kind: str) -> Any:
+        return self._cast(self.clip(x, *limits(kind)), held(kind))
 
     # -------------------------------------------------------------------------------------------------- other places
 

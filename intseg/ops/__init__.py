@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 
 from intseg.arith import EXACT
 
-from ._op import MAX_DIM, Array, Attr, Call, Op, Run, Value
+from ._op import MAX_DIM, NARROW, OUT, Array, Attr, Call, Op, Run, Value
 
 FILES = tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
 
@@ -24,4 +24,4 @@ RUN: dict[str, Run] = {name: partial(op.define, EXACT) for name, op in OPS.items
 MOVERS = tuple(name for name, op in OPS.items() if op.moves)
 """Ops that only move values: the same function for integers and reals."""
 
-__all__ = ["FILES", "MAX_DIM", "MOVERS", "OPS", "RUN", "Array", "Attr", "Call", "Op", "Run", "Value"]
+__all__ = ["FILES", "MAX_DIM", "MOVERS", "NARROW", "OPS", "OUT", "RUN", "Array", "Attr", "Call", "Op", "Run", "Value"]

@@ -22,6 +22,12 @@ SHIFT = range(1, 63)
 MULT = range(2**31)
 """Multipliers of every requantization (SPEC 2.3)."""
 
+NARROW = ("int4", "int5", "int6", "int7")
+"""Types of an activation of fewer than 8 bits, which INT8 holds (SPEC 1)."""
+
+OUT = (*NARROW, "int8", "int16")
+"""Types of a result that is saturated."""
+
 MAX_DIM = 65535
 """The largest extent of any axis (SPEC 5.3): the overflow proofs of the row sums use it."""
 
@@ -60,6 +66,7 @@ class Op:
     params      dtype of every parameter tensor, by role
     attrs       allowed values of every attribute: a range of integers or a tuple of strings
     moves       whether it only moves values: the same function for integers and reals
+    optional    attributes that may be absent; `define` says by its defaults what they are then
     multiplies  whether an element of the output takes as many products as the first input's last axis is long
     """
 
@@ -69,6 +76,7 @@ class Op:
     check: Check
     params: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, range | tuple[str, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     multiplies: bool = False
     moves: bool = False
 

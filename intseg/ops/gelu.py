@@ -7,7 +7,7 @@ from typing import Any
 
 from intseg.arith import Machine
 
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, int_attr, require, require_shape, same_shape
+from ._op import MULT, NARROW, SHIFT, Array, Attr, Op, Value, int_attr, require, require_shape, same_shape
 
 
 def times_1_6875(m: Machine, x: Any) -> Any:
@@ -16,7 +16,17 @@ def times_1_6875(m: Machine, x: Any) -> Any:
 
 
 def shift_gelu(
-    m: Machine, x: Any, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+    m: Machine,
+    x: Any,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    out: str = "int8",
 ) -> Any:
     """lambda-ShiftGELU with the paper's row max (eq. 6-13, appendix A); lambda = 1 is I-ViT's ShiftGELU.
 
@@ -41,11 +51,21 @@ def shift_gelu(
         total = e + e_0
     d = m.keep("divisor", m.accumulate(total), 64)
     sigma = m.keep("sigma", m.int_div(e, d, k_out, int_div_kind, "sigma"), 32)
-    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, "int8")
+    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, out)
 
 
 def sigmoid_gelu(
-    m: Machine, x: Any, *, i0: int, k_inter: int, lam: int, int_div_kind: str, k_out: int, mult: int, shift: int
+    m: Machine,
+    x: Any,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    out: str = "int8",
 ) -> Any:
     """x * sigmoid(1.6875 x) with e = ShiftExp(-|p|): elementwise, the divisor is at least 2^k_inter * i0.
 
@@ -59,7 +79,7 @@ def sigmoid_gelu(
     d = m.keep("divisor", m.accumulate(one + e), 64)
     n = m.where(m.is_negative(p), e, one)
     sigma = m.keep("sigma", m.int_div(n, d, k_out, int_div_kind, "sigma"), 32)
-    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, "int8")
+    return m.requantize(m.keep("x_sigma", x * sigma, 32), mult, shift, out)
 
 
 def gelu_table(m: Machine, x: Any, *, table: Any) -> Any:
@@ -92,12 +112,15 @@ _ATTRS: dict[str, range | tuple[str, ...]] = {
     "k_out": range(8, 17),
     "mult": MULT,
     "shift": SHIFT,
+    "out": NARROW,
 }
 
 _KINDS = ("paper", "normalized", "aligned")
 
 OPS = {
-    "shift_gelu": Op(9, shift_gelu, (("int8",),), check_shift, attrs={**_ATTRS, "int_div_kind": _KINDS}),
-    "sigmoid_gelu": Op(10, sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS),
+    "shift_gelu": Op(
+        9, shift_gelu, (("int8",),), check_shift, attrs={**_ATTRS, "int_div_kind": _KINDS}, optional=("out",)
+    ),
+    "sigmoid_gelu": Op(10, sigmoid_gelu, (("int8",),), check_shift, attrs=_ATTRS, optional=("out",)),
     "gelu_table": Op(11, gelu_table, (("int8",),), check_table, params={"table": "int8"}),
 }

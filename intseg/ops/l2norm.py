@@ -7,17 +7,17 @@ from typing import Any
 
 from intseg.arith import Machine
 
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, same_shape
+from ._op import MULT, NARROW, SHIFT, Array, Attr, Op, Value, same_shape
 
 
-def l2norm(m: Machine, x: Any, *, mult: int, shift: int) -> Any:
+def l2norm(m: Machine, x: Any, *, mult: int, shift: int, out: str = "int8") -> Any:
     """out = saturate(RSR(z * mult, shift)), z = (x f) >> 1, f = floor((2^31 - 1) / max(1, isqrt(sum x^2))).
 
     x       int16 [..., D]
     mult    in [0, 2^31), shift in [1, 62]   real scale of z is 2^-30
-    return  int8  [..., D]                   |z| <= 2^30 because |x| <= isqrt(sum x^2)
+    return  int8  [..., D], in the range of `out`; |z| <= 2^30 because |x| <= isqrt(sum x^2)
     """
-    return m.requantize(m.normalize(m.widen(x)), mult, shift, "int8")
+    return m.requantize(m.normalize(m.widen(x)), mult, shift, out)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:
@@ -25,5 +25,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
 
 
 OPS = {
-    "l2norm": Op(12, l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT}),
+    "l2norm": Op(
+        12, l2norm, (("int16",),), check, attrs={"mult": MULT, "shift": SHIFT, "out": NARROW}, optional=("out",)
+    ),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intseg.arith import Machine
+from intseg.arith import Machine, held
 
-from ._op import SHIFT, Array, Attr, Op, Value, require_shape, require_within
+from ._op import OUT, SHIFT, Array, Attr, Op, Value, require_shape, require_within
 
 
 def layernorm(m: Machine, x: Any, *, mult: Any, bias: Any, shift: int, out: str) -> Any:
@@ -17,7 +17,7 @@ def layernorm(m: Machine, x: Any, *, mult: Any, bias: Any, shift: int, out: str)
     mult    int32 [D]        gamma_j with sqrt(D), 2^-30 and the output scale folded in; signed, |mult| < 2^31
     bias    int64 [D]        beta_j at the scale of z * mult; |bias| < 2^61
     shift   in [1, 62]
-    return  `out` [..., D]   int8 or int16
+    return  `out` [..., D]   int16, or int8 in the range of its bits
 
     mean = floor((2 sum + D) / 2D), y = x - mean, V = sum y^2 < 2^48, s = max(1, isqrt(V)),
     f = floor((2^31 - 1) / s), z = (y f) >> 1 with |z| <= 2^30 because |y| <= floor(sqrt(V)) = s,
@@ -39,7 +39,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     require_shape("bias", params["bias"], (width,))
     require_within("mult", params["mult"], range(-(2**31) + 1, 2**31))
     require_within("bias", params["bias"], range(-(2**61) + 1, 2**61))
-    return Value(str(attrs["out"]), inputs[0].shape)
+    return Value(held(str(attrs["out"])), inputs[0].shape)
 
 
 OPS = {
@@ -49,6 +49,6 @@ OPS = {
         (("int16",),),
         check,
         params={"mult": "int32", "bias": "int64"},
-        attrs={"shift": SHIFT, "out": ("int8", "int16")},
+        attrs={"shift": SHIFT, "out": OUT},
     ),
 }

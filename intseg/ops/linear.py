@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from intseg.arith import Machine
+from intseg.arith import Machine, held
 
 from ._op import (
     MULT,
+    OUT,
     SHIFT,
     Array,
     Attr,
@@ -32,7 +33,7 @@ def linear(m: Machine, x: Any, *, weight: Any, bias: Any, mult: Any, shift: Any,
     bias    int32 [N]      128 * sum_k |weight[n, k]| + |bias[n]| < 2^31, checked when the graph is loaded
     mult    int32 [N]      in [0, 2^31)
     shift   int8  [N]      in [1, 62]; real scale = mult * 2^-shift
-    return  `out` [M, N]   int8 or int16
+    return  `out` [M, N]   int16, or int8 in the range of its bits
     """
     dot = m.keep("dot", m.dot(x, weight), 32)
     acc = m.keep("acc", m.accumulate(dot + m.widen(bias)), 32)
@@ -52,7 +53,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     require_within("shift", params["shift"], SHIFT)
     bound = 128 * np.abs(weight.astype(np.int16)).sum(axis=1, dtype=np.int64) + np.abs(bias.astype(np.int64))
     require_accumulator(int(bound.max(initial=0)))
-    return Value(str(attrs["out"]), (rows, width))
+    return Value(held(str(attrs["out"])), (rows, width))
 
 
 OPS = {
@@ -62,7 +63,7 @@ OPS = {
         (("int8",),),
         check,
         params={"weight": "int8", "bias": "int32", "mult": "int32", "shift": "int8"},
-        attrs={"out": ("int8", "int16")},
+        attrs={"out": OUT},
         multiplies=True,
     ),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intseg.arith import Machine
+from intseg.arith import Machine, held
 
-from ._op import MULT, SHIFT, Array, Attr, Op, Value, require, require_accumulator, require_within
+from ._op import MULT, OUT, SHIFT, Array, Attr, Op, Value, require, require_accumulator, require_within
 
 
 def matmul(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any, transpose_b: int, out: str) -> Any:
@@ -17,7 +17,7 @@ def matmul(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any, transpose_b: in
     b       int8 [..., K, N], or [..., N, K] when transpose_b is 1
     mult    int32 [..., 1 or N]         in [0, 2^31); one per batch entry, or one per column of it
     shift   int8, shape of mult         in [1, 62]
-    return  `out` [..., M, N]           int8 or int16
+    return  `out` [..., M, N]           int16, or int8 in the range of its bits
     acc     INT32: 128 * min(K * max|a|, row sum of a) < 2^31, proved when the graph is loaded
     """
     *batch, row, column = range(len(b.shape))
@@ -46,7 +46,7 @@ def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[s
     require_within("shift", shift, SHIFT)
     row_sum = depth * (2**7 if a.dtype == "int8" else 2**15)
     require_accumulator(128 * min(row_sum, a.row_sum or row_sum))
-    return Value(str(attrs["out"]), (*a.shape[:-1], width))
+    return Value(held(str(attrs["out"])), (*a.shape[:-1], width))
 
 
 OPS = {
@@ -56,7 +56,7 @@ OPS = {
         (("int8", "int16"), ("int8",)),
         check,
         params={"mult": "int32", "shift": "int8"},
-        attrs={"transpose_b": range(2), "out": ("int8", "int16")},
+        attrs={"transpose_b": range(2), "out": OUT},
         multiplies=True,
     ),
 }

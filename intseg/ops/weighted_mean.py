@@ -7,20 +7,20 @@ from typing import Any
 
 from intseg.arith import Machine
 
-from ._op import MULT, Array, Attr, Op, Value, require, require_shape, require_within
+from ._op import MULT, NARROW, Array, Attr, Op, Value, require, require_shape, require_within
 
 MEAN_SHIFT = range(1, 40)
 """The bit length of a sum of weights, at most 24, adds to it: RSR shifts by 62 at most."""
 
 
-def weighted_mean(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any) -> Any:
+def weighted_mean(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any, out: str = "int8") -> Any:
     """out = saturate((sum_k a b) / (sum_k a) * mult 2^-shift), rounded once; zero for a row of zero weights.
 
     a       uint8 [..., M, K]
     b       int8 [..., K, N]
     mult    int32 [..., 1 or N]    in [0, 2^31); one per batch entry, or one per column of it
     shift   int8, shape of mult    in [1, 39]
-    return  int8 [..., M, N]
+    return  int8 [..., M, N]       in the range of `out`
     acc     INT32: |acc| <= 128 sum a <= 128 * 255 * 65,535 < 2^31
 
     d = max(1, sum a), L = bit_length(d), f = floor((2^61 - 1) / (d 2^(31 - L))), in [2^30, 2^31),
@@ -33,7 +33,7 @@ def weighted_mean(m: Machine, a: Any, b: Any, *, mult: Any, shift: Any) -> Any:
     scale = m.keep("scale", m.product(reciprocal, m.columns(mult)) >> 31, 64)
     product = m.keep("product", m.product(acc, scale), 64)
     count = m.columns(shift) + (length - 1)
-    return m.saturate(m.keep("rounded", m.rsr(product, count, case="int8"), 64), "int8")
+    return m.saturate(m.keep("rounded", m.rsr(product, count, case=out), 64), out)
 
 
 def check(inputs: Sequence[Value], params: Mapping[str, Array], attrs: Mapping[str, Attr]) -> Value:
@@ -62,6 +62,8 @@ OPS = {
         (("uint8",), ("int8",)),
         check,
         params={"mult": "int32", "shift": "int8"},
+        attrs={"out": NARROW},
+        optional=("out",),
         multiplies=True,
     ),
 }

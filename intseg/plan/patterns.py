@@ -11,7 +11,7 @@ import numpy as np
 from intseg.graph import Graph, Node
 from intseg.kernels import _heads, _isa
 from intseg.kernels import patchify as _patchify
-from intseg.kernels._tile import lane_order
+from intseg.kernels._tile import highest, lane_order
 from intseg.ops import Array
 
 from .memory import Arrays, Buffer, Rows, Step
@@ -68,11 +68,12 @@ class FusedAttention:
     shape: _heads.Shape
     scores: _heads.Scores
     value_quant: Array
+    highest: int
     softmax: Any
 
     def __call__(self, qkv: Array, query: int, keys: Array, init: Array, values: Array, *rest: Any) -> None:
         """Rows of the output; `rest` is the output, the range of rows and scratch."""
-        fixed = (self.scores.kinds, self.scores.quant, self.value_quant, self.softmax)
+        fixed = (self.scores.kinds, self.scores.quant, self.value_quant, self.highest, self.softmax)
         self.kernel(qkv, query, keys, init, values, *fixed, *rest)
 
 
@@ -81,16 +82,16 @@ Scale = tuple[Array, Array]
 
 
 def fuse_attention(
-    softmax: Node, params: Arrays, shape: tuple[int, int, int], scores: Scale, values: Scale
+    softmax: Node, params: Arrays, shape: tuple[int, int, int], scores: Scale, values: Scale, out: str = "int8"
 ) -> FusedAttention | None:
-    """The kernel for a softmax node, its parameters by role, [heads, tokens, dim] and the scales of both products; None
-    where they do not fit the registers."""
+    """The kernel for a softmax node, its parameters by role, [heads, tokens, dim], the scales of both products and
+    the type of the result; None where they do not fit the registers."""
     (heads, tokens, dim), found = shape, ATTENTIONS[softmax.op]
     packed, quant = found.scores(*scores, dim), found.values(*values, dim)
     if packed is None or quant is None:
         return None
     sizes, argument = found.shape(tokens, heads, dim), found.softmax(params, softmax.attrs)
-    return FusedAttention(found.kernel, sizes, packed, quant, argument)
+    return FusedAttention(found.kernel, sizes, packed, quant, highest(out), argument)
 
 
 def _find_attention(inner: Inner, merge: Node) -> _Attention | None:
@@ -126,9 +127,8 @@ def _match_attention(graph: Graph, inner: Inner, node: Node) -> Match | None:
     if not suitable:
         return None
     heads, tokens, dim = found.heads[0].shape
-    fused = fuse_attention(
-        found.softmax, params_of(graph, found.softmax), (heads, tokens, dim), score_scale, value_scale
-    )
+    params, out = params_of(graph, found.softmax), str(context.attrs.get("out", "int8"))
+    fused = fuse_attention(found.softmax, params, (heads, tokens, dim), score_scale, value_scale, out)
     return (found.inside, _attention_steps(found, fused)) if fused is not None else None
 
 

@@ -141,6 +141,8 @@ def _operands(call: Call) -> Named:
     for key, (name, x) in operands.items():
         if x.dtype.kind == "i" and key not in ("mult", "shift"):
             yield f"{name} read without sign", Variant(operands=((key, "unsigned"),))
+        if x.dtype.name == "int8" and key in call.params and key != "shift":
+            yield from _packings(key, name, x)
         if x.dtype.itemsize > 1:
             yield f"endianness of {name} swapped", Variant(operands=((key, "byteswap"),))
     yield from _tiles(call)
@@ -167,6 +169,14 @@ def _tiles(call: Call) -> Named:
             if depth % size:
                 name = f"the last {depth % size} terms of a sum missing (tiles of {size})"
                 yield name, Variant(operands=(("0", f"tail:{size}"),))
+
+
+def _packings(key: str, name: str, x: Array) -> Named:
+    """A tensor of fewer than 8 bits, packed or unpacked wrongly; how many it was stored with the values do not say."""
+    size = max(int(x.max()), ~int(x.min())) if x.size else 127
+    for bits in range(max(size.bit_length() + 1, 2), 8):
+        yield f"{name} of {bits} bits unpacked without its sign", Variant(operands=((key, f"unsigned:{bits}"),))
+        yield f"{name} of {bits} bits unpacked high bits first", Variant(operands=((key, f"highfirst:{bits}"),))
 
 
 def _attributes(call: Call) -> Named:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from intseg import packing
 from intseg.arith.recorder import Recorder
 from intseg.arith.variant import DEFINITION, Variant
 from intseg.exam import EXAMS
@@ -67,6 +68,7 @@ def transform(x: Array, how: str) -> Array:
           "flip:a"      axis a reversed           "roll:a:n"  axis a rotated by n    "shift:n"  all rotated by n
           "byteswap"    bytes of every element reversed       "words:n"  every n elements in reverse order
           "unsigned"    the same bits without sign            "zero"  "negate"  "double"
+          "unsigned:b"  the same of b bits                    "highfirst:b"  packed in b bits, the high bits read first
           "plus:n"      n added                               "drop:n"  low n bits cleared
           "narrow:T"    wrapped to dtype T                    "round:n"  low n bits rounded away, within INT32
           "mod:n"       modulo n                              "atmost:n" clamped to n
@@ -105,7 +107,17 @@ def _words(x: Array, text: str) -> Array:
 
 
 def _unsigned(x: Array, text: str) -> Array:
+    if text:
+        low: Array = x.astype(np.int64) % (1 << int(text))
+        return low
     return np.ascontiguousarray(x).view(x.dtype.name.replace("int", "uint") if x.dtype.kind == "i" else x.dtype)
+
+
+def _high_first(x: Array, text: str) -> Array:
+    count, half = int(text), 1 << (int(text) - 1)
+    bits = np.unpackbits(packing.pack(x, count))[: x.size * count].reshape(*x.shape, count)
+    found: Array = (bits.astype(np.int64) @ (1 << np.arange(count)[::-1]) ^ half) - half
+    return found
 
 
 def _plus(x: Array, text: str) -> Array:
@@ -150,6 +162,7 @@ _TRANSFORMS: dict[str, Callable[[Array, str], Array]] = {
     "byteswap": lambda x, _: x.byteswap(),
     "words": _words,
     "unsigned": _unsigned,
+    "highfirst": _high_first,
     "zero": lambda x, _: np.zeros_like(x),
     "negate": lambda x, _: -x.astype(np.int64),
     "double": lambda x, _: 2 * x.astype(np.int64),

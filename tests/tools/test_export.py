@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import random
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -80,10 +82,14 @@ def windows(config: SegmenterConfig, count: int, seed: int = 0) -> Tensor:
     return images
 
 
-def build(config: SegmenterConfig, recipe: Recipe, seed: int = 0) -> FakeQuantSegmenter:
+def build(
+    config: SegmenterConfig, recipe: Recipe, seed: int = 0, pairs: Sequence[tuple[int, int]] = ()
+) -> FakeQuantSegmenter:
     """A calibrated twin of a random model, in evaluation mode."""
     model = random_segmenter(config, seed)
     twin = FakeQuantSegmenter(model, config.window, recipe)
+    if pairs:
+        twin.set_bits(make_golden.mixed_bits(twin, pairs))
     calibrate(twin, model, [windows(config, 2, 11)[1:], windows(config, 3, 12)[2:]])
     return twin.eval()
 
@@ -138,6 +144,21 @@ def assert_agree(twin: FakeQuantSegmenter, graph: Graph, images: Tensor) -> int:
 def test_every_recipe_agrees_on_every_node(recipe: str) -> None:
     twin = build(MASK, RECIPES[recipe])
     assert_agree(twin, store.loads(exported(twin)), windows(MASK, 4, 1))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fewer_bits_agree_on_every_node(recipe: str) -> None:
+    """Weights of 2 to 8 bits, packed in the file, activations of 4 to 8."""
+    pairs = [(weight, activation) for activation in (4, 5, 6, 7, 8) for weight in (2, 3, 4, 5, 6, 7, 8)]
+    twin = build(MASK, RECIPES[recipe], pairs=random.Random(recipe).sample(pairs, len(pairs)))
+    data = exported(twin)
+    graph = store.loads(data)
+    linears = twin.linears()
+    assert graph.packed == {f"{name}.weight": int(x.bits) for name, x in linears.items() if int(x.bits) < 8}
+    outs = {node.attrs.get("out", "int8") for node in graph.nodes}
+    assert {"int4", "int5", "int6", "int7", "int8", "int16"} == outs
+    assert store.dumps(dataclasses.replace(graph)) == data
+    assert_agree(twin, graph, windows(MASK, 4, 1))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -201,7 +201,7 @@ class _Builder(GraphBuilder):
             if any(out in ("", o.dtype) and (o.row_sum is not None) == probabilities for o in outputs)
         ]
         op = self.d.pick(*wanted)
-        return self.drawn(op, x, **({"out": out} if out and "out" in OPS[op].attrs else {}))
+        return self.drawn(op, x, **({"out": out} if out in OPS[op].attrs.get("out", ()) else {}))
 
     def anything(self) -> None:
         """Any call of any op, on constants."""
@@ -310,10 +310,20 @@ class _Builder(GraphBuilder):
             x = self.put("upsample_nearest", x, factor=self.coarse)
         for _ in range(d.pick(0, 0, 0, 0, 0, 0, 1, 3)):  # nodes that nobody reads
             self.labels(x) if d.often(30) else self.anything()
+        self.narrow()
         window, patch = self.info.window, self.info.patch
         size = tuple(n - d.pick(0, 0, d.within(0, min(patch, n) - 1)) for n in window)
         images = [d.array("uint8", *window, 3) for _ in range(2)]
         return Case(name, self.graph(x), *images, (size[0], size[1]))
+
+    def narrow(self) -> None:
+        """Weights and tables of fewer bits, some of them packed."""
+        for name, tensor in self.tensors.items():
+            if name.endswith((".weight", ".table")) and tensor.dtype == np.int8 and self.d.often(30):
+                bits = self.d.within(2, 8)
+                self.tensors[name] = np.clip(tensor, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+                if self.d.often(70):
+                    self.packed[name] = bits
 
     def tokens(self, patch: int) -> str:
         """int16 [T, width] from the image: class tokens in front, a position embedding."""

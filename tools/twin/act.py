@@ -25,7 +25,7 @@ def through(surrogate: Tensor, exact: Tensor) -> Tensor:
 
 
 class Act(nn.Module):
-    """real = q * scale + mid, per channel of the last axis (or one for all), `bits` wide."""
+    """real = q * scale + mid, per channel of the last axis (or one for all), `bits` wide: 4 to 8, or 16."""
 
     scale: Tensor
     mid: Tensor
@@ -36,6 +36,18 @@ class Act(nn.Module):
         self.momentum = 0.0
         self.register_buffer("scale", torch.ones(channels, dtype=torch.float64))
         self.register_buffer("mid", torch.zeros(channels, dtype=torch.float64))
+
+    def get_extra_state(self) -> Tensor:
+        """The bits, in `state_dict()` too."""
+        return torch.tensor(self.bits)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Those that were saved."""
+        self.bits = int(state)
+
+    def narrow(self) -> dict[str, int | str]:
+        """The attribute of an op whose result is INT8 where it has none."""
+        return {"out": f"int{self.bits}"} if self.bits < 8 else {}
 
     def set(self, scale: Tensor | float, mid: Tensor | float = 0.0) -> None:
         """Fix the meaning; scalars spread over the channels."""

@@ -105,9 +105,12 @@ class QWeightedMean(Layer):
 
     op = "weighted_mean"
 
-    def __init__(self, scale: Callable[[], Tensor]) -> None:
+    def __init__(self, y: Act, scale: Callable[[], Tensor]) -> None:
         super().__init__()
-        self._scale = scale
+        self.y, self._scale = y, scale
+
+    def attrs(self) -> Attrs:
+        return self.y.narrow()
 
     def integers(self) -> Integers:
         mult, shift = dyadic(self._scale(), 39)
@@ -120,7 +123,7 @@ class QWeightedMean(Layer):
         length = bit_length(total)
         reciprocal = torch.div(2**61 - 1, total << (31 - length), rounding_mode="floor")
         scale = (reciprocal * p["mult"].unsqueeze(-2)) >> 31
-        return clamp_bits(rsr(product(a, b) * scale, p["shift"].unsqueeze(-2) + length - 1), 8)
+        return clamp_bits(rsr(product(a, b) * scale, p["shift"].unsqueeze(-2) + length - 1), self.y.bits)
 
 
 LOGITS_AT_ONCE = 2**24
@@ -146,7 +149,9 @@ class QAttention(nn.Module):
         late = recipe.softmax == "exp_weights"
         self.softmax = QExpWeights(self._logit) if late else QSoftmax(recipe)
         self.context = (
-            QWeightedMean(self._mean_scale) if late else QMatMul(False, self.context_act, self._context_scale)
+            QWeightedMean(self.context_act, self._mean_scale)
+            if late
+            else QMatMul(False, self.context_act, self._context_scale)
         )
         self.proj = QLinear(attn.proj.weight, attn.proj.bias, self.context_act, self.proj_act)
 

@@ -206,25 +206,25 @@ def _shiftmax(attn: QAttention, stats: Stats) -> None:
 
 @dataclass(frozen=True)
 class Estimator:
-    """[low, high] for every channel of x [rows, channels], `widen` times as wide as what `find` says."""
+    """[low, high] for every channel of x [rows, channels] in `bits`, `widen` times as wide as what `find` says."""
 
     name: str
-    find: Callable[[Tensor], tuple[Tensor, Tensor]]
+    find: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     widen: float
 
     def __str__(self) -> str:
         return f"{self.name} x {self.widen:g}"
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return widened(*self.find(x), self.widen)
+    def __call__(self, x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+        return widened(*self.find(x, bits), self.widen)
 
 
-def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+def extremes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """The least and the largest value of every channel."""
     return x.amin(0), x.amax(0)
 
 
-def percentiles(x: Tensor) -> tuple[Tensor, Tensor]:
+def percentiles(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Without the 0.1 % of a channel's values at either end, one of them at least."""
     kept = min(1 - (-len(x) // 1000), (len(x) + 1) // 2)
     return x.topk(kept, 0, largest=False).values[-1], x.topk(kept, 0).values[-1]
@@ -247,12 +247,13 @@ def estimators(few: bool) -> tuple[Estimator, ...]:
     return tuple(Estimator(name, find, room) for (name, find), room in zip(ways, rooms, strict=True))
 
 
-def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Estimator]) -> Estimator:
+def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Estimator], bits: int = 8) -> Estimator:
     """The candidate that loses least, as those who read the node see it; the first of several that lose as little.
 
     samples  [rows, channels], one tensor for each batch. Each of up to FOLDS groups of them in turn is quantized by the
              ranges that the rest gives.
     readers  weights [outputs, channels] that the channels meet next: an error counts after them
+    bits     of the integers
     """
     folds = [torch.cat(list(samples[i::FOLDS])) for i in range(min(FOLDS, len(samples)))]
     share = FIT_ROWS // max(1, len(folds) - 1)
@@ -260,11 +261,11 @@ def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Esti
     errors = [0.0] * len(candidates)
     for i, judge in enumerate(x[:: max(1, len(x) // JUDGE_ROWS)].double() for x in folds):
         rest = torch.cat(fitted[:i] + fitted[i + 1 :]) if len(folds) > 1 else fitted[0]
-        found = {find: find(rest) for find in dict.fromkeys(candidate.find for candidate in candidates)}
+        found = {find: find(rest, bits) for find in dict.fromkeys(candidate.find for candidate in candidates)}
         for k, candidate in enumerate(candidates):
             low, high = widened(*found[candidate.find], candidate.widen)
-            step = (high - low) / 255
-            rounded = torch.floor((judge - low) / step + 0.5).clamp(0, 255) * step + low
+            step = (high - low) / (2**bits - 1)
+            rounded = torch.floor((judge - low) / step + 0.5).clamp(0, 2**bits - 1) * step + low
             errors[k] += float((((rounded - judge) @ readers.T) ** 2).mean())
     return candidates[errors.index(min(errors))]
 
@@ -288,8 +289,9 @@ def _fit(
     widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
     chosen: dict[str, str] = {}
     for node, layers in readers(twin).items():
-        best = choose(stats[node].samples, torch.cat([layer.weight for layer in layers]).double(), candidates)
-        acts[node].set_range(*best(stats[node].sampled()))
+        weights, bits = torch.cat([layer.weight for layer in layers]).double(), acts[node].bits
+        best = choose(stats[node].samples, weights, candidates, bits)
+        acts[node].set_range(*best(stats[node].sampled(), bits))
         chosen[node] = str(best)
     for node, act in acts.items():
         if node in stats and act.bits == 16:
@@ -306,21 +308,27 @@ def _fit(
         chosen[f"{name}.mlp.act"] = _fit_gelu(block, stats, f"{name}.mlp")
     if isinstance(twin.decoder, QMaskTransformer):
         for node in mask_ends(twin.decoder):
-            acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None]))
+            acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None], acts[node].bits))
     return chosen
 
 
-def fit_range(x: Tensor, factors: Sequence[float] = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8)) -> tuple[Tensor, Tensor]:
-    """Per channel of x [rows, channels], the [low, high] of 256 levels with the least squared error."""
+FACTORS = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+"""Of what was seen, as ranges that are tried; with 8 bits the last two or three are not."""
+
+
+def fit_range(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Per channel of x [rows, channels], the [low, high] of 2^bits levels with the least squared error."""
+    factors = FACTORS if bits < 8 else FACTORS[:7]
     low, high = x.amin(0), x.amax(0)
     centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9)
-    return _search(x, centre, half, factors, 255)
+    return _search(x, centre, half, factors, 2**bits - 1)
 
 
-def fit_max(x: Tensor, factors: Sequence[float] = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7)) -> Tensor:
-    """Per channel of x [rows, channels], the symmetric range of 255 levels with the least squared error."""
+def fit_max(x: Tensor, bits: int = 8) -> Tensor:
+    """Per channel of x [rows, channels], the symmetric range of 2^bits - 1 levels with the least squared error."""
+    factors = FACTORS if bits < 8 else FACTORS[:8]
     zero = torch.zeros(x.shape[1], dtype=x.dtype)
-    return _search(x, zero, x.abs().amax(0).clamp(min=1e-9), factors, 254)[1]
+    return _search(x, zero, x.abs().amax(0).clamp(min=1e-9), factors, 2**bits - 2)[1]
 
 
 def _search(x: Tensor, centre: Tensor, half: Tensor, factors: Sequence[float], steps: int) -> tuple[Tensor, Tensor]:
@@ -349,15 +357,16 @@ def _fit_attention(
     q, k, v = stats[f"{name}.qkv"].sampled().chunk(3, dim=-1)
     k_mid = (k.amax(0) + k.amin(0)) / 2
     k = k - k_mid
-    q_need, k_need = (t.abs().amax(0).clamp(min=1e-6) * widen / 127 for t in (q, k))
+    most = 2 ** (attn.qkv_act.bits - 1) - 1
+    q_need, k_need = (t.abs().amax(0).clamp(min=1e-6) * widen / most for t in (q, k))
     c = attn._heads(q_need * k_need).amax(-1, keepdim=True).expand(-1, attn.head_dim).flatten()
     balance = ((q**2).mean(0).clamp(min=1e-12) / (k**2).mean(0).clamp(min=1e-12)) ** 0.25
     q_scale = torch.minimum(torch.maximum(c.sqrt() * balance, q_need), c / k_need)
     values = [sample.chunk(3, dim=-1)[2] for sample in stats[f"{name}.qkv"].samples]
-    best = choose(values, attn.proj.weight.double(), candidates)
-    v_low, v_high = best(v)
-    v_scale = (v_high - v_low) / 255
-    v_mid = v_low + 128 * v_scale
+    best = choose(values, attn.proj.weight.double(), candidates, attn.qkv_act.bits)
+    v_low, v_high = best(v, attn.qkv_act.bits)
+    v_scale = (v_high - v_low) / (2 * most + 1)
+    v_mid = v_low + (most + 1) * v_scale
     zero = torch.zeros_like(q_scale)
     attn.qkv_act.set(torch.cat([q_scale, c / q_scale, v_scale]), torch.cat([zero, k_mid, v_mid]))
     attn.context_act.set_max(_context_range(attn, stats[f"{name}.merge"].sampled() - v_mid, v) * widen)
@@ -389,8 +398,8 @@ def _fit_gelu(block: QBlock, stats: dict[str, Stats], name: str) -> str:
     flat = flat[:: max(1, len(flat) // 200_000)]
     y = F.gelu(flat)
     if block.gelu.op != "gelu_table":  # the arithmetic of the others needs real = q * scale
-        block.fc1_act.set_max(fit_max(flat[:, None]))
-        block.gelu_act.set_max(fit_max(y[:, None]))
+        block.fc1_act.set_max(fit_max(flat[:, None], block.fc1_act.bits))
+        block.gelu_act.set_max(fit_max(y[:, None], block.gelu_act.bits))
         return "least squares"
     table, errors = block.gelu.table_x, {}
     for low in (-6.0, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5):
@@ -399,7 +408,7 @@ def _fit_gelu(block: QBlock, stats: dict[str, Stats], name: str) -> str:
             table.set_range(bottom, top)
             error = ((F.gelu(table.dequantize(table.quantize(flat))) - y) ** 2).sum()
             errors[float(error)] = (bottom, top)
-    alike = functools.partial(_alike, block, errors[min(errors)], fit_range(y[:, None]))
+    alike = functools.partial(_alike, block, errors[min(errors)], fit_range(y[:, None], block.gelu_act.bits))
 
     x = x[:: max(1, len(x) // (2 * GELU_ROWS))]
     reach = x.amax(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from intseg.build import GraphBuilder
 from intseg.graph import IMAGE, Graph, ModelInfo
 from intseg.ops import OPS
-from intseg.tools.twin.layers import Constant, Layer
+from intseg.tools.twin.layers import Constant, Layer, QLinear
 from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QLinearDecoder
 
 
@@ -114,6 +114,8 @@ class _Builder(GraphBuilder):
         """The node of one of the twin's layers."""
         dtypes = OPS[layer.op].params
         params = {role: _integers(x, dtypes[role], f"{name}.{role}") for role, x in layer.integers().items()}
+        if isinstance(layer, QLinear) and layer.bits < 8:
+            self.packed[f"{name}.weight"] = int(layer.bits)
         return self.meaning(self.node(name, layer.op, *inputs, **params, **layer.attrs()), scale)
 
     def meaning(self, name: str, scale: tuple[Tensor, Tensor] | None = None) -> str:

@@ -37,6 +37,7 @@ class QGelu(Layer):
             "k_out": 8,
             "mult": int(mult),
             "shift": int(shift),
+            **self.y.narrow(),
         }
 
     def integers(self) -> Integers:
@@ -64,7 +65,7 @@ class QGelu(Layer):
             small, one = shift_exp(-p.abs(), *arguments), torch.full_like(p, n["i0"] << n["k_inter"])
             e, total = torch.where(p >= 0, one, small), one + small
         sigma = int_div(e, total, n["k_out"], self.kind)
-        return clamp_bits(rsr(x * sigma * n["mult"], n["shift"]), 8)
+        return clamp_bits(rsr(x * sigma * n["mult"], n["shift"]), self.y.bits)
 
     def forward(self, x: Quantized) -> Quantized:
         with torch.no_grad():

@@ -200,14 +200,14 @@ class QL2Norm(Layer):
 
     def attrs(self) -> Attrs:
         mult, shift = dyadic(2.0**-30 / self.y.scale)
-        return {"mult": int(mult), "shift": int(shift)}
+        return {"mult": int(mult), "shift": int(shift), **self.y.narrow()}
 
     def forward(self, x: Quantized) -> Quantized:
         with torch.no_grad():
             n = self.attrs()
             norm = isqrt((x.q * x.q).sum(-1, keepdim=True)).clamp(min=1)
             z = (x.q * torch.div(2**31 - 1, norm, rounding_mode="floor")) >> 1
-            q = clamp_bits(rsr(z * int(n["mult"]), int(n["shift"])), 8)
+            q = clamp_bits(rsr(z * int(n["mult"]), int(n["shift"])), self.y.bits)
         return self.y.wrap(q, lambda: F.normalize(x.real, dim=-1))
 
 

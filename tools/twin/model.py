@@ -14,11 +14,13 @@ integers stand for) and weight scales. Nothing is remembered outside of it, so s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from intseg.errors import UsageError, suggest
 from intseg.tools.twin.act import Act, Quantized
 from intseg.tools.twin.attention import QAttention, Record
 from intseg.tools.twin.config import SegmenterConfig
@@ -291,6 +293,60 @@ class FakeQuantSegmenter(nn.Module):
         if d.cosine:
             acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
         return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
+
+    def readers(self) -> dict[str, tuple[Act, ...]]:
+        """By layer, the activations of at most 8 bits that it multiplies, and what has to have as many bits.
+
+        The layers are the linear ones and the products of attention and masks. Several may read one activation.
+        """
+        e, d = self.encoder, self.decoder
+        found: dict[str, tuple[Act, ...]] = {name: (layer.x,) for name, layer in self.linears().items()}
+        found["encoder.patch_embed"] = (e.input_act, e.patch_act)
+        blocks = [(f"encoder.blocks.{i}", block) for i, block in enumerate(e.blocks)]
+        if isinstance(d, QMaskTransformer):
+            blocks += [(f"decoder.blocks.{i}", block) for i, block in enumerate(d.blocks)]
+            found["decoder.masks"] = (d.l2_patch_act, d.l2_class_act) if d.cosine else (d.patch_act, d.class_act)
+        for name, block in blocks:
+            found |= {f"{name}.attn.{part}": (block.attn.qkv_act,) for part in ("scores", "context")}
+            found[f"{name}.mlp.fc2"] = (block.gelu_act, block.gelu.table_y)
+        return found
+
+    def uniform_bits(self, weight: int, activation: int) -> dict[str, dict[str, int]]:
+        """The same bits for all layers, as `set_bits` takes them."""
+        linears = self.linears()
+        return {
+            name: {"weight": weight, "activation": activation} if name in linears else {"activation": activation}
+            for name in self.readers()
+        }
+
+    def set_bits(self, bits: Mapping[str, Mapping[str, int]]) -> None:
+        """Give layers fewer bits before calibration: {layer: {"weight": 2 to 8, "activation": 4 to 8}}, or one of both.
+
+        A layer's activations are those that it reads (`readers`); what is not named stays as it is. Raises UsageError
+        for a layer that is not there, for other bits, for less than 8 bits of weights that are all zero, and for two
+        layers that read one activation and ask for different bits of it.
+        """
+        linears, readers, asked = self.linears(), self.readers(), dict[Act, tuple[str, int]]()
+        for name, entry in bits.items():
+            if name not in readers:
+                raise UsageError(f"layer {name!r} is not in the model{suggest(name, readers)}")
+            for part, wanted in entry.items():
+                allowed = {"weight": range(2, 9) if name in linears else (), "activation": range(4, 9)}.get(part, ())
+                if wanted not in allowed:
+                    ends = f"{allowed[0]} to {allowed[-1]} bits" if allowed else "nothing of that name"
+                    raise UsageError(f"layer {name}: {part} is {wanted!r}, expected {ends}")
+            if entry.get("weight", 8) < 8 and not bool(linears[name].weight.any()):
+                raise UsageError(f"layer {name}: its weights are all zero, no range for fewer bits; leave them at 8")
+            for act in readers[name] if "activation" in entry else ():
+                first, other = asked.setdefault(act, (name, entry["activation"]))
+                if other != entry["activation"]:
+                    both = f"{first} and {name} read one activation: {other} and {entry['activation']} bits"
+                    raise UsageError(f"layers {both}, expected the same for both")
+        for name, entry in bits.items():
+            if "weight" in entry:
+                linears[name].bits.fill_(entry["weight"])
+        for act, (_, wanted) in asked.items():
+            act.bits = wanted
 
     def linears(self) -> dict[str, QLinear]:
         """Every linear layer by its node, in the order of the graph."""
