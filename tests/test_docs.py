@@ -1,7 +1,7 @@
-"""The commands of the README and of docs/ work as written.
+"""The commands of every page work as written.
 
-Those of the README, TUTORIAL, FAQ and WORKBENCH are run, in their order. The others are measurements that need a data
-set, hours or a quiet machine: their programs exist and take their options.
+A page is run here or in the file that `RUN` names, or a block says by a comment why it is not: then its programs exist
+and take its options.
 """
 
 from __future__ import annotations
@@ -22,8 +22,23 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
-RUN = ("README.md", "docs/FAQ.md", "docs/TUTORIAL.md", "docs/WORKBENCH.md", "docs/OPS.md")
-"""Pages of which every command is run."""
+RUN = {
+    "README.md": "tests/test_readme.py",
+    "docs/FAQ.md": "tests/test_docs.py",
+    "docs/TUTORIAL.md": "tests/test_docs.py",
+    "docs/WORKBENCH.md": "tests/test_docs.py",
+    "docs/OPS.md": "tests/test_docs.py",
+    "docs/CLUSTER.md": "tests/test_spread.py",
+    "golden/rtl/README.md": "tests/test_docs.py",
+    "golden/reader/README.md": "tests/test_docs.py",
+}
+"""Pages of which every command is run, but those blocks that say why not, and by which tests."""
+
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("docs/*.md", "*.md", "golden/**/README.md", "tests/README.md", "tools/README.md")
+    for path in ROOT.glob(pattern)
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -140,12 +155,44 @@ def test_the_page_on_own_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shell(found, tmp_path)  # it is the definition after all: nothing differs
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is installed")
+def test_examples_build_into_folders_that_git_ignores(tmp_path: Path) -> None:
+    """The reader, the C check, and the simulation where a simulator is installed: nothing but build/ is new."""
+    shutil.copytree(ROOT / "golden", tmp_path / "golden", ignore=shutil.ignore_patterns("build", "traces", "ops"))
+    before = set((tmp_path / "golden").rglob("*"))
+    scripts = [("reader", block) for block in blocks("golden/reader/README.md", "sh")]
+    needs = ("iverilog", "verilator", "cc")
+    scripts += [("rtl", block) for block in blocks("golden/rtl/README.md", "sh") if shutil.which(tool(block, needs))]
+    for folder, script in scripts:
+        shell(script, tmp_path / "golden" / folder)
+    assert (tmp_path / "golden" / "reader" / "build" / "labels.pgm").stat().st_size > 0
+    new = {path.relative_to(tmp_path) for path in set((tmp_path / "golden").rglob("*")) - before}
+    assert [path for path in new if not {"build", ".programs"} & set(path.parts)] == []
+    assert "build/" in (ROOT / ".gitignore").read_text().split()
+
+
+def tool(block: str, names: tuple[str, ...]) -> str:
+    """The program that a block is about."""
+    return next(name for name in names if re.search(rf"^{name} ", block, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"(<!-- not run in tests: .+ -->\n)?^```(sh|python)$", text, re.MULTILINE)
+    if page not in RUN and page != "docs/API.md":  # signatures
+        assert [language for marker, language in found if not marker] == []
+    elif page in RUN:
+        assert Path(page).name in (ROOT / RUN[page]).read_text(encoding="utf-8")
+    assert re.findall(r"\n\n    (?:intseg|python|pip|cc|make) .*", text) == []
+
+
 def commands() -> list[tuple[str, str]]:
-    """(page, command line) of the programs of this project in every page that is not run above."""
-    paths = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("golden/**/README.md"))]
+    """(page, command line) of the programs of this project in every block of a page that is not run above."""
     found = []
-    for page in sorted({path.relative_to(ROOT).as_posix() for path in paths} - set(RUN)):
-        for block in blocks(page, "sh"):
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for block in re.findall(r"<!-- not run in tests: .+ -->\n```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split(r"&&|\|\||[|;>]", line):
                     words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
