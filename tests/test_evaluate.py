@@ -144,6 +144,28 @@ def idd_lite(root: Path) -> tuple[list[str], int, list[Any]]:
     return ["--root", str(root), "--layout", "idd_lite"], 7, [np.where(a == 255, -1, a) for a in labels]
 
 
+def davis(root: Path) -> tuple[list[str], int, list[Any]]:
+    """Frames of equal names in every clip; a clip of another split has no labels."""
+    labels = [np.where((array := labels_for(i, 4)) == 3, 255, array) for i in range(2)]
+    for i, array in enumerate(labels):
+        write_image(root / "JPEGImages" / "480p" / f"clip{i}" / "00000.jpg", i)
+        write_labels(root / "Annotations" / "480p" / f"clip{i}" / "00000.png", array)
+    write_image(root / "JPEGImages" / "480p" / "hidden" / "00000.jpg", 7)
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text("clip0\r\nclip1\r\n\r\n")
+    return ["--root", str(root), "--layout", "davis"], 3, [np.where(a == 255, -1, a) for a in labels]
+
+
+def vspw(root: Path) -> tuple[list[str], int, list[Any]]:
+    labels = [labels_for(i, 125) for i in range(2)]
+    for i, array in enumerate(labels):
+        write_image(root / "data" / f"clip{i}" / "origin" / "00000001.jpg", i)
+        write_labels(root / "data" / f"clip{i}" / "mask" / "00000001.png", array)
+    write_image(root / "data" / "hidden" / "origin" / "00000001.jpg", 7)
+    (root / "val.txt").write_text("clip0\nclip1\n")
+    return ["--root", str(root), "--layout", "vspw"], 124, [array - 1 for array in labels]
+
+
 def plain_pairs(root: Path) -> tuple[list[str], int, list[Any]]:
     labels = [labels_for(i, 5) for i in range(2)]
     for i, array in enumerate(labels):
@@ -154,12 +176,15 @@ def plain_pairs(root: Path) -> tuple[list[str], int, list[Any]]:
     return ["--images", str(root / "photos"), "--labels", str(root / "truth")], 5, labels
 
 
-@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, plain_pairs])
+LABELS = {"valannot", "annotations", "gtFine", "truth", "Annotations", "mask"}
+
+
+@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, davis, vspw, plain_pairs])
 def test_eval_counts_what_an_independent_loop_counts(tmp_path: Path, capsys: Capture, layout: Any) -> None:
     arguments, n_cls, truths = layout(tmp_path / "data")
     weights = write_weights(tmp_path / "w.safetensors", n_cls)
     images = sorted(file for file in tmp_path.rglob("*") if file.suffix in (".png", ".jpg", ".bmp"))
-    images = [file for file in images if not {"valannot", "annotations", "gtFine", "truth"} & set(file.parts)]
+    images = [file for file in images if not {*LABELS, "hidden"} & set(file.parts)]
     images = [file for file in images if not file.name.startswith(".")]
     counts = np.zeros((n_cls, n_cls), int)
     for file, truth in zip(images, truths, strict=True):
@@ -554,12 +579,12 @@ def test_bad_arguments(tmp_path: Path, capsys: Capture, arguments: list[str], wo
     assert words in captured.err
 
 
-@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, plain_pairs])
+@pytest.mark.parametrize("layout", [camvid, ade20k, cityscapes, idd_lite, davis, vspw, plain_pairs])
 @pytest.mark.parametrize("spoiled", ["label", "size", "missing"])
 def test_every_layout_names_what_is_wrong(tmp_path: Path, capsys: Capture, layout: Any, spoiled: str) -> None:
     arguments, n_cls, _ = layout(tmp_path)
     weights = write_weights(tmp_path / "w.safetensors", n_cls)
-    folders = {"valannot", "annotations", "gtFine", "truth"}
+    folders = LABELS
     files = [file for file in tmp_path.rglob("*.png") if folders & set(file.parts) and "labelIds" not in file.name]
     file = sorted(files)[-1]
     found = np.asarray(Image.open(file))

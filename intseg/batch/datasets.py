@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from intseg import files
 from intseg.batch.sources import Found, walk
 from intseg.errors import InputError, UsageError
 from intseg.images.decode import SUFFIXES
@@ -35,12 +36,14 @@ class Layout:
     n_cls    number of classes; None for any
     image    key of an image
     labels   keys of label images, each with what these hold: the first kind that is there is taken
+    parts    (root, split) -> the file that lists the folders of a split; None where the split is a folder itself
     """
 
     folders: Callable[[Path, str], tuple[Path, Path]]
     n_cls: int | None
     image: Key
     labels: tuple[tuple[Key, Labelling], ...]
+    parts: Callable[[Path, str], Path] | None = None
 
     @property
     def labelling(self) -> Labelling:
@@ -89,6 +92,24 @@ def _cityscapes(root: Path, split: str) -> tuple[Path, Path]:
     return root / "leftImg8bit" / split, root / "gtFine" / split
 
 
+def _davis(root: Path, split: str) -> tuple[Path, Path]:
+    return root / "JPEGImages" / "480p", root / "Annotations" / "480p"
+
+
+def _vspw(root: Path, split: str) -> tuple[Path, Path]:
+    return root / "data", root / "data"
+
+
+def _inside(folder: str) -> Key:
+    """Of `video/folder/frame.png`, video and frame."""
+
+    def key(file: str) -> str | None:
+        path = PurePosixPath(file)
+        return f"{path.parts[0]}/{path.stem}" if len(path.parts) == 3 and path.parts[1] == folder else None
+
+    return key
+
+
 def _whole(file: str) -> str:
     """Folders and name without its ending."""
     return PurePosixPath(file).with_suffix("").as_posix()
@@ -121,22 +142,46 @@ LAYOUTS = {
         ((_ending("_gtFine_labelTrainIds"), Labelling((255,))), (_ending("_gtFine_labelIds"), _CITYSCAPES_IDS)),
     ),
     "idd_lite": Layout(_cityscapes, 7, _ending("_image"), ((_ending("_label"), Labelling((255,))),)),
+    "davis": Layout(
+        _davis, None, _whole, ((_whole, Labelling((255,))),), lambda root, split: root / f"ImageSets/2017/{split}.txt"
+    ),
+    "vspw": Layout(
+        _vspw,
+        124,
+        _inside("origin"),
+        ((_inside("mask"), Labelling((0, 255), offset=1)),),
+        lambda root, split: root / f"{split}.txt",
+    ),
     "pairs": Layout(_camvid, None, _whole, ((_whole, Labelling()),)),
 }
 """What `--layout` takes; the folders of `pairs` may be given one by one."""
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
-    """A split of a data set in a layout of LAYOUTS. Raises as `open_folders`."""
-    return open_folders(*LAYOUTS[name].folders(root, split), LAYOUTS[name])
+    """A split of a data set in a layout of LAYOUTS. Raises as `open_folders`, and without the list of its parts."""
+    layout = LAYOUTS[name]
+    parts = _listed(layout.parts(root, split)) if layout.parts else None
+    return open_folders(*layout.folders(root, split), layout, parts)
 
 
-def open_folders(images: Path, labels: Path, layout: Layout = LAYOUTS["pairs"]) -> Dataset:
+def _listed(path: Path) -> frozenset[str]:
+    """The folders of a split."""
+    text = files.read_text(path, "", "check --root, --split and --layout")
+    return frozenset(line.strip() for line in text.splitlines() if line.strip())
+
+
+def open_folders(
+    images: Path, labels: Path, layout: Layout = LAYOUTS["pairs"], parts: frozenset[str] | None = None
+) -> Dataset:
     """Images and their labels in the order of their names, sub-folders included.
 
+    parts  the folders that count; None for all
     Raises InputError for a folder that is missing or empty, and when an image or a label image is alone.
     """
     found, held = _walked(images), _walked(labels, outputs=False)
+    if parts is not None:
+        for walked in (found, held):
+            walked.files = [file for file in walked.files if file.partition("/")[0] in parts]
     keyed = _by_key(images, found, layout.image, "image")
     kind = next((i for i, (key, _) in enumerate(layout.labels) if any(map(key, held.files))), 0)
     key, labelling = layout.labels[kind]

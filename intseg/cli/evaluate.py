@@ -25,6 +25,9 @@ layouts under --root, for --split val, with their classes:
   cityscapes  leftImg8bit/val, gtFine/val *_labelTrainIds.png  19, 255 is void
               or *_labelIds.png
   idd_lite    leftImg8bit/val, gtFine/val *_label.png          7, 255 is void
+  davis       JPEGImages/480p, Annotations/480p and            any, 255 is void
+              ImageSets/2017/val.txt, a clip a line
+  vspw        data/*/origin, data/*/mask and val.txt           124, 0 is void
   pairs       --images DIR --labels DIR, equal names           any, --ignore
 
 examples:

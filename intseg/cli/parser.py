@@ -17,7 +17,7 @@ from intseg.errors import MAX_JOBS, MAX_THREADS, InputError, UsageError, number,
 
 COMMAND = "COMMAND"
 BACKENDS = ("auto", "numpy", "numba")
-LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "pairs")
+LAYOUTS = ("camvid", "ade20k", "cityscapes", "idd_lite", "davis", "vspw", "pairs")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ formats:
   npy, npz, json   whole elements
   bin              raw words
   hex, mem         text for $readmemh and $readmemb, one word a line
-  coe, mif, ihex   memory initialization of FPGAs: Xilinx, Quartus, Quartus as Intel HEX
+  coe, mif, ihex   memories of FPGAs: Xilinx, Quartus, Intel HEX
   c                C headers
   flat             a model as one file for firmware (golden/reader/README.md)
 
