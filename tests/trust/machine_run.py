@@ -72,7 +72,7 @@ def assembly() -> dict[str, int]:
     """How often the matrix products of this process hold each instruction."""
     from intseg.kernels import _jit
 
-    kernels = [_jit.REGISTRY[name] for name in ("linear.linear", "mean_attention.mean_attention")]
+    kernels = [_jit.REGISTRY[name] for name in ("linear.linear", "mean_attention.attention")]
     text = "\n".join(kernel.assembly() for kernel in kernels)
     counts = {word: len(re.findall(rf"^\s+{word}\b", text, re.M)) for word in INSTRUCTIONS}
     return {word: count for word, count in counts.items() if count}
