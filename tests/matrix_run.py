@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from graphs import SOFTMAX
 
 from intseg import backends
 from intseg.executor import execute
@@ -72,7 +73,7 @@ def main(path: str) -> None:
         labels = backends.class_map(scores.astype(np.int32), "bilinear", 16, 110, 109, "numba", threads)
         seen["labels"] = digest(labels)
     backends.warmup()  # what this model does not run is compiled too: the code of every kernel is looked at
-    names = ("linear.linear", "softmax2.attention", "mean_attention.attention", "layernorm.layernorm")
+    names = ("linear.linear", f"{SOFTMAX}.attention", "mean_attention.attention", "layernorm.layernorm")
     kernels = [_jit.REGISTRY[name] for name in names]
     text = "\n".join(kernel.assembly() for kernel in kernels)
     called = re.compile(r"llvm\.x86\.(?!atomic)[a-z0-9]+\.[a-z0-9.]+")

@@ -250,7 +250,7 @@ def shiftmax(
     return saturate((top // total) * e >> (16 + extra), out)
 
 
-def softmax2(x: Array, *, frac_bits: int, a1: int, a2: int, bits: int = 16, one: int = 32767) -> Array:
+def base2(x: Array, *, frac_bits: int, a1: int, a2: int, bits: int = 16, one: int = 32767) -> Array:
     x = wide(x)
     t = x.max(-1, keepdims=True) - x
     q, f = t >> frac_bits, (t & (2**frac_bits - 1)) << (15 - frac_bits)
@@ -329,7 +329,9 @@ FAULTS = {
     "32-bit reciprocal, Shiftmax": Fault(
         "i-vit", "decoder.blocks.0.attn.softmax", part(shiftmax, top=2**32 - 1, extra=1), "32-bit reciprocal"
     ),
-    "31-bit reciprocal, softmax2": Fault("intseg", f"{B1}attn.softmax", part(softmax2, bits=31), "31-bit reciprocal"),
+    "31-bit reciprocal, base-2 softmax": Fault(
+        "intseg", f"{B1}attn.softmax", part(base2, bits=31), "31-bit reciprocal"
+    ),
     "8-bit Shiftmax": Fault("i-vit", f"{B1}attn.softmax", part(shiftmax, eight=True), "8-bit Shiftmax"),
     "I_0 by floor": Fault("i-vit", f"{B0}mlp.act", op("shift_gelu", i0=lambda v: v - 1), "I_0 by floor"),
     "I_0 by ceil": Fault("i-vit", f"{B0}attn.softmax", part(shiftmax, step=1), "I_0 by ceil"),
@@ -359,7 +361,7 @@ FAULTS = {
     "activation without sign": Fault("tiny", "proj", before("linear", lambda x: x.view(np.uint8)), "without sign"),
     "mean rounded down": Fault("intseg", f"{B0}norm2", part(layernorm, mean=lambda t, n: t // n), "mean rounded down"),
     "clamped branches": Fault("clamp", "add_attn", part(add, clamp=True), "branches clamped"),
-    "exponential from 32768": Fault("intseg", f"{B0}attn.softmax", part(softmax2, one=32768), "32768"),
+    "exponential from 32768": Fault("intseg", f"{B0}attn.softmax", part(base2, one=32768), "32768"),
     "other int_div": Fault(
         "i-vit", f"{B1}mlp.act", op("shift_gelu", int_div_kind=lambda v: "normalized"), "int_div of the kind"
     ),

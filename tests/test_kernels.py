@@ -229,7 +229,7 @@ def test_padding_that_would_not_saturate_is_not_fused() -> None:
 SMALL = {"width": 64, "heads": 2, "layers": 2, "image": 64, "classes": 11, "decoder_layers": 1}
 GRAPHS: dict[str, dict[str, Any]] = {
     "default": {},
-    "softmax2": {"softmax": "softmax2"},
+    SOFTMAX: {"softmax": SOFTMAX},
     "i-vit": {"softmax": "shiftmax", "gelu": "shift_gelu", "cosine": True},
     "sigmoid, odd sizes": {"gelu": "sigmoid_gelu", "width": 60, "heads": 3, "patch": 8, "image": 72, "classes": 3},
     "one token": {"image": 16, "classes": 1},

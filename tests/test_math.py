@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import SOFTMAX
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import arrays, integers
@@ -152,7 +153,7 @@ def test_softmax2_is_within_its_bound(a1: int, a2: int, limit: float, frac_bits:
         f = (t % 2**frac_bits) << (15 - frac_bits)
         power = 32767 - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
         total = sum(int(arith.rsr(v, int(n))) if n else int(v) for v, n in zip(power, q, strict=True) if n < 16)
-        result = RUN["softmax2"](x, frac_bits=frac_bits, a1=a1, a2=a2)
+        result = RUN[SOFTMAX](x, frac_bits=frac_bits, a1=a1, a2=a2)
         bound = 2 * limit * exact * (1 - exact) * real.sum() + (1 - exact + (x.size - 1) * exact) / 2
         assert (np.abs(result / 2**15 - exact) <= bound / total + 1.51 / 2**15 + 1e-12).all()
 
@@ -164,7 +165,7 @@ def test_softmax2_of_two_elements():
     t = np.arange(2**12)
     x = np.stack([np.zeros_like(t), -t], axis=-1).astype(np.int16)
     exact = 1 / (1 + 2.0 ** (-t / 256))
-    result = RUN["softmax2"](x, frac_bits=8, a1=21955, a2=5571) / 2**15
+    result = RUN[SOFTMAX](x, frac_bits=8, a1=21955, a2=5571) / 2**15
     error = np.abs(result - np.stack([exact, 1 - exact], axis=-1)).max()
     assert 0.0006 < error <= 0.0007
 

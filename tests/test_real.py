@@ -131,7 +131,7 @@ FORMULAS: dict[str, tuple[list[np.ndarray], dict[str, Any], np.ndarray]] = {
         {"i0": 200, "k_inter": 7, "int_div_kind": "paper", "out": "int8"},
         by_loops_rows(X4, lambda row: softmax(row, math.exp(1 / 200))) * 128,
     ),
-    "softmax2": (
+    graphs.SOFTMAX: (
         [X4],
         {"frac_bits": 8, "a1": 21955, "a2": 5571},
         by_loops_rows(X4, lambda row: softmax(row, 2 ** (1 / 256))) * 2**15,
@@ -261,7 +261,7 @@ def test_softmaxes_are_within_their_bounds(seed: int, count: int, spread: int) -
     total = powers.sum(axis=-1, keepdims=True)
     low = np.maximum(total * (1 - 0.0028) - count / 2, 32767)
     bound = (2 * 0.0028 * exact * (1 - exact) * total + (1 - exact + (count - 1) * exact) / 2) / low + 1.51 / 2**15
-    off = steps_off("softmax2", [x], {"frac_bits": 8, "a1": 21955, "a2": 5571})
+    off = steps_off(graphs.SOFTMAX, [x], {"frac_bits": 8, "a1": 21955, "a2": 5571})
     assert (off / 2**15 <= bound + 1e-9).all()
     # SPEC 11.4 with i0 = 64, k_inter = 9: E = 0.0497
     powers = np.exp((x - top) / 64)

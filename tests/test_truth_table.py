@@ -11,6 +11,7 @@ import naive
 import numpy as np
 import pytest
 from compare import assert_equal
+from graphs import SOFTMAX
 
 from intseg import arith
 from intseg.cli import conformance
@@ -116,7 +117,7 @@ def test_exp2(frac_bits: int, a1: int, a2: int):
     t, e = table.columns["t"][: 2**15], table.columns["e"][: 2**15].astype(np.int64)
     assert e[0] == 32767
     logits = np.stack([np.zeros_like(t), -t], axis=-1).astype(np.int16)
-    found = RUN["softmax2"](logits, frac_bits=frac_bits, a1=a1, a2=a2)
+    found = RUN[SOFTMAX](logits, frac_bits=frac_bits, a1=a1, a2=a2)
     for column, n in ((0, np.full_like(e, 32767)), (1, e)):
         quotient = arith.saturate(arith.int_div(n, e + 32767, 16, "normalized"), "int16")
         assert_equal(found[:, column], quotient)

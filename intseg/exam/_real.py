@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,18 @@ def erf(x: Float) -> Float:
     return result
 
 
+def _by_name(function: Callable[[Float], Float]) -> Callable[[Float], Float]:
+    """A function that whatever stands for numbers may have in its own way: as a method of this name."""
+
+    @functools.wraps(function)
+    def call(x: Any) -> Any:
+        own = getattr(x, function.__name__, None)
+        return function(x) if own is None else own()
+
+    return call
+
+
+@_by_name
 def gelu(x: Float) -> Float:
     """x Phi(x) with the normal distribution's Phi; |error| <= |x| ERF_ERROR / 2."""
     result: Float = x * (1 + erf(x * 0.5**0.5)) / 2
@@ -38,12 +52,14 @@ def dyadic(mult: Array | int, shift: Array | int, like: Float) -> Float:
     return np.asarray(np.ldexp(np.asarray(mult, np.float64), -np.asarray(shift, np.int64)), like.dtype)
 
 
+@_by_name
 def unit_rows(x: Float) -> Float:
     """Rows of length one; a zero row stays zero, as the integer ops have it."""
     root = np.sqrt((x * x).sum(axis=-1, keepdims=True))
     return x / np.where(root > 0, root, 1)
 
 
+@_by_name
 def softmax(x: Float) -> Float:
     """Over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))

@@ -2,21 +2,23 @@
 
 Every tensor between nodes is the graph's own, integers under the node's name; inside of a node they are real numbers,
 with one scale a tensor and no zero point. What a scale tensor says of channels and offsets is in the weights already,
-so a node computes what its integers stand for (the real twins of `intseg.exam`), rounded half to even by the runtime.
-Weights stay INT8, biases INT32. Ops that move values and tables that no float function is known for stay as they are.
+so a node computes what its integers stand for, rounded half to even by the runtime. Of an op without parameters that is
+its real twin (`intseg.exam`), written down. Weights stay INT8, biases INT32.
+Ops that move values and tables that no float function is known for stay as they are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from intseg.arith import INT_RANGE
+from intseg.exam import EXAMS
 from intseg.graph import Graph, Node
 from intseg.ops import MOVERS, Array
 
@@ -42,9 +44,12 @@ class Lowering:
         """Write a node down; False where it has no float form and stays an integer function."""
         self._node = node
         self.scale[node.name] = self._stated(node.name)
-        write = _LOWER.get(node.op)
+        write, exam = _LOWER.get(node.op), EXAMS[node.op]
         if write is not None and write(self, node):
             return True
+        if exam.real is not None and exam.approximates and not node.params:
+            found: _Twin = exam.real(_Twin(self, node.inputs[0]), **node.attrs)
+            return self.finish(found.name, 1 / found.factor)
         if node.op in MOVERS:
             self.scale[node.name] = self.scale.get(node.inputs[0], 1.0)
         self.exact.append(node.name)
@@ -108,6 +113,38 @@ class Lowering:
         return np.ldexp(self.tensor("mult").astype(np.float64), -self.tensor("shift").astype(np.int64))
 
 
+@dataclass(frozen=True)
+class _Twin:
+    """What stands for the numbers of a real twin (`intseg.exam`) while it is written down: a tensor times a factor."""
+
+    to: Lowering
+    name: str
+    factor: float = 1.0
+    dtype = np.dtype(np.float64)
+    __array_ufunc__ = None
+
+    def __mul__(self, factor: Any) -> _Twin:
+        return replace(self, factor=self.factor * float(factor))
+
+    def __truediv__(self, divisor: Any) -> _Twin:
+        return replace(self, factor=self.factor / float(divisor))
+
+    def softmax(self) -> _Twin:
+        """See exam/_real.py."""
+        return self._by("Softmax", axis=-1)
+
+    def gelu(self) -> _Twin:
+        """See exam/_real.py."""
+        return self._by("Gelu")
+
+    def unit_rows(self) -> _Twin:
+        """See exam/_real.py."""
+        return self._by("LpNormalization", axis=-1, p=2)
+
+    def _by(self, kind: str, **attributes: Any) -> _Twin:
+        return _Twin(self.to, self.to.node(kind, self.to.real(self.name, self.factor), **attributes))
+
+
 # -------------------------------------------------------------------------------------------------------------- the ops
 
 
@@ -158,13 +195,6 @@ def _weighted_mean(to: Lowering, node: Node) -> bool:
     return to.finish(to.times(to.node("Div", product, total), factor))
 
 
-def _softmax(to: Lowering, node: Node) -> bool:
-    attrs = node.attrs
-    step = math.log(2) * 2.0 ** -int(attrs["frac_bits"]) if node.op == "softmax2" else 1 / int(attrs["i0"])
-    found = to.node("Softmax", to.real(node.inputs[0], step), axis=-1)
-    return to.finish(found, 1 / (INT_RANGE[node.dtype][1] + 1))
-
-
 def _exp_weights(to: Lowering, node: Node) -> bool:
     """Where the table is an exponential."""
     table = to.tensor("table").astype(np.float64)
@@ -178,12 +208,6 @@ def _exp_weights(to: Lowering, node: Node) -> bool:
     return to.finish(to.node("Exp", exponent), 1 / _WEIGHT)
 
 
-def _gelu(to: Lowering, node: Node) -> bool:
-    attrs = node.attrs
-    one = int(attrs["i0"]) * to.dyadic(attrs) * 2.0 ** (int(attrs["k_out"]) - 1)
-    return to.finish(to.node("Gelu", to.real(node.inputs[0], 1 / int(attrs["i0"]))), 1 / one)
-
-
 def _gelu_table(to: Lowering, node: Node) -> bool:
     """Where the scale tensors say of which numbers the table is."""
     known = [to.step(name) for name in (node.inputs[0], node.name)]
@@ -194,22 +218,12 @@ def _gelu_table(to: Lowering, node: Node) -> bool:
     return to.finish(to.node("Sub", to.node("Gelu", x), to.constant(after)), target)
 
 
-def _l2norm(to: Lowering, node: Node) -> bool:
-    unit = to.dyadic(node.attrs) * 2.0**30
-    return to.finish(to.node("LpNormalization", to.real(node.inputs[0]), axis=-1, p=2), 1 / unit)
-
-
 _LOWER: dict[str, Callable[[Lowering, Node], bool]] = {
     "linear": _linear,
     "add": _add,
     "layernorm": _layernorm,
     "matmul": _matmul,
     "weighted_mean": _weighted_mean,
-    "shiftmax": _softmax,
-    "softmax2": _softmax,
     "exp_weights": _exp_weights,
-    "shift_gelu": _gelu,
-    "sigmoid_gelu": _gelu,
     "gelu_table": _gelu_table,
-    "l2norm": _l2norm,
 }

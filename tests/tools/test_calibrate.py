@@ -8,6 +8,7 @@ import pytest
 import torch
 from configs import LINEAR
 from configs import SMALL as CONFIG
+from graphs import SOFTMAX
 from torch import Tensor
 
 from intseg.graph import ModelInfo
@@ -193,7 +194,7 @@ def test_logits_of_softmax2_have_room(ranges: str) -> None:
     model, images = random_segmenter(CONFIG, 1), windows(2, 1)
     model.encoder.blocks[0].attn.qkv.weight.data *= 20
     twin = FakeQuantSegmenter(
-        model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], softmax="softmax2", ranges=ranges)
+        model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], softmax=SOFTMAX, ranges=ranges)
     )
     cal.calibrate(twin, model, [images])
     largest = float(float_nodes(model, images, True)["encoder.blocks.0.attn.scores"].abs().max())

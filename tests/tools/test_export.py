@@ -14,6 +14,7 @@ import pytest
 import torch
 from compare import assert_equal
 from configs import SMALL
+from graphs import SOFTMAX
 from torch import Tensor
 
 import intseg
@@ -64,7 +65,7 @@ RECIPES = {
     "paper-kept": dataclasses.replace(NAMED["paper"], cosine=True),
     "paper-bilinear": dataclasses.replace(NAMED["paper"], upsample="bilinear"),
     "intseg-nearest": dataclasses.replace(NAMED["intseg"], upsample="nearest"),
-    "softmax2": dataclasses.replace(NAMED["paper"], softmax="softmax2", int_div="normalized"),
+    SOFTMAX: dataclasses.replace(NAMED["paper"], softmax=SOFTMAX, int_div="normalized"),
     "shiftmax-normalized": dataclasses.replace(NAMED["i-vit"], int_div="normalized"),
     "shiftmax-table": dataclasses.replace(NAMED["intseg"], softmax="shiftmax", int_div="paper"),
     "intseg-ema": dataclasses.replace(NAMED["intseg"], ranges="ema"),

@@ -331,7 +331,11 @@ class _Finder:
     def find_spec(self, name: str, path: object, target: object = None) -> Any:
         if not name.startswith(f"{PACKAGE}."):
             return None
-        return importlib.util.spec_from_loader(name, self, is_package=name.count(".") == 1)  # type: ignore[arg-type]
+        folder = name.split(".")[1:]
+        spec: Any = importlib.util.spec_from_loader(name, self, is_package=len(folder) == 1)  # type: ignore[arg-type]
+        if len(folder) == 1:
+            spec.submodule_search_locations = [str(ROOT / "intseg" / folder[0])]  # where a package lists its files
+        return spec
 
     def create_module(self, spec: object) -> None:
         return None

@@ -163,7 +163,7 @@ def compare(checkpoint: Segmenter, model: api.Model, images: Sequence[Path]) -> 
     _require_same(checkpoint, graph)
     weights = weight_sqnr(graph, checkpoint)
     nodes = {node.name: Compared(node.name, weights.get(node.name)) for node in graph.nodes if node.name in scales}
-    cosine = any(node.op == "l2norm" for node in graph.nodes)
+    cosine = any(node.name.startswith("decoder.l2_") for node in graph.nodes)
     ops = backends.table("auto")
     same, pixels = {"real": 0, "integer": 0}, 0
     for file in images:

@@ -106,11 +106,15 @@ def block_graph(softmax: str, gelu: str, out: str) -> Graph:
     return b.graph("scores")
 
 
+BLOCK = ("softmax2", "gelu_table", "int16")
+"""Of `block_graph`: the one that traces are made of."""
+
+
 @functools.cache
 def graphs() -> tuple[Graph, ...]:
     """The bases of weights; the small one comes up most."""
     blocks = (
-        ("softmax2", "gelu_table", "int16"),
+        BLOCK,
         ("shiftmax", "shift_gelu", "int16"),
         ("shiftmax", "sigmoid_gelu", "int8"),
         ("exp_weights", "gelu_table", "int16"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hostile.graphs import block_graph, linear_graph
+from hostile.graphs import BLOCK, block_graph, linear_graph
 from hostile.kind import Files, Kind
 from hostile.spoil import joined, packed, spoil, spoil_header, spoil_json, spoil_tensor, text
 from hostile.weights import rename_tensors
@@ -30,7 +30,7 @@ def home() -> Path:
     global _home
     _home = tempfile.TemporaryDirectory(prefix="bases.")
     folder = Path(_home.name)
-    for i, graph in enumerate((linear_graph(), block_graph("softmax2", "gelu_table", "int16"))):
+    for i, graph in enumerate((linear_graph(), block_graph(*BLOCK))):
         model = folder / f"model{i}.safetensors"
         store.save(graph, model)
         rgb = np.random.default_rng(i).integers(0, 256, (9, 5, 3), dtype=np.uint8)
