@@ -28,13 +28,14 @@ from ._tile import (
     has_zmm,
     lane_order,
     narrow_columns,
+    register_bytes,
     step_size,
     tile,
     tile_columns,
     tile_narrow,
     tile_rows,
 )
-from .linear import pack_quant, raise_shifts, stage
+from .linear import pack_quant, raise_shifts, stage, stage_whole
 
 Array = NDArray[Any]
 
@@ -103,12 +104,13 @@ class Scores:
 
     quant  int64 [heads, columns * 3]   see `_tile`
     kinds  int64 [heads]                how a tile stores, see `_tile`; a scale of 1/2 or more needs a shift to the left
-    pads   int64 [heads]                accumulators of padded keys
+    starts int64 [2, heads]             what accumulators start with: those of keys (half of the rounding where a tile only
+                                        shifts), those of padded keys
     """
 
     quant: NDArray[np.int64]
     kinds: NDArray[np.int64]
-    pads: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
 
 def pack_scores(mult: Array, shift: Array, head_dim: int, blocked: bool, pads_saturate: bool) -> Scores | None:
@@ -119,24 +121,24 @@ def pack_scores(mult: Array, shift: Array, head_dim: int, blocked: bool, pads_sa
     pads_saturate  whether padded keys have to become -32768
     """
     isa = _isa.select()
-    quants, kinds, pads = [], [], []
+    quants, kinds, starts = [], [], []
     for m, s in zip(mult.reshape(-1).tolist(), shift.reshape(-1).tolist(), strict=True):
         halvings = s - m.bit_length() + 1
         if m & (m - 1) == 0 < m and 1 <= halvings <= 30:  # a power of two, as the exporter prefers
-            m64, s64, left, limit = 1, halvings, 0, 2**30
+            m64, s64, left, limit, half = 1, halvings, 0, 2**30, 1 << (halvings - 1)
             kind = (SHIFTED_BLOCKED if blocked else SHIFTED) + 256 * halvings
         else:
             (raised,), (count,), wide = raise_shifts(np.array([m]), np.array([s]))
             m64, s64, left = (m, 32, 32 - s) if wide else (int(raised), int(count), 0)
-            limit = 2**31
+            limit, half = 2**31, 0
             kind = (BLOCKED if blocked else INT16) + 256 * left
         if (2**14 * head_dim) << left >= limit or (pads_saturate and (_PAD * m64 + (1 << (s64 - 1))) >> s64 > -(2**15)):
             return None
         ones = np.ones(isa.columns, np.int64)
         quants.append(pack_quant(m64 * ones, max(s64, 32) * ones, isa))
         kinds.append(kind)
-        pads.append(_PAD >> left)
-    return Scores(np.stack(quants), np.array(kinds, np.int64), np.array(pads, np.int64))
+        starts.append((half, (_PAD >> left) + half))
+    return Scores(np.stack(quants), np.array(kinds, np.int64), np.array(starts, np.int64).T.copy())
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
@@ -222,16 +224,10 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
         bytes_, words = ir.VectorType(I8, 64), ir.VectorType(I16, 32)
         rows = [e.load(builder.add(source_, builder.mul(stride_, e.i64(r))), bytes_) for r in range(4)]
 
-        def interleave(a: Value, b: Value, upper: int) -> Value:
-            """Lower or upper halves of all 128-bit blocks, alternating: punpckl / punpckh."""
-            block = 128 // a.type.element.width
-            picks = [blk + upper * block // 2 + i for blk in range(0, a.type.count, block) for i in range(block // 2)]
-            return e.shuffle(a, b, [n for p in picks for n in (p, p + a.type.count)])
-
         for upper in (0, 1):
-            first, second = (builder.bitcast(interleave(rows[i], rows[i + 1], upper), words) for i in (0, 2))
+            first, second = (builder.bitcast(e.interleave(rows[i], rows[i + 1], upper), words) for i in (0, 2))
             for part in (0, 1):
-                e.store(e.offset(target_, 64 * (2 * upper + part)), interleave(first, second, part))
+                e.store(e.offset(target_, 64 * (2 * upper + part)), e.interleave(first, second, part))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
@@ -239,7 +235,16 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
 
 @helper
 def _pack_keys(
-    qkv: Array, column: int, dim: int, keys: Array, init: Array, pad: int, order: Array, start: int, stop: int
+    qkv: Array,
+    column: int,
+    dim: int,
+    keys: Array,
+    init: Array,
+    first: int,
+    pad: int,
+    order: Array,
+    start: int,
+    stop: int,
 ) -> None:
     """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
     tokens, columns, group, size = qkv.shape[0], tile_columns(), group_size(), step_size()
@@ -247,16 +252,20 @@ def _pack_keys(
     words = keys.view(np.int16)
     for jp in range(start // columns, ceil_div(stop, columns)):
         panel = jp * steps * columns * size
+        if (jp + 1) * columns > tokens:
+            keys[panel : panel + steps * columns * size] = 0
         for lane in range(columns):
             n = jp * columns + order[lane]
             at = panel + lane * size
-            if n < tokens and group != 2 and dim % group == 0:
+            if n >= tokens:
+                continue
+            if group != 2 and dim % group == 0:
                 source = address(qkv) + n * qkv.shape[1] + column
                 for k in range(steps):
                     copy_group(address(keys) + at + k * columns * size, source + size * k)
             else:
                 for k in range(steps * group):
-                    value = qkv[n, column + k] if n < tokens and k < dim else np.int8(0)
+                    value = qkv[n, column + k] if k < dim else np.int8(0)
                     spot = at + k // group * columns * size
                     if group != 2:
                         keys[spot + k % group] = value
@@ -264,8 +273,8 @@ def _pack_keys(
                         words[spot // 2 + k % group] = value
         key_init(address(keys) + panel, steps, address(init) + jp * columns * 4)
         for lane in range(columns):
-            if jp * columns + order[lane] >= tokens:
-                init[jp * columns + lane] = pad
+            at = jp * columns + lane
+            init[at] = pad if jp * columns + order[lane] >= tokens else init[at] + first
 
 
 @helper
@@ -295,8 +304,8 @@ def _pack_values(
 
 
 @kernel(
-    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1],"
-    " int64[::1], int64, int64, int64)"
+    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1],"
+    " int64[:, ::1], int64[::1], int64, int64, int64)"
 )
 def pack_keys_values(
     qkv: Array,
@@ -307,7 +316,7 @@ def pack_keys_values(
     keys: Array,
     init: Array,
     values: Array,
-    pads: Array,
+    starts: Array,
     order: Array,
     group: int,
     start: int,
@@ -317,10 +326,10 @@ def pack_keys_values(
 
     qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values from value_column on
     keys    int8 [heads, key_bytes];  init int32 [heads, padded];  values int8 [heads, value_bytes]
-    pads    int64 [heads]: see Scores;  order int64 [columns]: `lane_order`;  group: see Shape
+    starts  int64 [2, heads]: see Scores;  order int64 [columns]: `lane_order`;  group: see Shape
     """
     for h in range(heads):
-        _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], pads[h], order, start, stop)
+        _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], starts[0, h], starts[1, h], order, start, stop)
         _pack_values(qkv, value_column + h * dim, dim, values[h], order, group, start, stop)
 
 
@@ -331,6 +340,11 @@ def pack_keys_values(
 def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scratch: Array) -> None:
     """`count` rows of one head's queries to the start of scratch, in the operand format of the tile."""
     steps = ceil_div(dim, group_size())
+    source, to = address(qkv) + row * qkv.shape[1] + column, address(scratch)
+    if dim % register_bytes() == 0:
+        for r in range(count):
+            stage_whole(source + r * qkv.shape[1], dim, to + r * steps * step_size())
+        return
     words = scratch.view(np.int16)
     for r in range(count):
         stage(qkv, row + r, column, dim, steps, scratch, words, r * steps * step_size())

@@ -69,6 +69,12 @@ class Emit:
         """Lanes of a, then of b, by index."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
+    def interleave(self, a: Value, b: Value, upper: int) -> Value:
+        """Lower or upper halves of all 128-bit blocks of a and b, alternating: punpckl / punpckh."""
+        block = 128 // a.type.element.width
+        picks = [start + upper * block // 2 + i for start in range(0, a.type.count, block) for i in range(block // 2)]
+        return self.shuffle(a, b, [n for p in picks for n in (p, p + a.type.count)])
+
     def halves(self, a: Value) -> tuple[Value, Value]:
         """Lower and upper half of a vector."""
         half = a.type.count // 2

@@ -24,9 +24,9 @@ from ._jit import emitted, helper
 INT8, INT16, RAW, BLOCKED, SHIFTED, SHIFTED_BLOCKED = range(6)
 """What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order.
 
-Plus 2^8 n: the accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
-The last two are INT16 and BLOCKED of RSR(acc, n), 1 <= n <= 30, without a multiplier. INT8 plus 2^16 times the largest
-result, 127 or 2^(b-1) - 1.
+Plus 2^8 n: accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
+The last two are INT16 and BLOCKED of acc >> n, 1 <= n <= 30, without a multiplier: `init` has half of 2^n for RSR. INT8
+plus 2^16 times the largest result, 127 or 2^(b-1) - 1.
 """
 
 QUANT_BYTES = 24
@@ -267,11 +267,9 @@ def _shifted(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Valu
 
 
 def _halved(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value]]:
-    """RSR of the accumulators by a scalar of 1 to 30: they are below 2^30, so the sum with the half fits."""
-    builder, lanes = e.builder, e.isa.lanes
-    amount = e.splat(builder.trunc(by, I32), lanes)
-    half = e.splat(builder.trunc(builder.shl(e.i64(1), builder.sub(by, e.i64(1))), I32), lanes)
-    return [[builder.ashr(builder.add(value, half), amount) for value in row] for row in tile_rows]
+    """Accumulators shifted right by a scalar."""
+    amount = e.splat(e.builder.trunc(by, I32), e.isa.lanes)
+    return [[e.builder.ashr(value, amount) for value in row] for row in tile_rows]
 
 
 def _store_scaled(
@@ -315,6 +313,7 @@ def _constant(pick: Any) -> Any:
 tile_rows = _constant(lambda isa: isa.rows)
 tile_columns = _constant(lambda isa: isa.columns)
 narrow_columns = _constant(lambda isa: 4 if isa.zmm else isa.lanes)
+register_bytes = _constant(lambda isa: isa.lanes * isa.group)
 group_size = _constant(lambda isa: isa.group)
 step_size = _constant(lambda isa: isa.step)
 biased = _constant(lambda isa: isa.name == "vnni")

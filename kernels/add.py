@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ._fast import Fast, Work
 from ._ir import I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
-from ._tile import address
+from ._tile import address, has_zmm
 
 Array = NDArray[Any]
 
@@ -74,6 +74,72 @@ def _emit_row_add(
     return whole
 
 
+@emitted
+def row_add_words(
+    typingctx: Any, a: Any, b: Any, count: Any, pair_a: Any, shift_a: Any, pair_b: Any, shift_b: Any, out: Any
+) -> Any:
+    """As `row_add` in 16-bit lanes, for branches that `splits`; `pair` is `_pair` of the multiplier. 512-bit only.
+
+    With m = h 2^16 + l and c = x l >> 16, floor(x m / 2^16) = x h + c, one dot product of (x, c) and (h, 1); a shift of 17
+    or more cannot see what the floor drops.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        return _emit_words(e, *args) if e.isa.zmm else e.i64(0)
+
+    return types.int64(*[types.int64] * 8), codegen
+
+
+def _emit_words(
+    e: Emit,
+    a: Value,
+    b: Value,
+    count: Value,
+    pair_a: Value,
+    shift_a: Value,
+    pair_b: Value,
+    shift_b: Value,
+    out: Value,
+) -> Value:
+    builder, words, ints = e.builder, ir.VectorType(I16, 32), ir.VectorType(I32, 16)
+    branches = []
+    for source, pair, shift in ((a, pair_a, shift_a), (b, pair_b, shift_b)):
+        low = e.splat(builder.trunc(builder.lshr(pair, e.i64(32)), I16), 32)
+        half = builder.trunc(builder.shl(e.i64(1), builder.sub(shift, e.i64(17))), I32)
+        by = builder.trunc(builder.sub(shift, e.i64(16)), I32)
+        branches.append((source, low, e.splat(builder.trunc(pair, I32), 16), e.splat(half, 16), e.splat(by, 16)))
+
+    def step(i: Value, carried: list[Value]) -> list[Value]:
+        at = builder.shl(i, e.i64(1))
+        sums = []
+        for source, low, pair, half, by in branches:
+            x = e.load(builder.add(source, at), words)
+            c = e.call("llvm.x86.avx512.pmulh.w.512", words, [x, low])
+            both = [builder.bitcast(e.interleave(x, c, upper), ints) for upper in (0, 1)]
+            sums.append([builder.ashr(e.dot16(half, v, pair), by) for v in both])
+        totals = [builder.add(left, right) for left, right in zip(*sums, strict=True)]
+        e.store(builder.add(out, at), e.call("llvm.x86.avx512.packssdw.512", words, totals))
+        return []
+
+    whole = builder.and_(count, e.i64(-32))
+    e.loop(e.i64(0), whole, 32, [], step)
+    return whole
+
+
+@helper
+def _splits(mult: int, shift: int) -> bool:
+    """Whether a branch fits 16-bit lanes: h below 2^15, and |x h + c| + half below 2^31."""
+    return mult < 2**31 - 2**15 and 17 <= shift <= 46
+
+
+@helper
+def _pair(mult: int) -> int:
+    """(h, 1) as two INT16 from bit 0 on, and l from bit 32 on; l lies in [-2^15, 2^15)."""
+    high = (mult + 2**15) >> 16
+    return high + (1 << 16) + ((mult - (high << 16)) << 32)
+
+
 @helper
 def _identity(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
     """A saturating addition."""
@@ -94,9 +160,15 @@ def add(
         _identity(a, b, out, start, stop)
         return
     half_a, half_b = np.int64(1) << (shift_a - 1), np.int64(1) << (shift_b - 1)
+    words = has_zmm() and _splits(mult_a, shift_a) and _splits(mult_b, shift_b)
+    pair_a, pair_b = _pair(mult_a), _pair(mult_b)
     for i in range(start, stop):
         row = i * width * 2
-        done = row_add(address(a) + row, address(b) + row, width, mult_a, shift_a, mult_b, shift_b, address(out) + row)
+        x, y, to = address(a) + row, address(b) + row, address(out) + row
+        if words:
+            done = row_add_words(x, y, width, pair_a, shift_a, pair_b, shift_b, to)
+        else:
+            done = row_add(x, y, width, mult_a, shift_a, mult_b, shift_b, to)
         for j in range(done, width):
             left = (np.int64(a[i, j]) * mult_a + half_a) >> shift_a
             right = (np.int64(b[i, j]) * mult_b + half_b) >> shift_b

@@ -77,10 +77,13 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
             key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
             quant = address(score_quant) + h * score_quant.shape[1] * 8
             begin(scratch, strip, values, h, tokens, dim)
+            column = query_column + h * dim
+            stage_queries(qkv, start, min(rows, stop - start), column, dim, scratch)
             for i in range(start, stop, rows):
-                count = min(rows, stop - i)
-                stage_queries(qkv, i, count, query_column + h * dim, dim, scratch)
+                count, following = min(rows, stop - i), i + rows
                 score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
+                # Bytes just stored are slow to load one by one: the next queries are staged before they are needed.
+                stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
                 weigh(scratch, strip, count, tokens, padded, softmax, h)
                 multiply(scratch, strip, padded, values, value_quant, high, out, i, count, h, dim)
 

@@ -37,14 +37,15 @@ class _Lookup:
         kind = self.bytes_ if e.isa.vbmi else self.words
         self.parts = [e.load(e.offset(table, 64 * i), kind) for i in range(8)]
         self.dither = e.const(kind, list(DITHER) * (kind.count // 8))
+        self.threshold = e.const(kind, [127 - d for d in DITHER] * (kind.count // 8))
 
     def from_bytes(self, t: Value) -> Value:
         """uint8 [64] of t uint8 [64], by two permutes a plane."""
         e, builder = self.e, self.e.builder
         upper = builder.icmp_signed("<", t, e.const(self.bytes_, 0))
         whole, rest = (self._pick(upper, t, self.parts[i : i + 4], "qi") for i in (0, 4))
-        carry = builder.icmp_signed("<", builder.add(rest, self.dither), e.const(self.bytes_, 0))
-        return builder.sub(whole, builder.sext(carry, self.bytes_))
+        carry = builder.icmp_unsigned(">", rest, self.threshold)
+        return builder.select(carry, builder.add(whole, e.const(self.bytes_, 1)), whole)
 
     def from_words(self, t: Value) -> Value:
         """int16 [32] of t int16 [32], by four permutes."""

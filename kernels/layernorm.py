@@ -179,22 +179,32 @@ def layernorm(
     stop: int,
 ) -> None:
     """Rows start to stop - 1: x int16 [M, D]; vectors to wide: see Packed; out int8 [M, D * size], size 1 or 2."""
-    count = x.shape[1]
+    if start >= stop:
+        return
+    mean, f = _factors(x, start)
     for i in range(start, stop):
-        whole = count // (2 * lane_count()) * (2 * lane_count())
-        row = address(x) + i * count * 2
-        total, squares = row_sums(row, whole)
-        for j in range(whole, count):
-            total += np.int64(x[i, j])
-            squares += np.int64(x[i, j]) * np.int64(x[i, j])
-        mean = (2 * total + count) // (2 * count)
-        variance = squares - 2 * mean * total + count * mean * mean
-        f = np.int64(2**31 - 1) // max(isqrt(variance), np.int64(1))
-        done = np.int64(0)
+        following = _factors(x, min(i + 1, stop - 1))  # its divisions run beside the vectors of this row
+        count, done = x.shape[1], np.int64(0)
         if not wide:
             done = count // lane_count() * lane_count()
-            row_apply(row, done, mean, f, address(vectors), shift, high, size, address(out) + i * count * size)
+            row, to = address(x) + i * count * 2, address(out) + i * count * size
+            row_apply(row, done, mean, f, address(vectors), shift, high, size, to)
         _plain_apply(x, i, done, mean, f, mult, bias, high, shift, size, out)
+        mean, f = following
+
+
+@helper
+def _factors(x: Array, i: int) -> tuple[Int, Int]:
+    """Mean and factor of row i."""
+    count = x.shape[1]
+    whole = count // (2 * lane_count()) * (2 * lane_count())
+    total, squares = row_sums(address(x) + i * count * 2, whole)
+    for j in range(whole, count):
+        total += np.int64(x[i, j])
+        squares += np.int64(x[i, j]) * np.int64(x[i, j])
+    mean = (2 * total + count) // (2 * count)
+    variance = squares - 2 * mean * total + count * mean * mean
+    return mean, np.int64(2**31 - 1) // max(isqrt(variance), np.int64(1))
 
 
 @helper

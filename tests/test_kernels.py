@@ -143,8 +143,8 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     init, scratch = np.full((heads, shape.padded), 99, np.int32), np.full(shape.scratch_bytes + 64, 77, np.int8)
     scratch = scratch[-scratch.ctypes.data % 64 :][: shape.scratch_bytes]
     order, group = lane_order(_isa.select()), shape.value_group
-    width, out, pads = heads * dim, np.zeros_like(expected), fused.scores.pads
-    _heads.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, pads, order, group, 0, tokens)
+    width, out, starts = heads * dim, np.zeros_like(expected), fused.scores.starts
+    _heads.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, starts, order, group, 0, tokens)
     for start, stop in ((0, tokens // 2), (tokens // 2, tokens)):
         fused(qkv, 0, keys, init, values, out, start, stop, scratch)
     return out, expected

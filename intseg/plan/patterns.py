@@ -133,7 +133,7 @@ def _match_attention(graph: Graph, inner: Inner, node: Node) -> Match | None:
 
 
 def _attention_steps(found: _Attention, fused: FusedAttention) -> list[Step]:
-    shape, pads = fused.shape, fused.scores.pads
+    shape, starts = fused.shape, fused.scores.starts
     heads, dim = shape.heads, shape.head_dim
     query, key, value = (integer(head, "part") * heads * dim for head in found.heads)
     name, source = found.merge.name, found.heads[0].inputs[0]
@@ -148,7 +148,7 @@ def _attention_steps(found: _Attention, fused: FusedAttention) -> list[Step]:
     def bind_pack(arrays: Arrays) -> Rows:
         qkv, targets = arrays[source], [arrays[n] for n in names]
         return lambda start, stop, scratch: _heads.pack_keys_values(
-            qkv, key, value, heads, dim, *targets, pads, order, shape.value_group, start, stop
+            qkv, key, value, heads, dim, *targets, starts, order, shape.value_group, start, stop
         )
 
     def bind(arrays: Arrays) -> Rows:
