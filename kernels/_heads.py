@@ -20,6 +20,7 @@ from ._jit import emitted, helper, kernel
 from ._tile import (
     BLOCKED,
     INT16,
+    LEAST_SHIFT,
     SHIFTED,
     SHIFTED_BLOCKED,
     address,
@@ -102,10 +103,10 @@ def offsets(dim: int, padded: int) -> tuple[int, int, int, int, int]:
 class Scores:
     """Requantization of QK^T, one scale per head.
 
-    quant  int64 [heads, columns * 3]   see `_tile`
-    kinds  int64 [heads]                how a tile stores, see `_tile`; a scale of 1/2 or more needs a shift to the left
-    starts int64 [2, heads]             what accumulators start with: those of keys (half of the rounding where a tile only
-                                        shifts), those of padded keys
+    quant  int64 [heads, columns * 2]   see `_tile`
+    kinds  int64 [heads]                how a tile stores, see `_tile`; a scale of 1/4 or more needs a shift to the left
+    starts int64 [2, heads]             what accumulators start with: those of keys, half of the rounding where a tile
+                                        only shifts; those of padded keys
     """
 
     quant: NDArray[np.int64]
@@ -129,26 +130,26 @@ def pack_scores(mult: Array, shift: Array, head_dim: int, blocked: bool, pads_sa
             kind = (SHIFTED_BLOCKED if blocked else SHIFTED) + 256 * halvings
         else:
             (raised,), (count,), wide = raise_shifts(np.array([m]), np.array([s]))
-            m64, s64, left = (m, 32, 32 - s) if wide else (int(raised), int(count), 0)
+            m64, s64, left = (m, LEAST_SHIFT, LEAST_SHIFT - s) if wide else (int(raised), int(count), 0)
             limit, half = 2**31, 0
             kind = (BLOCKED if blocked else INT16) + 256 * left
         if (2**14 * head_dim) << left >= limit or (pads_saturate and (_PAD * m64 + (1 << (s64 - 1))) >> s64 > -(2**15)):
             return None
         ones = np.ones(isa.columns, np.int64)
-        quants.append(pack_quant(m64 * ones, max(s64, 32) * ones, isa))
+        quants.append(pack_quant(m64 * ones, max(s64, LEAST_SHIFT) * ones, isa))
         kinds.append(kind)
         starts.append((half, (_PAD >> left) + half))
     return Scores(np.stack(quants), np.array(kinds, np.int64), np.array(starts, np.int64).T.copy())
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64]:
-    """Requantization of weights times values, per head or per column of a head: int64 [heads, panels * columns * 3]."""
+    """Requantization of weights times values, per head or per column of a head: int64 [heads, panels * columns * 2]."""
     isa = _isa.select()
     panels = -(-head_dim // isa.columns)
     columns = (np.arange(panels)[:, None] * isa.columns + lane_order(isa)).reshape(-1)
     heads = []
     for m, s in zip(mult, shift, strict=True):
-        scale, count = np.zeros(panels * isa.columns, np.int64), np.full(panels * isa.columns, 32, np.int64)
+        scale, count = np.zeros(panels * isa.columns, np.int64), np.full(panels * isa.columns, LEAST_SHIFT, np.int64)
         scale[:head_dim], count[:head_dim] = m, s
         heads.append(pack_quant(scale[columns], count[columns], isa))
     return np.stack(heads)

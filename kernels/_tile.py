@@ -4,7 +4,7 @@ Operands (see `_isa.Isa` for rows, columns, group):
     a       rows of bytes (group 4 or 8; uint8 = x xor 0x80 on the vnni path) or INT16 (group 2), K padded to the group
     panel   [K / group][columns][group], columns in `lane_order`
     init    int32 [columns] in lane order: bias, minus 128 times the column sum on the vnni path
-    quant   per vector six half vectors of INT64: mult even, mult odd, rounding even, odd, shift even, odd - 32
+    quant   per vector: mult of even lanes, of odd ones, INT64; rounding >> 32, shift - 32, INT32 (`linear.pack_quant`)
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from ._jit import emitted, helper
 INT8, INT16, RAW, BLOCKED, SHIFTED, SHIFTED_BLOCKED = range(6)
 """What a tile stores: int8 or int16 in column order, int32 accumulators in lane order, int16 in block order.
 
-Plus 2^8 n: accumulators are shifted left by n first, which must not overflow. It makes up for a shift below 32.
+Plus 2^8 n: accumulators are shifted left by n first, which must not overflow. It makes up for shifts below LEAST_SHIFT.
 The last two are INT16 and BLOCKED of acc >> n, 1 <= n <= 30, without a multiplier: `init` has half of 2^n for RSR. INT8
 plus 2^16 times the largest result, 127 or 2^(b-1) - 1.
 """
 
-QUANT_BYTES = 24
+QUANT_BYTES = 16
 """Bytes of requantization parameters per column."""
+
+LEAST_SHIFT = 33
+"""Least shift of `requantize`."""
 
 _PREFETCH_STEPS = 8
 
@@ -52,26 +55,33 @@ def lane_order(isa: _isa.Isa) -> NDArray[np.int64]:
 
 
 def requantize(e: Emit, acc: Value, quant: Value) -> Value:
-    """RSR(acc * mult, shift) in INT32 lanes for 32 <= shift <= 62: even and odd lanes as INT64.
+    """RSR(acc * mult, shift) in INT32 lanes for 33 <= shift <= 62: products of even and of odd lanes as INT64.
 
-    |acc * mult| < 2^62, so the result is below 2^30 + 1 and its low 32 bits are all of it.
+    Half of 2^shift has no bits below 2^32, so the upper halves of the products are all that the rounding sees; with
+    |acc * mult| < 2^62 the sum of the two stays below 2^31.
     """
     builder, lanes = e.builder, acc.type.count
     wide = ir.VectorType(I64, lanes // 2)
-    low = e.const(wide, 32)
+    by = e.const(wide, 32)
 
     def signed_low(v: Value) -> Value:
-        return builder.ashr(builder.shl(v, low), low)
+        return builder.ashr(builder.shl(v, by), by)
 
-    mult, rounding, shift = ([e.load(e.offset(quant, (2 * i + j) * 4 * lanes), wide) for j in (0, 1)] for i in range(3))
     pairs = builder.bitcast(acc, wide)
-    even = builder.mul(signed_low(pairs), signed_low(mult[0]))
-    odd = builder.mul(builder.ashr(pairs, low), signed_low(mult[1]))
-    # The odd shift is 32 less: its result ends in the high half of each INT64, where odd lanes are.
-    even = builder.ashr(builder.add(even, rounding[0]), shift[0])
-    odd = builder.ashr(builder.add(odd, rounding[1]), shift[1])
-    pick = [i + lanes * (i % 2) for i in range(lanes)]
-    return e.shuffle(builder.bitcast(even, acc.type), builder.bitcast(odd, acc.type), pick)
+    parts = [signed_low(pairs), builder.ashr(pairs, by)]
+    mults = [e.load(e.offset(quant, 4 * lanes * j), wide) for j in (0, 1)]
+    even, odd = (
+        builder.bitcast(builder.mul(part, signed_low(mult)), acc.type) for part, mult in zip(parts, mults, strict=True)
+    )
+    upper = upper_halves(e, even, odd)
+    rounding, shift = (e.load(e.offset(quant, 4 * lanes * j), acc.type) for j in (2, 3))
+    return builder.ashr(builder.add(upper, rounding), shift)
+
+
+def upper_halves(e: Emit, even: Value, odd: Value) -> Value:
+    """Bits 32 to 63 of the products of even and of odd lanes, given as pairs of INT32, in lane order."""
+    lanes = even.type.count
+    return e.shuffle(even, odd, [2 * (i // 2) + 1 + lanes * (i % 2) for i in range(lanes)])
 
 
 def _pack(e: Emit, name: str, a: Value, b: Value, element: Value) -> Value:
@@ -314,6 +324,7 @@ tile_rows = _constant(lambda isa: isa.rows)
 tile_columns = _constant(lambda isa: isa.columns)
 narrow_columns = _constant(lambda isa: 4 if isa.zmm else isa.lanes)
 register_bytes = _constant(lambda isa: isa.lanes * isa.group)
+quant_bytes = _constant(lambda isa: QUANT_BYTES)
 group_size = _constant(lambda isa: isa.group)
 step_size = _constant(lambda isa: isa.step)
 biased = _constant(lambda isa: isa.name == "vnni")

@@ -80,8 +80,8 @@ def row_add_words(
 ) -> Any:
     """As `row_add` in 16-bit lanes, for branches that `splits`; `pair` is `_pair` of the multiplier. 512-bit only.
 
-    With m = h 2^16 + l and c = x l >> 16, floor(x m / 2^16) = x h + c, one dot product of (x, c) and (h, 1); a shift of 17
-    or more cannot see what the floor drops.
+    With m = h 2^16 + l and c = x l >> 16, floor(x m / 2^16) = x h + c, one dot product of (x, c) and (h, 1); a shift of
+    17 or more cannot see what the floor drops.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -20,12 +20,14 @@ from ._ir import I32, I64, Emit, Value
 from ._jit import Kernel, emitted, helper, kernel
 from ._tile import (
     INT8,
+    QUANT_BYTES,
     RAW,
     address,
     biased,
     ceil_div,
     group_size,
     narrow_int8,
+    quant_bytes,
     requantize,
     tile,
     tile16,
@@ -104,7 +106,7 @@ def shape(tokens: int, heads: int, head_dim: int) -> _heads.Shape:
 
 
 def pack_values(mult: Array, shift: Array, head_dim: int) -> NDArray[np.int64] | None:
-    """Requantization of P x V; None where a shift is below 32 and cannot be raised."""
+    """Requantization of P x V; None where a shift is below LEAST_SHIFT and cannot be raised."""
     raised, shifts, wide = raise_shifts(mult, shift)
     return None if wide else _heads.pack_values(raised, shifts, head_dim)
 
@@ -170,7 +172,7 @@ def _emit_finish_row(
     scaled = []
     for j, value in enumerate(sums):
         total = builder.add(builder.shl(value, e.const(vector, 8)), e.load(e.offset(acc, 64 * j), vector))
-        scaled.append(requantize(e, total, e.offset(quant, j * 16 * 24)))
+        scaled.append(requantize(e, total, e.offset(quant, j * 16 * QUANT_BYTES)))
     e.store(out, narrow_int8(e, scaled, highest))
 
 
@@ -225,7 +227,7 @@ def context_strip(
     logits, weights, _, tile_at, zero = strip
     for jv in range(ceil_div(dim, columns)):
         panel = address(values) + head * values.shape[1] + jv * steps * columns * 4
-        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * 24
+        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * quant_bytes()
         first, valid = head * dim + jv * columns, min(columns, dim - jv * columns)
         to = address(out) + row * out.shape[1] + first if valid == columns else np.int64(0)
         _context_panel(

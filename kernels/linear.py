@@ -18,6 +18,7 @@ from ._jit import emitted, helper, kernel
 from ._tile import (
     INT8,
     INT16,
+    LEAST_SHIFT,
     RAW,
     address,
     biased,
@@ -26,6 +27,7 @@ from ._tile import (
     held,
     highest,
     lane_order,
+    quant_bytes,
     step_size,
     tile,
     tile_columns,
@@ -38,9 +40,6 @@ Int = Any  # an INT64 scalar where compiled
 ROW_BLOCK = 96
 """Rows staged at once, a multiple of the rows of a tile: the block and one panel stay in the L2 cache."""
 
-_MIN_SHIFT = 32
-"""The register path shifts odd lanes by shift - 32."""
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -48,9 +47,10 @@ class Packed:
 
     panels  int8 [panels * steps * columns * step]  steps = ceil(K / group)
     init    int32 [panels * columns]                start of the accumulators, in lane order
-    quant   int64 [panels * columns * 3]            for the register path
+    quant   int64 [panels * columns * 2]            for the register path, see `pack_quant`
+    left    accumulators are shifted left by this first, to make up for small shifts
     mult, shift  int64 [N]                          for the plain path
-    wide    whether a shift is below 32 and cannot be raised: the plain path requantizes
+    wide    whether that could overflow: the plain path requantizes
     high    largest result
     """
 
@@ -59,6 +59,7 @@ class Packed:
     quant: NDArray[np.int64]
     mult: NDArray[np.int64]
     shift: NDArray[np.int64]
+    left: int
     wide: bool
     high: int
     width: int
@@ -66,7 +67,7 @@ class Packed:
 
 
 def raise_shifts(
-    mult: Array, shift: Array, least: int = _MIN_SHIFT
+    mult: Array, shift: Array, least: int = LEAST_SHIFT
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Equal scales with shifts of at least `least`, and whether some channel has none: mult << n stays below 2^31."""
     mult, shift = mult.astype(np.int64), shift.astype(np.int64)
@@ -77,11 +78,21 @@ def raise_shifts(
 
 
 def pack_quant(mult: NDArray[np.int64], shift: NDArray[np.int64], isa: _isa.Isa) -> NDArray[np.int64]:
-    """Half vectors of `_tile`: mult even, odd, rounding even, odd, shift even, odd - 32; columns in lane order."""
+    """Per vector of columns in lane order: mult even, mult odd int64; 2^(shift - 33), shift - 32 int32."""
     mult, shift = mult.reshape(-1, isa.lanes), shift.reshape(-1, isa.lanes)
-    half = np.left_shift(np.int64(1), shift - 1)
-    parts = [mult[:, ::2], mult[:, 1::2], half[:, ::2], half[:, 1::2], shift[:, ::2], shift[:, 1::2] - _MIN_SHIFT]
-    return np.ascontiguousarray(np.stack(parts, axis=1)).reshape(-1)
+    words = [np.left_shift(1, np.maximum(shift - 33, 0)), shift - 32]
+    halves = [np.ascontiguousarray(w.astype(np.int32)).view(np.int64) for w in words]
+    return np.ascontiguousarray(np.concatenate([mult[:, ::2], mult[:, 1::2], *halves], axis=1)).reshape(-1)
+
+
+def _lift(mult: Array, shift: Array, most: int) -> tuple[int | None, NDArray[np.int64], NDArray[np.int64]]:
+    """By how much accumulators of at most `most` are shifted left, None where that overflows; mult and shift raised."""
+    for left in range(31):
+        raised, shifts, wide = raise_shifts(mult, shift, LEAST_SHIFT - left)
+        if not wide:
+            fits = most << left < 2**31 and int(shifts.max(initial=0)) + left <= 62
+            return left if fits else None, raised, shifts
+    return None, raised, shifts
 
 
 def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Packed:
@@ -103,15 +114,19 @@ def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Pac
     init[:width] = bias
     if isa.name == "vnni":
         init[:width] -= 128 * weight.sum(axis=1, dtype=np.int64)  # stays in INT32: |128 sum w| + |bias| < 2^31
-    raised, shifts, wide = raise_shifts(mult, shift)
-    scale, count = np.zeros_like(init), np.full_like(init, _MIN_SHIFT)
-    scale[:width], count[:width] = raised, shifts
+    most = int((128 * np.abs(weight.astype(np.int64)).sum(axis=1) + np.abs(bias.astype(np.int64))).max(initial=0))
+    left, raised, shifts = _lift(mult, shift, most)
+    wide = left is None
+    scale, count = np.zeros_like(init), np.full_like(init, LEAST_SHIFT)
+    if left is not None:
+        scale[:width], count[:width] = raised, shifts + left
     return Packed(
         np.ascontiguousarray(packed).reshape(-1).view(np.int8),
         init[columns].astype(np.int32),
         pack_quant(scale[columns], count[columns], isa),
         mult.astype(np.int64),
         shift.astype(np.int64),
+        left or 0,
         wide,
         highest(out),
         width,
@@ -188,7 +203,7 @@ def linear(
     mult: Array,
     shift: Array,
     order: Array,
-    wide: int,
+    kind: int,
     high: int,
     size: int,
     out: Array,
@@ -199,6 +214,7 @@ def linear(
     """Rows start to stop - 1 of the product.
 
     x      int8 [M, K];  panels to high: see Packed;  order int64 [columns]: `lane_order`
+    kind   what a tile stores: RAW where the plain path requantizes, otherwise by size
     size   bytes of an output element: 1 or 2
     out    int8 [M, N * size]: the output as bytes
     scratch  int8 [scratch_bytes(K)]
@@ -207,7 +223,7 @@ def linear(
     steps = ceil_div(depth, group_size())
     stride = steps * step_size()
     words = scratch.view(np.int16)
-    kind = RAW if wide else (INT8 + 65536 * high if size == 1 else INT16)
+    wide = kind == RAW
     base = address(scratch)
     tile_at = ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
@@ -217,7 +233,7 @@ def linear(
         for jp in range(ceil_div(width, columns)):
             panel = address(panels) + jp * stride * columns
             panel_init = address(init) + jp * columns * 4
-            panel_quant = address(quant) + jp * columns * 24
+            panel_quant = address(quant) + jp * columns * quant_bytes()
             valid = min(columns, width - jp * columns)
             direct = valid == columns and not wide
             for i in range(0, count, rows):
@@ -272,7 +288,8 @@ def _copy_out(
 def bind(packed: Packed, x: Array, out: Array) -> Callable[[int, int, Array], None]:
     """A function (start, stop, scratch) for rows of x [M, K] int8 to `out` [M, N], int8 or int16, both contiguous."""
     p, order, view, size = packed, lane_order(_isa.select()), out.view(np.int8), out.itemsize
-    fixed = (x, p.panels, p.init, p.quant, p.mult, p.shift, order, int(p.wide), p.high, size, view)
+    kind = RAW if p.wide else (INT8 + 2**16 * p.high if size == 1 else INT16) + 2**8 * p.left
+    fixed = (x, p.panels, p.init, p.quant, p.mult, p.shift, order, kind, p.high, size, view)
     return lambda start, stop, scratch: linear(*fixed, start, stop, scratch)
 
 

@@ -16,7 +16,7 @@ from ._fast import Attention
 from ._heads import Scores, copy_columns, value_init
 from ._jit import helper
 from ._rows import row_max
-from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, step_size, tile, tile_columns
+from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, quant_bytes, step_size, tile, tile_columns
 from .attention import Strip, fused
 from .exp_weights import pack_table, plain_weights, row_weights
 from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
@@ -98,7 +98,7 @@ def _means(
     a, stride = (logits, 2 * padded) if group_size() == 2 else (weights, padded)
     for jv in range(ceil_div(dim, columns)):
         panel = address(values) + head * values.shape[1] + jv * steps * columns * step_size()
-        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * 24
+        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * quant_bytes()
         init = base + starts + jv * columns * 4
         tile(base + a, stride, count - 1, panel, steps, init, panel_quant, RAW, base + tile_at, 4 * columns)
         first, valid = head * dim + jv * columns, min(columns, dim - jv * columns)

@@ -13,14 +13,14 @@ from ._fast import Fast
 from ._ir import I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._rows import bit_length
-from ._tile import QUANT_BYTES, highest, narrow_int8
+from ._tile import QUANT_BYTES, highest, narrow_int8, upper_halves
 from .linear import requantize_one
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
 
-LEAST_SHIFT = 25
-"""With a sum of at least 255, 8 bits, the whole shift is at least 32, which the odd lanes of the registers need."""
+LEAST_SHIFT = 26
+"""With a sum of at least 255, 8 bits, the whole shift is at least 33, which the registers need."""
 
 
 @helper
@@ -43,7 +43,7 @@ def mean_row(typingctx: Any, acc: Any, quant: Any, factor: Any, more: Any, high:
         e = Emit(context, builder)
         acc_, quant_, factor_, more_, high_, out_ = args
         lanes, vector = e.isa.lanes, ir.VectorType(I32, e.isa.lanes)
-        factors, mores = (e.splat(value, lanes // 2) for value in (factor_, more_))
+        factors, mores = e.splat(factor_, lanes // 2), e.splat(builder.trunc(more_, I32), lanes)
         means = []
         for j in range(e.isa.vectors):
             value = e.load(e.offset(acc_, 4 * lanes * j), vector)
@@ -55,7 +55,7 @@ def mean_row(typingctx: Any, acc: Any, quant: Any, factor: Any, more: Any, high:
 
 
 def _mean(e: Emit, acc: Value, quant: Value, factor: Value, more: Value) -> Value:
-    """RSR(acc ((f mult) >> 31), shift + more) in INT32 lanes, even and odd ones as INT64 (as `_tile.requantize`)."""
+    """RSR(acc ((f mult) >> 31), shift + more) in INT32 lanes, as `_tile.requantize`."""
     builder, lanes = e.builder, acc.type.count
     wide = ir.VectorType(I64, lanes // 2)
     low = e.const(wide, 32)
@@ -66,12 +66,13 @@ def _mean(e: Emit, acc: Value, quant: Value, factor: Value, more: Value) -> Valu
     pairs = builder.bitcast(acc, wide)
     halves = []
     for j, part in enumerate((signed_low(pairs), builder.ashr(pairs, low))):
-        mult, rounding, shift = (e.load(e.offset(quant, (2 * i + j) * 4 * lanes), wide) for i in range(3))
+        mult = e.load(e.offset(quant, 4 * lanes * j), wide)
         scale = builder.lshr(builder.mul(signed_low(factor), signed_low(mult)), e.const(wide, 31))
-        product = builder.add(builder.mul(part, signed_low(scale)), builder.shl(rounding, more))
-        halves.append(builder.bitcast(builder.ashr(product, builder.add(shift, more)), acc.type))
-    even, odd = halves
-    return e.shuffle(even, odd, [i + lanes * (i % 2) for i in range(lanes)])
+        halves.append(builder.bitcast(builder.mul(part, signed_low(scale)), acc.type))
+    upper = upper_halves(e, *halves)
+    shift = builder.add(e.load(e.offset(quant, 12 * lanes), acc.type), more)
+    half = builder.shl(e.const(acc.type, 1), builder.sub(shift, e.const(acc.type, 1)))
+    return builder.ashr(builder.add(upper, half), shift)
 
 
 @kernel("void(uint8[:, ::1], int8[:, ::1], int64[::1], int64[::1], int64, int8[:, ::1], int64[::1])")
