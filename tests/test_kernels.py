@@ -205,9 +205,9 @@ def test_means_of_small_shifts_are_not_fused() -> None:
     """Their multipliers cannot be raised: the floor of (f mult) >> 31 comes before the shift."""
     from intseg.kernels import mean_attention
 
-    mult, shift = np.array([[1, 0, 2**30]], np.int32), np.array([[25, 1, 30]], np.int8)
+    mult, shift = np.array([[1, 0, 2**30]], np.int32), np.array([[26, 1, 30]], np.int8)
     assert mean_attention.pack_values(mult, shift, 3) is not None
-    assert mean_attention.pack_values(mult, np.array([[24, 1, 30]], np.int8), 3) is None
+    assert mean_attention.pack_values(mult, np.array([[25, 1, 30]], np.int8), 3) is None
 
 
 def test_padding_that_would_not_saturate_is_not_fused() -> None:
