@@ -553,6 +553,34 @@ def pixel_scores(
     return result
 
 
+def view_scores(
+    windows: Nested,
+    window: Sequence[int],
+    stride: Sequence[int],
+    patch: int,
+    upsample: str,
+    size: Sequence[int],
+    percent: int,
+    mirrored: bool,
+) -> Nested:
+    """The mean of a view's windows (merged in pixels) for the pixels of an image of `size`, as fractions (SPEC 7.3)."""
+    sides = [max(floor(Fraction(side * percent, 100) + Fraction(1, 2)), 1) for side in sorted(size)]
+    short = max(sides[0], *window)
+    working = working_size(size[0], size[1], short, max(short, sides[1]))
+    unit = 36 * (1 if upsample == "nearest" else 2 * patch) ** 2
+    found = pixel_scores(windows, window, stride, patch, upsample, working)
+    found = between([[[Fraction(v, unit) for v in pixel] for pixel in row] for row in found], size)
+    return [row[::-1] for row in found] if mirrored else found
+
+
+def mean_labels(views: Sequence[Nested]) -> Nested:
+    """The class of every pixel by the mean of views."""
+    return [
+        [argmax([sum(column) for column in zip(*pixels, strict=True)]) for pixels in zip(*rows, strict=True)]
+        for rows in zip(*views, strict=True)
+    ]
+
+
 NAIVE: dict[str, Callable[..., Nested]] = {
     "quantize_input": quantize_input,
     "patchify": patchify,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intseg import api, backends, files
+from intseg import views as test_views
 from intseg.batch import executors, journal
 from intseg.batch.datasets import Pair
 from intseg.batch.executors import Executor, Task
@@ -114,6 +115,7 @@ def evaluate(
     journal: str | os.PathLike[str] | None = None,
     shard: Shard | None = None,
     executor: Executor | None = None,
+    views: Sequence[int] = (),
 ) -> Evaluation:
     """Run a model on every image and count.
 
@@ -124,19 +126,21 @@ def evaluate(
                gives what an unbroken one gives. An image or label file that changed since is counted again
     shard      count only this part of the pairs; `merge` joins the journals of all parts
     executor   where, in place of `jobs`
+    views      percentages of the size that an image is looked at, as it is and mirrored (SPEC 7.3); none: as it is
     Raises InputError naming the file for anything wrong with one, UsageError for a journal of another evaluation.
     """
     model = api.load(weights)
     executor = executor or executors.local(jobs, len(pairs))
     labelling, n_cls = labelling or Labelling(), len(model.info.classes)
-    task: Task[Item, Counted] = Task(_start, model, backends.resolve(backend), executor.threads, labelling)
+    looks = tuple(views)
+    task: Task[Item, Counted] = Task(_start, model, backends.resolve(backend), executor.threads, labelling, looks)
     part = [pair for pair in pairs if shard is None or shard.has(pair.name)]
     total = _Total(n_cls)
     if journal is None:
         for pair, found in _counted(part, task, executor, len(part), progress):
             total.add(str(pair.image), found)
         return total.evaluation(_measured(model))
-    with _book(Path(journal), model, pairs, labelling, shard) as book:
+    with _book(Path(journal), model, pairs, labelling, shard, looks) as book:
         left = []
         for pair in part:
             known = _restored(book.lines.get(_name(pair), {}), n_cls)
@@ -179,28 +183,47 @@ def _counted(
     yield from zip(pairs, found, strict=True)
 
 
-def _start(model: api.Model, backend: str, threads: int | None, labelling: Labelling) -> Callable[[Item], Counted]:
+def _start(
+    model: api.Model, backend: str, threads: int | None, labelling: Labelling, views: tuple[int, ...]
+) -> Callable[[Item], Counted]:
     """A worker."""
-    return functools.partial(count, model=model, backend=backend, threads=threads, labelling=labelling)
+    return functools.partial(count, model=model, backend=backend, threads=threads, labelling=labelling, views=views)
 
 
-def count(item: Item, model: api.Model, backend: str, threads: int | None, labelling: Labelling) -> Counted:
+def count(
+    item: Item,
+    model: api.Model,
+    backend: str,
+    threads: int | None,
+    labelling: Labelling,
+    views: tuple[int, ...] = (),
+) -> Counted:
     """What is found in one pair. The labels are read before the work: they are what is wrong most often."""
     pair, n_cls = item.pair, len(model.info.classes)
     image, labels = item.data or (pictures.read(pair.image), pictures.read(pair.labels))
     picture = pictures.decode(image, model.info.pad, str(pair.image))
     found, notes = truth(pair.labels, picture, n_cls, labelling, str(pair.image), labels)
-    result = api.run_picture(picture, model, backend, threads)
-    counts = confusion(found, result.labels, n_cls, ignore=-1)
+    if views:
+        seen = test_views.labels(picture.rgb, model.info, views, model.compiled(backend, threads))
+        said: tuple[str, ...] = (*picture.notes, f"seen in {2 * len(views)} views")
+    else:
+        result = api.run_picture(picture, model, backend, threads)
+        seen, said = result.labels, result.notes
+    counts = confusion(found, seen, n_cls, ignore=-1)
     digests = hashlib.sha256(image).hexdigest(), hashlib.sha256(labels).hexdigest()
-    return Counted(counts, *digests, (*result.notes, *notes))
+    return Counted(counts, *digests, (*said, *notes))
 
 
 # --------------------------------------------------------------------------------------------------------- journal
 
 
 def _book(
-    path: Path, model: api.Model, pairs: Sequence[Pair], labelling: Labelling, shard: Shard | None
+    path: Path,
+    model: api.Model,
+    pairs: Sequence[Pair],
+    labelling: Labelling,
+    shard: Shard | None,
+    views: tuple[int, ...],
 ) -> journal.Journal:
     names = "\n".join(f"{pair.name}\t{pair.labels.name}" for pair in pairs)
     header = {
@@ -211,6 +234,7 @@ def _book(
         "images": len(pairs),
         "meaning of labels": str(labelling),
     }
+    header |= {"views": list(views)} if views else {}
     return journal.Journal(path, "eval", header | ({"shard": str(shard)} if shard else {}))
 
 

@@ -72,7 +72,7 @@ def lines_of(data: bytes, path: Path, header: Mapping[str, object], again: str) 
     if found.get(kind) != FORMAT:
         earlier = "is a journal of another version of intseg" if kind in found else f"is not a journal of {kind}"
         raise UsageError(f"{path}: {earlier}; {again}")
-    other = [key for key, value in header.items() if found.get(key) != value]
+    other = [key for key in {**header, **found} if found.get(key) != header.get(key)]
     if other:
         raise UsageError(
             f"{path}: was begun with another {' and '.join(other)}; give the same options to resume, or {again}"

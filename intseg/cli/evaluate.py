@@ -38,6 +38,10 @@ examples:
 """
 
 
+VIEWS = (50, 75, 100, 125, 150, 175)
+"""Of `--tta` alone: what the published evaluation looks at."""
+
+
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Read, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
@@ -48,6 +52,9 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_scale(parser)
     add_labelling(parser)
     add_spread(parser)
+    text = "look at every image at these percentages of its size, as it is and mirrored; scores are averaged exactly"
+    views = " ".join(map(str, VIEWS))
+    parser.add_argument("--tta", nargs="*", type=whole(1, 1000), metavar="PERCENT", help=f"{text} ({views})")
     parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="only the first N images")
     text = "keep counts per image there, and continue from them"
     parser.add_argument("--resume", type=Written, metavar="FILE", help=text)
@@ -82,6 +89,7 @@ def _eval(args: argparse.Namespace) -> Answer:
         journal=args.resume,
         shard=shard_of(args),
         executor=executor_of(args, len(data.pairs)),
+        views=() if args.tta is None else args.tta or VIEWS,
     )
     return _answer(measured, data.notes, earlier)
 

@@ -56,6 +56,7 @@ def gelus(paper: QBlock, fitted: QBlock) -> dict[str, QGelu]:
     variants = {
         "ShiftGELU": dataclasses.replace(recipe, lam=1),
         "lambda-ShiftGELU": recipe,
+        "aligned": RECIPES["paper-aligned"],
         "sigmoid GELU": dataclasses.replace(recipe, gelu="sigmoid_gelu", int_div="normalized"),
         "table": dataclasses.replace(recipe, gelu="gelu_table"),
     }

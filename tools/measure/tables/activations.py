@@ -9,13 +9,18 @@ from intseg.tools.measure.tables.markdown import command, prose, significant, ta
 from intseg.tools.measure.tables.results import MISSING, RECIPES, Document, Results, miou, same
 
 
+def of_gelu(errors: Mapping[str, Document], variant: str) -> str:
+    """`rmse` as a cell; a dash where a file is older than the variant."""
+    return significant(rmse(errors, variant)) if all(variant in entry["rmse"] for entry in errors.values()) else "-"
+
+
 def rmse(errors: Mapping[str, Document], variant: str) -> float:
     """Of all blocks together (eq. 15)."""
     squares = sum(entry["rmse"][variant] ** 2 * entry["elements"] for entry in errors.values())
     return math.sqrt(squares / sum(entry["elements"] for entry in errors.values()))
 
 
-GELUS = ("ShiftGELU", "lambda-ShiftGELU", "sigmoid GELU", "table", "table, fitted ranges")
+GELUS = ("ShiftGELU", "lambda-ShiftGELU", "aligned", "sigmoid GELU", "table", "table, fitted ranges")
 SOFTMAXES = ("Shiftmax", "Shiftmax, normalized division", "softmax2", "exp_weights")
 
 
@@ -28,7 +33,7 @@ def table_1(results: Results) -> Iterator[str]:
         Root mean square of (integer operator - float operator), eq. 15, in units of the activation; both get the float
         model's own inputs, the integer one quantized to INT8 with the ranges of `paper` from one image, the last column
         with those of `intseg`. `table` is the exact GELU on the same quantized input: what remains is quantization.
-        lambda is 1 for ShiftGELU, 6 for lambda-ShiftGELU and the sigmoid.
+        lambda is 1 for ShiftGELU, 6 for lambda-ShiftGELU, for the same with aligned exponentials and for the sigmoid.
     """)
     rows = []
     for name, found in results.each("activations"):
@@ -36,7 +41,7 @@ def table_1(results: Results) -> Iterator[str]:
         networks |= {f"{name}, tail x {factor}": errors for factor, errors in found["long-tailed"].items()}
         for title, errors in networks.items():
             largest = max(entry["largest_input"] for entry in errors["gelu"].values())
-            values = [significant(rmse(errors["gelu"], variant)) for variant in GELUS]
+            values = [of_gelu(errors["gelu"], variant) for variant in GELUS]
             rows.append([title, f"{largest:.0f}", *values])
     yield from table(("network", "largest input", *GELUS), rows)
     yield from results.missing("activations")
@@ -68,16 +73,16 @@ def _long_tail(results: Results) -> Iterator[str]:
     if not tailed:
         return
     yield from prose(f"""
-        No checkpoint here has the long tails of the paper's larger models, so they were constructed: *tail x 8* has one
-        of 96 outputs of every `fc1` 8 times larger and the weights of `fc2` that read it 8 times smaller, which changes
-        the float model little (its own prediction is the reference here). Post-training quantization from one image,
-        measured on {tailed[0][1]["checkpoint"]["images"]} images, evenly spaced:
+        The checkpoints trained from scratch have none of the long tails of pretrained ones, so they were constructed:
+        *tail x 8* has one of 96 outputs of every `fc1` 8 times larger and the weights of `fc2` that read it 8 times
+        smaller, which changes the float model little (its own prediction is the reference here). Post-training
+        quantization from one image, measured on {tailed[0][1]["checkpoint"]["images"]} images, evenly spaced:
     """)
     rows = []
     for name, found in tailed:
         for factor, errors in found["long-tailed"].items():
             ways = errors["rows"]
-            cells = [f"{miou(ways[way]):.2f} ({same(ways[way]):.1f} %)" for way in RECIPES]
+            cells = [f"{miou(ways[way]):.2f} ({same(ways[way]):.1f} %)" if way in ways else "-" for way in RECIPES]
             rows.append([f"{name}, tail x {factor}", f"{miou(ways['float']):.2f}", *cells])
     yield from table(("network, mIoU % (equal to its float model)", "float", *RECIPES), rows)
 
@@ -113,7 +118,7 @@ def per_block(results: Results) -> Iterator[str]:
     for name, found in results.each("activations"):
         errors = found["checkpoint"]["gelu"]
         rows = [
-            [block, f"{entry['largest_input']:.1f}", *(significant(entry["rmse"][variant]) for variant in GELUS)]
+            [block, f"{entry['largest_input']:.1f}", *(of_gelu({block: entry}, variant) for variant in GELUS)]
             for block, entry in errors.items()
         ]
         yield f"GELU of {name}, on {found['checkpoint']['images']} images:"

@@ -18,12 +18,13 @@ MISSING = "not measured"
 KNOWN = {
     "tiny": "trained from scratch on CamVid",
     "bundled": "the same network on a pretrained encoder, `camvid` in CONTRIBUTING.md: what intseg/models holds",
+    "tinyhard": "`tiny` with outlier channels (tools/measure/make_hard.py, --outliers 100)",
     "tiny24": "`tiny` made twice as deep and trained for 300 steps (tools/measure/make_hard.py)",
     "tiny24hard": "`tiny24` constructed to quantize badly (tools/measure/make_hard.py)",
 }
 """Checkpoints of the project, in the order of the tables."""
 
-RECIPES = ("i-vit", "paper", "intseg")
+RECIPES = ("i-vit", "paper", "paper-aligned", "intseg")
 PARTS = ("upsampling", "activations", "simplifications", "calibration", "ptq", "qat")
 PAPER_TRAFFIC = {"tiny": (1.01, 0.43), "small": (3.08, 1.13), "base": (10.36, 3.31), "large": (32.00, 9.74)}
 """Table 7 of the paper: 10^12 bits of Segmenter and I-Segmenter."""
