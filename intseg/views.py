@@ -98,11 +98,9 @@ def shares(seen: Sequence[View], height: int, width: int) -> list[int]:
 def multiple(info: ModelInfo, height: int, width: int) -> int:
     """How many times their mean over the windows `image_scores` of an image of height x width pixels are."""
     tiling, cell, result = tile(info, height, width), step(info), weight_sum(info) ** 2
-    for origins, window, size in zip(
-        (tiling.tops, tiling.lefts), info.window, (tiling.height, tiling.width), strict=True
-    ):
-        result *= math.lcm(*set(counts(origins, window // cell, size // cell, cell).tolist()))
-    size = working_size(info, height, width)
-    if size != (height, width):
-        result *= math.prod(2 * old // math.gcd(old, new) for old, new in zip((height, width), size, strict=True))
+    for axis, (origins, size) in enumerate(((tiling.tops, tiling.height), (tiling.lefts, tiling.width))):
+        result *= math.lcm(*set(counts(origins, info.window[axis] // cell, size // cell, cell).tolist()))
+    working = working_size(info, height, width)
+    if working != (height, width):
+        result *= math.prod(2 * old // math.gcd(old, new) for old, new in zip((height, width), working, strict=True))
     return result
