@@ -172,15 +172,18 @@ def pictures() -> Mapping[str, Callable[[], str]]:
     return PICTURES
 
 
+def page(name: str) -> Callable[[], str]:
+    """A page that is written by hand, its measured parts filled."""
+    from intseg.tools import readme
+
+    return lambda: readme.filled((DOCS / name).read_text(encoding="utf-8"))
+
+
 def readme() -> Mapping[str, Callable[[], str | bytes]]:
     """README.md and its picture, and PERFORMANCE.md."""
     from intseg.tools import readme
 
-    def page(name: str) -> Callable[[], str]:
-        return lambda: readme.filled((DOCS / name).read_text(encoding="utf-8"))
-
-    pages = ("../README.md", "PERFORMANCE.md")
-    return {name: page(name) for name in pages} | {"street.png": readme.picture_bytes}
+    return {name: page(name) for name in ("../README.md", "PERFORMANCE.md")} | {"street.png": readme.picture_bytes}
 
 
 PARTS: Mapping[str, Callable[[], Mapping[str, Callable[[], str | bytes]]]] = {
@@ -188,6 +191,7 @@ PARTS: Mapping[str, Callable[[], Mapping[str, Callable[[], str | bytes]]]] = {
     "api": lambda: {"API.md": api_page},
     "pictures": pictures,
     "readme": readme,
+    "quantization": lambda: {"QUANTIZATION.md": page("QUANTIZATION.md")},
 }
 
 

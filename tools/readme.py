@@ -1,5 +1,5 @@
-"""The parts of README.md and docs/PERFORMANCE.md that are measured: between their comments `begin NAME` and `end NAME`,
-and docs/street.png.
+"""The parts of README.md, docs/PERFORMANCE.md and docs/QUANTIZATION.md that are measured: between their comments
+`begin NAME` and `end NAME`; and docs/street.png.
 
 Accuracy and speed come from docs/results, the transcript from running the README's own commands.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from PIL import Image
 from intseg import api
 from intseg.cli import main as cli
 from intseg.images import overlay as overlays
+from intseg.reports import quantization as quant_report
+from intseg.reports import quantization_text
 from intseg.tools.measure.tables import speed
 from intseg.tools.measure.tables.opening import accuracy
 from intseg.tools.measure.tables.results import Results
@@ -53,11 +56,26 @@ def street() -> str:
     return f"![{text}](docs/street.png)"
 
 
+def quantization(name: str) -> str:
+    """What `intseg quant-report` prints of a bundled model on the street, without its time, long tables cut."""
+    found = list(quantization_text.lines(quant_report.measure([quant_report.Source(STREET)], name)))
+    command = f"$ intseg quant-report {name} golden/images/street.png"
+    head = [command, found[0].rpartition(",")[0], found[1], "..."]
+    tables = [list(lines) for full, lines in itertools.groupby(found[4:], bool) if full]
+    shown = ([*lines[:most], *["  ..."] * (len(lines) > most)] for lines, most in zip(tables, _ROWS, strict=True))
+    return "\n".join(["```", *head, "\n\n".join("\n".join(lines) for lines in shown), "```"])
+
+
+_ROWS = (99, 99, 8, 7)
+"""Lines of the tables of a quantization report that its page shows: approximations, kinds, layers, nodes."""
+
 PARTS: Mapping[str, Callable[[str], str]] = {
     "street": lambda text: street(),
     "accuracy": lambda text: "\n".join(accuracy(_results())).rstrip(),
     "speed": lambda text: speed.sentence(_results()),
     "transcript": transcript,
+    "paper": lambda text: quantization("camvid-tiny-paper"),
+    "intseg": lambda text: quantization("camvid-tiny"),
     "bench": lambda text: speed.side_by_side(_results()),
     "ops": lambda text: speed.where_it_goes(_results()),
 }
