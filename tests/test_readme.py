@@ -63,7 +63,7 @@ def test_speed_takes_whatever_peers_were_measured() -> None:
     pytest.importorskip("matplotlib")
     from intseg.tools.measure.figures import speed as chart
 
-    assert chart("x", latencies(results)).count("OpenVINO INT8 (NNCF)") == 1
+    assert chart("x", latencies(results)).count(">OpenVINO INT8 (NNCF)<") == 1
 
 
 def test_the_picture_is_what_the_command_draws() -> None:

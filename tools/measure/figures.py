@@ -81,13 +81,18 @@ def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
     """Milliseconds of one image by model and program, a panel a model; the last program is this one."""
     programs = list(dict.fromkeys(name for times in milliseconds.values() for name in times))
     programs = [*(name for name in programs if name != "intseg"), "intseg"]
-    made, axes = figure(760, 90 + 30 * len(programs), 1, len(milliseconds))
-    for place, (model, times) in zip(np.ravel(axes), milliseconds.items(), strict=True):
-        rows = [i for i, name in enumerate(programs) if name in times]
-        colours = [BLUE if programs[i] == "intseg" else ORANGE for i in rows]
-        drawn = place.barh(rows, [times[programs[i]] for i in rows], color=colours)
-        place.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=8)
-        place.set_yticks(range(len(programs)), programs if place is np.ravel(axes)[0] else [""] * len(programs))
+    columns = min(2, len(milliseconds))
+    down = -(-len(milliseconds) // columns)
+    made, axes = figure(260 + 200 * columns, down * (60 + 26 * len(programs)), down, columns)
+    places = list(np.ravel(axes))
+    for place in places[len(milliseconds) :]:
+        place.set_axis_off()
+    for i, (place, (model, times)) in enumerate(zip(places, milliseconds.items(), strict=False)):
+        rows = [row for row, name in enumerate(programs) if name in times]
+        colours = [BLUE if programs[row] == "intseg" else ORANGE for row in rows]
+        drawn = place.barh(rows, [times[programs[row]] for row in rows], color=colours)
+        place.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
+        place.set_yticks(range(len(programs)), programs if i % columns == 0 else [""] * len(programs))
         place.grid(visible=False, axis="y")
         place.invert_yaxis()
         place.set(xlim=(0, 1.25 * max(times.values())), title=f"{model}, ms")
