@@ -491,7 +491,7 @@ class Growing:
         found = os.fstat(self._file.fileno())
         if _kind(found.st_mode) != "file" or found.st_nlink > 1:
             raise InputError(f"{self.path}: cannot write: is no file of its own (a device, or a hard link); remove it")
-        if _is_locked(self._file.fileno()):
+        if is_locked(self._file.fileno()):
             raise InputError(f"{self.path}: another run is at work here; wait for its end, or choose another place")
 
     def read(self, limit: int = MAX_TEXT) -> bytes:
@@ -514,24 +514,6 @@ class Growing:
     def close(self) -> None:
         """Let another process have it."""
         self._file.close()
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
-    """A folder to write to, which no other run claims: several may share it where all of them do.
-
-    The claim ends with the process, whatever ends it: none is ever stale. Where a file system has no locks on folders,
-    as some on a network, nothing is claimed.
-    """
-    with _one_error(folder):
-        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY | _OPEN)
-    try:
-        if descriptor is not None and _is_locked(descriptor, shared):
-            raise InputError(f"{folder}: another run is at work here; wait for its end, or choose another folder")
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
@@ -589,7 +571,13 @@ def _lock(descriptor: int, wait: bool) -> bool:
     return True
 
 
-def _is_locked(descriptor: int, shared: bool = False) -> bool:
+def lockable(folder: Path) -> int | None:
+    """A descriptor of a folder to take its lock by; None where there are no locks. Raises InputError."""
+    with _one_error(folder):
+        return None if fcntl is None else os.open(folder, os.O_RDONLY | _OPEN)
+
+
+def is_locked(descriptor: int, shared: bool = False) -> bool:
     """Take the lock; True when another process has it, False where there are no locks."""
     if fcntl is not None:
         try:

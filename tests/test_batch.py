@@ -279,6 +279,24 @@ def test_out_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "memory" in str(outcome.error)
 
 
+@pytest.mark.parametrize("place", ["overlay", "labels_sha256"])
+def test_a_batch_goes_on_where_one_image_has_no_memory(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Wherever it ends: while a legend is drawn, while the record is made."""
+    real, calls = getattr(batch.api.Result if place == "overlay" else batch, place), []
+
+    def second_fails(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(*args)
+
+    monkeypatch.setattr(batch.api.Result if place == "overlay" else batch, place, second_fails)
+    assert infer("in", "-o", "out", "--overlay", "--legend") == 4
+    (line,) = Path("out/errors.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "out of memory" in json.loads(line)["error"]
+    assert len(calls) == len(sources.find_sources(["in"]))
+
+
 def test_weights_that_change_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     model = intseg.load("w.safetensors")
     store.save(tiny_graph(seed=5), "w.safetensors")

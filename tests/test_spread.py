@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 from intseg import store
-from intseg.batch import executors, shards
+from intseg.batch import claims, executors, shards
 from intseg.batch import infer as batch
 from intseg.cli import main as cli
 from intseg.errors import UsageError
@@ -69,15 +71,55 @@ def contents(where: str) -> dict[str, bytes]:
 
 
 def _hold(place: str, shared: bool, ready: Any, done: Any) -> None:
-    from intseg import files
+    from intseg.batch.claims import claimed
 
-    with files.claimed(Path(place), shared):
+    with claimed(Path(place), shared):
         ready.set()
         done.wait(60)
 
 
+def _stop(item: str) -> None:
+    """A worker that does not notice that its run was killed."""
+    Path(item).write_text(str(os.getpid()), encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _worker() -> Any:
+    return _stop
+
+
+def _run_stopped(place: str) -> None:
+    from intseg.batch.claims import claimed
+
+    with claimed(Path(place)):
+        list(executors.Pool(2).run(executors.Task(_worker), [f"{place}.worker"]))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
-def test_a_folder_where_a_run_is_at_work(capsys: Capture) -> None:
+def test_a_worker_that_outlives_its_run_keeps_the_next_one_out(capsys: Capture, monkeypatch: Any) -> None:
+    """It could give its file to a name that the next run has written."""
+    monkeypatch.setattr(claims, "_PATIENCE", 0.3)
+    os.mkdir("out")
+    process = multiprocessing.get_context("spawn").Process(target=_run_stopped, args=("out",))
+    process.start()
+    while not (Path("out.worker").exists() and Path("out.worker").stat().st_size):
+        assert process.is_alive()
+        time.sleep(0.05)
+    worker = int(Path("out.worker").read_text(encoding="utf-8"))
+    process.kill()
+    process.join()
+    try:
+        assert infer("-o", "out", "--force") == 4
+        assert "out: another run is at work here" in capsys.readouterr().err
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    monkeypatch.setattr(claims, "_PATIENCE", 30)
+    assert infer("-o", "out", "--force") == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_a_folder_where_a_run_is_at_work(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_PATIENCE", 0)
     os.mkdir("out")
     spawn = multiprocessing.get_context("spawn")
     for shared, more in ((False, ["--shard", "1/2"]), (False, []), (True, [])):

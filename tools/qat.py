@@ -23,7 +23,7 @@ from intseg import store
 from intseg.errors import IntsegError
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
 from intseg.tools.evaluate import twin_labels
-from intseg.tools.train import add_common, fail, open_split, settings_from, val_data, val_miou
+from intseg.tools.train import add_common, fail, open_split, require_own_folder, settings_from, val_data, val_miou
 from intseg.tools.twin import training
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.checkpoint import load_checkpoint
@@ -67,6 +67,7 @@ def twin_scores(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _train(args: argparse.Namespace) -> None:
+    require_own_folder(args, args.checkpoint)
     model = load_checkpoint(args.checkpoint)
     data = training.examples(open_split(args, args.split), model.config.n_cls)
     val = val_data(args)

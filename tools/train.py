@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from intseg import palettes
 from intseg.batch import datasets, metrics
 from intseg.errors import IntsegError, UsageError
+from intseg.files import held, require_apart
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling, truth
@@ -113,6 +114,16 @@ def add_common(p: argparse.ArgumentParser, steps: int, lr: float) -> None:
         help="of matrix products in training steps; bfloat16 halves the time where the CPU or GPU has it",
     )
     p.add_argument("--resume", action="store_true", help="go on from state.pth in the output folder")
+
+
+WRITTEN = ("state.pth", "log.jsonl", "curves.png", "checkpoint.pth", "variant.yml", "model.safetensors", "twin.pth")
+"""What training and QAT write to their folder."""
+
+
+def require_own_folder(args: argparse.Namespace, *read: Path | None) -> None:
+    """Refuse, before any work, a folder whose files are read or lie beside them: they would be replaced."""
+    places = [path if path.is_dir() else path.parent for path in read if path is not None]
+    require_apart([args.output / name for name in WRITTEN], [file for place in places for file in held(place)])
 
 
 def open_split(args: argparse.Namespace, split: str) -> datasets.Dataset:
@@ -214,6 +225,7 @@ def _new_model(args: argparse.Namespace, n_cls: int) -> Segmenter:
 
 
 def _train(args: argparse.Namespace) -> None:
+    require_own_folder(args, args.start, args.encoder)
     train = open_split(args, args.split)
     named = _classes(args, train.n_cls)
     n_cls = len(named)

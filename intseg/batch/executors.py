@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
+from intseg.batch.claims import Claims
 from intseg.errors import InputError, IntsegError, UsageError
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def threads_for(jobs: int) -> int:
 @contextmanager
 def _pool(jobs: int, task: Task[Any, Any]) -> Iterator[ProcessPoolExecutor]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(task,)) as found:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(task, Claims())) as found:
         try:
             yield found
         except BrokenProcessPool:
@@ -139,7 +140,8 @@ def _pool(jobs: int, task: Task[Any, Any]) -> Iterator[ProcessPoolExecutor]:
 _worker: Callable[[Any], Any] | IntsegError | None = None
 
 
-def _begin(task: Task[Any, Any]) -> None:
+def _begin(task: Task[Any, Any], claims: Claims) -> None:
+    """What `claims` holds is held by unpickling it: no later run writes where this worker may still write."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it and stops the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()

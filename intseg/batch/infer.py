@@ -23,6 +23,7 @@ import numpy as np
 
 from intseg import api, files
 from intseg.batch import journal as journals
+from intseg.batch.claims import claimed
 from intseg.batch.executors import Executor, InProcess, Task
 from intseg.batch.shards import Shard
 from intseg.batch.sources import ENDINGS, Source
@@ -139,15 +140,19 @@ def process(item: Item, model: api.Model, options: Options) -> Outcome:
         result = api.run_picture(picture, model, options.backend, options.threads)
         segmented = time.perf_counter()
         made = {kind: _encoded(kind, result, options) for kind in options.targets(source)}
+        record = _record(source, result, round((segmented - decoded) * 1000, 3), options)
     except InputError as error:
         return Outcome(error=" ".join(str(error).split()))
     except MemoryError:
-        return Outcome(error=f"{source.file}: out of memory; use a smaller image, or fewer --jobs")
-    record = _record(source, result, round((segmented - decoded) * 1000, 3), options)
+        return Outcome(error=_out_of_memory(source))
     written = {kind: hashlib.sha256(file).hexdigest() for kind, file in made.items()}
     outcome = Outcome(record, written, hashlib.sha256(data).hexdigest(), None, made)
     outcome = store(source, outcome, options) if item.data is None else outcome
     return replace(outcome, seconds=(decoded - start, segmented - decoded, time.perf_counter() - segmented))
+
+
+def _out_of_memory(source: Source) -> str:
+    return f"{source.file}: out of memory; use a smaller image, or fewer --jobs"
 
 
 def store(source: Source, outcome: Outcome, options: Options) -> Outcome:
@@ -220,6 +225,8 @@ def outcomes(
                 item, error = Item(source, pictures.read(source.file)), None
             except InputError as found:
                 item, error = Item(source, b""), " ".join(str(found).split())
+            except MemoryError:
+                item, error = Item(source, b""), _out_of_memory(source)
             waiting.append((source, error))
             yield item
 
@@ -334,7 +341,7 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
             _make_folder(folder)
         places = {os.path.realpath(p) for p in (options.output, options.overlay, how.folder(options)) if p}
         for place in sorted(places):
-            stack.enter_context(files.claimed(Path(place), shared=how.shard is not None))
+            stack.enter_context(claimed(Path(place), shared=how.shard is not None))
         if path is None:
             return _run(sources, model, options, how, None, {})
         header = {"model": model.identity, **options.settings()} | ({"shard": str(how.shard)} if how.shard else {})
@@ -343,9 +350,6 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
         done = _done(book, sources, model, options, how) if resuming else {}
         targets = [target for source in sources for target in options.targets(source).values()]
         remove_leftovers(targets)
-        stack.callback(
-            remove_leftovers, targets
-        )  # workers of a killed run may have ended only after its successor began
         return _run(sources, model, options, how, book, done)
 
 

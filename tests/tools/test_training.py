@@ -335,3 +335,18 @@ def test_idd_lite_and_pairs_train(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert "needs --classes" in capsys.readouterr().err
     assert train.main([*pairs, "--classes", "camvid", "--ignore", "11"]) == 0
     assert convert.dataset_of(tmp_path / "pairs") == "camvid"
+
+
+def test_a_folder_whose_checkpoint_is_read_is_not_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Before any work, however the folder is named."""
+    before = {file: file.read_bytes() for file in (data / "checkpoint").iterdir()}
+    (tmp_path / "link").symlink_to(data / "checkpoint")
+    for output in (data / "checkpoint", tmp_path / "link"):
+        assert run_train(data, output, "--from", str(data / "checkpoint" / "checkpoint.pth"), "--steps", "1") == 2
+        assert run_qat(data, output, "--steps", "1") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all("checkpoint.pth, which is read; choose another name" in line for line in lines)
+    assert {file: file.read_bytes() for file in (data / "checkpoint").iterdir()} == before
