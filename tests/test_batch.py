@@ -374,26 +374,6 @@ def test_killed_and_resumed_is_the_same() -> None:
     assert contents("out") == contents("whole")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs locks")
-def test_what_a_late_worker_leaves_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker of a killed run may still hold its temporary file when the next run begins."""
-    import fcntl
-
-    assert infer("in", "-o", "out") == 0
-    before, left, run = names("out"), Path("out/.a_labels.png.0123abcd.part"), batch._run
-    worker = left.open("wb")
-    fcntl.flock(worker, fcntl.LOCK_EX)
-
-    def ends(*arguments: Any) -> Any:
-        assert left.exists()
-        worker.close()
-        return run(*arguments)
-
-    monkeypatch.setattr(batch, "_run", ends)
-    assert infer("in", "-o", "out", "--resume") == 0
-    assert names("out") == before
-
-
 def test_what_changed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert infer("in", "-o", "out") == 0
     before = contents("out")

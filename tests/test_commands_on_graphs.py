@@ -9,7 +9,7 @@ import pytest
 
 from intseg.cli import main as cli
 
-CASES = ["random 5:0", "random 5:1", "adversarial 5:0", "adversarial 7:7"]
+CASES = ["random 5:0", "random 11:4", "adversarial 5:0", "adversarial 7:7"]
 
 
 @pytest.mark.filterwarnings("ignore")

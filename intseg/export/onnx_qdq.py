@@ -10,6 +10,7 @@ Ops that move values and tables that no float function is known for stay as they
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ class Lowering:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.scale: dict[str, float] = {}
+        self.scale: dict[str, float] = defaultdict(lambda: 1.0)  # of what is no node: the integers themselves
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.exact: list[str] = []
@@ -51,7 +52,7 @@ class Lowering:
             found: _Twin = exam.real(_Twin(self, node.inputs[0]), **node.attrs)
             return self.finish(found.name, 1 / found.factor)
         if node.op in MOVERS:
-            self.scale[node.name] = self.scale.get(node.inputs[0], 1.0)
+            self.scale[node.name] = self.scale[node.inputs[0]]
         self.exact.append(node.name)
         return False
 
@@ -84,7 +85,7 @@ class Lowering:
 
     def real(self, name: str, scale: Any = None, axis: int | None = None) -> str:
         """Integers as real numbers; in their tensor's scale by default."""
-        found = self.constant(self.scale.get(name, 1.0) if scale is None else scale)
+        found = self.constant(self.scale[name] if scale is None else scale)
         return self.node("DequantizeLinear", name, found, **({} if axis is None else {"axis": axis}))
 
     def finish(self, value: str, scale: float | None = None) -> bool:
