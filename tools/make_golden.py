@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,9 @@ class Case:
     pictures: tuple[str, ...]
     bits: tuple[tuple[int, int], ...] = ()
     """Of weights and of activations, layer after layer and round again; none for 8 everywhere."""
+    stride: tuple[int, int] = STRIDE
+    working: tuple[int, int] | None = None
+    """Short and long side that images are brought to; windows are then merged in pixels."""
 
 
 MASK = SegmenterConfig(
@@ -139,6 +143,8 @@ CASES = {
     # Weights of 2 to 8 bits, activations of 4 to 8.
     "bits": Case(MASK, RECIPES["intseg"], ("odd", "small"), ((3, 6), (4, 8), (8, 4), (5, 6), (7, 7), (2, 5), (6, 4))),
     "bits-paper": Case(DISTILLED, RECIPES["paper"], ("odd",), ((4, 7), (6, 5), (2, 6), (5, 4), (3, 8))),
+    # Windows at any pixel, merged in pixels, of images that are resized.
+    "pixel": Case(LINEAR, RECIPES["intseg"], ("odd",), stride=(9, 21), working=(27, 60)),
     # The ops and attributes that the named recipes leave out.
     "linear": Case(
         LINEAR,
@@ -298,10 +304,12 @@ def info_of(name: str, case: Case) -> ModelInfo:
         classes=tuple(CLASSES),
         palette=tuple(CLASSES.values()),
         window=WINDOW,
-        stride=STRIDE,
+        stride=case.stride,
         patch=PATCH,
         pad=PAD,
         upsample=case.recipe.upsample,
+        merge="pixel" if case.working else "grid",
+        working_size=case.working,
         source=f"random weights, tools/make_golden.py, seed {SEED}",
     )
 
@@ -311,36 +319,47 @@ def info_of(name: str, case: Case) -> ModelInfo:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def axis(size: int, window: int, stride: int) -> tuple[int, list[int], Tensor]:
-    """Padded size, window starts, and the weight L / n of every patch, of one axis (SPEC.md, section 7)."""
-    padded = max(window, math.ceil(size / PATCH) * PATCH)
+def axis(size: int, window: int, stride: int, unit: int) -> tuple[int, list[int], Tensor]:
+    """Padded size, window starts, and the weight L / n of every cell of `unit` pixels, of one axis (SPEC 7)."""
+    padded = max(window, math.ceil(size / unit) * unit)
     starts = [0]
     while starts[-1] + window < padded:
         starts.append(min(starts[-1] + stride, padded - window))
-    counts = [sum(s <= cell * PATCH < s + window for s in starts) for cell in range(padded // PATCH)]
+    counts = [sum(s <= cell * unit < s + window for s in starts) for cell in range(padded // unit)]
     return padded, starts, torch.tensor([math.lcm(*counts) // n for n in counts])
 
 
-def expected(twin: FakeQuantSegmenter, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def expected(twin: FakeQuantSegmenter, pixels: np.ndarray, case: Case) -> dict[str, np.ndarray]:
     """Every tensor of a trace: corners, window{i}.{node}, merged scores, labels."""
-    height, width, _ = pixels.shape
-    rows, tops, row_weights = axis(height, WINDOW[0], STRIDE[0])
-    columns, lefts, column_weights = axis(width, WINDOW[1], STRIDE[1])
+    shown = torch.from_numpy(pixels)
+    if case.working:
+        shown = resized(shown, *fitted(pixels.shape[:2], case.working))
+    height, width, _ = shown.shape
+    unit = 1 if case.working else PATCH
+    rows, tops, row_weights = axis(height, WINDOW[0], case.stride[0], unit)
+    columns, lefts, column_weights = axis(width, WINDOW[1], case.stride[1], unit)
     image = torch.tensor(PAD, dtype=torch.uint8).repeat(rows, columns, 1)
-    image[:height, :width] = torch.from_numpy(pixels)
+    image[:height, :width] = shown
     corners = [(top, left) for top in tops for left in lefts]
     windows = torch.stack([image[t : t + WINDOW[0], x : x + WINDOW[1]] for t, x in corners])
     nodes: dict[str, Tensor] = {}
     with torch.no_grad():
         scores = twin(windows, nodes.__setitem__).q
-    merged = torch.zeros(rows // PATCH, columns // PATCH, len(CLASSES), dtype=torch.int64)
-    for (top, left), window in zip(corners, scores, strict=True):
+    parts = torch.stack([zoomed(window, twin.recipe.upsample) for window in scores]) if case.working else scores
+    merged = torch.zeros(rows // unit, columns // unit, len(CLASSES), dtype=parts.dtype)
+    for (top, left), window in zip(corners, parts, strict=True):
         for y, row in enumerate(window):
             for x, cell in enumerate(row):
-                merged[top // PATCH + y, left // PATCH + x] += cell
+                merged[top // unit + y, left // unit + x] += cell
     merged = merged * row_weights[:, None, None] * column_weights[None, :, None]
-    trace = {"corners": np.array(corners, np.int32), "merged": narrow(merged, "int32")}
-    trace["labels"] = narrow(labels(merged, twin.recipe.upsample)[:height, :width], "uint8")
+    trace = {"corners": np.array(corners, np.int32)}
+    if case.working:
+        trace["merged"] = narrow(scores, "int16")
+        found = highest(brought_back(merged[:height, :width], pixels.shape[:2]))
+    else:
+        trace["merged"] = narrow(merged, "int32")
+        found = labels(merged, twin.recipe.upsample)[:height, :width]
+    trace["labels"] = narrow(found, "uint8")
     for node, values in nodes.items():
         for i, value in enumerate(values):
             trace[f"window{i}.{node}"] = narrow(value, dtype_of(twin, node))
@@ -348,18 +367,60 @@ def expected(twin: FakeQuantSegmenter, pixels: np.ndarray) -> dict[str, np.ndarr
 
 
 def labels(scores: Tensor, upsample: str) -> Tensor:
-    """Classes of the pixels of the padded image; ties go to the lowest class."""
-    if upsample == "bilinear":
-        # Weights are multiples of 1 / (2 PATCH) and PATCH is a power of two: exact in float64.
-        size = (scores.shape[0] * PATCH, scores.shape[1] * PATCH)
-        image = scores.double().permute(2, 0, 1)[None]
-        image = nn.functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        scores = image[0].permute(1, 2, 0)
+    """Classes of the pixels of the padded image."""
+    return highest(zoomed(scores, upsample))
+
+
+def zoomed(scores: Tensor, upsample: str) -> Tensor:
+    """Scores [h, w, C] of the pixels, float64."""
+    mode = {"mode": "bilinear", "align_corners": False} if upsample == "bilinear" else {"mode": "nearest"}
+    # Weights are multiples of 1 / (2 PATCH) and PATCH is a power of two: exact in float64.
+    size = (scores.shape[0] * PATCH, scores.shape[1] * PATCH)
+    image = nn.functional.interpolate(scores.double().permute(2, 0, 1)[None], size=size, **mode)
+    return image[0].permute(1, 2, 0)
+
+
+def highest(scores: Tensor) -> Tensor:
+    """The class of the largest score; ties go to the lowest."""
     count = scores.shape[-1]
-    best = torch.where(scores == scores.amax(-1, keepdim=True), torch.arange(count), count).amin(-1)
-    if upsample == "nearest":
-        best = best.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
-    return best
+    return torch.where(scores == scores.amax(-1, keepdim=True), torch.arange(count), count).amin(-1)
+
+
+def fitted(size: tuple[int, ...], working: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image of this size at a working size [short, long]."""
+    factor = min(Fraction(working[0], min(size)), Fraction(working[1], max(size)))
+    height, width = (max(1, math.floor(side * factor + Fraction(1, 2))) for side in size)
+    return height, width
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [H, W, 3] at another size (SPEC 7.1): columns first, then rows."""
+    for way, count in ((1, width), (0, height)):
+        size = image.shape[way]
+        if size == count:
+            continue
+        distance = (2 * torch.arange(size) + 1) * count - (2 * torch.arange(count)[:, None] + 1) * size
+        tent = (2 * max(size, count) - distance.abs()).clamp(min=0)
+        total = tent.sum(1, keepdim=True)
+        kernel = (2**23 * tent + total) // (2 * total)
+        sums = torch.tensordot(kernel, image.long(), dims=([1], [way]))
+        image = ((sums + 2**21) >> 22).clamp(max=255).to(torch.uint8)
+        image = image.transpose(0, 1) if way == 1 else image
+    return image
+
+
+def brought_back(scores: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Scores [h, w, C] between pixels at an image's size, times 4 H W / g (SPEC 7.2); exact in float64."""
+    for _ in range(2):  # rows, then columns: the axes change places
+        old, new = scores.shape[0], size[0]
+        common = math.gcd(old, new)
+        steps, unit = old // common, 2 * (new // common)
+        position = ((2 * torch.arange(new) + 1) * steps - unit // 2).clamp(0, unit * (old - 1))
+        lower, upper = position // unit, (position // unit + 1).clamp(max=old - 1)
+        weight = (position % unit).double()[:, None, None]
+        scores = (scores[lower] * (unit - weight) + scores[upper] * weight).transpose(0, 1)
+        size = size[::-1]
+    return scores
 
 
 def dtype_of(twin: FakeQuantSegmenter, node: str) -> str:
@@ -414,7 +475,7 @@ def write(folder: Path) -> dict[str, dict[str, str | int]]:
     for name, case in CASES.items():
         twin = make_twin(case)
         put(f"models/{name}.safetensors", store.dumps(export(twin, info_of(name, case))), SEED)
-        traces = {image: expected(twin, picture(image)) for image in case.pictures}
+        traces = {image: expected(twin, picture(image), case) for image in case.pictures}
         for image, trace in traces.items():
             put(f"traces/{name}.{image}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
         for weakness in weaknesses(name, list(traces.values())):
