@@ -31,6 +31,9 @@ from intseg.images import decode as pictures
 from intseg.ops import MAX_DIM
 from intseg.progress import Progress
 from intseg.reports.table import table
+from intseg.tools.bits.allocation import Allocation, save
+from intseg.tools.bits.choice import allocation_of, as_twin_bits
+from intseg.tools.bits.rounding import round_weights
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
@@ -214,12 +217,11 @@ def _run(args: argparse.Namespace) -> Answer:
         info = dataclasses.replace(info, source=f"{info.source}; {warning}")
         batches = [drawn_scene(info.window), *batches]
     twin = FakeQuantSegmenter(model, info.window, recipe)
-    if args.uniform:
-        twin.set_bits(twin.uniform_bits(*args.uniform))
     say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
-    with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
-        chosen = calibrate(twin, model, batches, progress.update)
+    allocation, found, chosen = _calibrated(args, twin, model, batches)
     data = store.save(export(twin, info), output)
+    if allocation and args.save_bits:
+        save(allocation, Path(args.save_bits))
     if args.save_twin:
         save_twin(twin, Path(args.save_twin))
     nodes = list(report(twin, model, checked)) if args.json or not args.quiet else []
@@ -231,8 +233,24 @@ def _run(args: argparse.Namespace) -> Answer:
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
     way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}; windows merged by {info.merge}, images {at}"
     where = args.check or f"{files[0]}, calibrated on: --check IMAGE shows another"
-    lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", f"wrote {output}: {size}; {way}; {about}"]
-    return Answer(lines, _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds})
+    lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", *found, f"wrote {output}: {size}; {way}; {about}"]
+    document = _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds}
+    document |= {"bits": dict(allocation.bits)} if allocation else {}
+    return Answer(lines, document)
+
+
+def _calibrated(
+    args: argparse.Namespace, twin: FakeQuantSegmenter, model: Segmenter, batches: Sequence[Tensor]
+) -> tuple[Allocation | None, list[str], dict[str, str]]:
+    """Choose bits, calibrate, round weights: the bits if they were asked for, words about them, choices by node."""
+    allocation, found = allocation_of(args, model, list(twin.linears()), batches)
+    if allocation:
+        twin.set_bits(as_twin_bits(twin, allocation))
+    with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
+        chosen = calibrate(twin, model, batches, progress.update, correct=allocation is None)
+    if allocation:
+        chosen |= round_weights(twin, model, batches, allocation.bits)
+    return allocation, found, chosen
 
 
 def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter:

@@ -14,6 +14,7 @@ from intseg.cli.printing import Answer
 from intseg.errors import MAX_THREADS, UsageError
 
 RECIPES = ("i-vit", "intseg", "paper", "paper-aligned")
+SCORES = ("sensitivity", "mix-qvit", "lrp", "mix-qsam")
 
 _CONVERT = """\
 Convert a float Segmenter checkpoint into integer weights. The checkpoint is a file of rstrudel/segmenter (with its
@@ -24,6 +25,7 @@ examples:
   intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
   intseg convert ck/ -o model.safetensors --calibrate photos --samples 32
   intseg convert ck/ -o paper.safetensors --calibrate photos --recipe paper
+  intseg convert ck/ -o small.safetensors --calibrate photos --samples 32 --budget-mb 3.5
 """
 
 
@@ -73,13 +75,48 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=pixels, nargs=2, metavar=("H", "W"), help="pixels of a window; default: checkpoint's")
     add("--stride", type=pixels, nargs=2, metavar=("H", "W"), help="pixels between windows")
     add("--classes", type=Read, metavar="C", help=f"file with a name a line, or {', '.join(palettes.files())}")
-    text = "bits of all weights (2 to 8) and of all activations that they meet (4 to 8): w4a8"
-    add("--uniform", type=_uniform, metavar="WxAy", help=text)
+    bit_arguments(parser)
     add("--name", metavar="NAME", help="of the model; default: the output's file name")
     text = "of PyTorch (1); more seldom help, and float sums may differ in their last bits"
     add("--threads", type=whole(1, MAX_THREADS), default=1, metavar="N", help=text)
     text = "also save the fake-quant model's state (.pth)"
     add("--save-twin", type=written(".pth", ".pt"), metavar="FILE", help=text)
+
+
+def bit_arguments(parser: argparse.ArgumentParser) -> None:
+    """How many bits the weights of each layer get."""
+    add = parser.add_argument
+    text = "bits of all weights (2 to 8) and of all activations that they meet (4 to 8): w4a8"
+    add("--uniform", type=_uniform, metavar="WxAy", help=text)
+    add("--bits", type=Read, metavar="FILE", help="bits of every layer's weights, as --save-bits wrote them (.json)")
+    text = "choose the bits of every layer: all weights in so many megabytes (10^6 bytes)"
+    add("--budget-mb", type=_positive, metavar="MB", help=text)
+    text = "and, or, in so many 10^9 BitOps a window (multiplications x bits of both factors)"
+    add("--budget-bitops", type=_positive, metavar="G", help=text)
+    text = "what makes a layer worth its bits (sensitivity)"
+    add("--score", choices=SCORES, default=SCORES[0], help=text)
+    add("--beta", type=_not_negative, default=0.0, metavar="B", help="how much neighbours should be alike (0)")
+    text = "least and most bits of a layer (2 8)"
+    add("--bit-range", type=whole(2, 8), nargs=2, default=[2, 8], metavar=("LOW", "HIGH"), help=text)
+    add("--save-bits", type=written(".json"), metavar="FILE", help="also write the bits of every layer (.json)")
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    if (value := _not_negative(text)) > 0:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
+def _not_negative(text: str) -> float:
+    """A finite number from 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1e12:
+        return value
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 10^12")
 
 
 @contextlib.contextmanager

@@ -201,3 +201,44 @@ def test_float_labels_of_one_window_are_the_models_own(data: Path) -> None:
     with torch.no_grad():
         expected = model(evaluate.normalise(images, CONFIG))[0].argmax(0).numpy()
     assert (found == expected).mean() > 0.999  # the tool averages in float64
+
+
+def test_bits_by_budget_by_file_and_the_same_file_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = ("--budget-mb", "0.012", "--budget-bitops", "0.03", "--score", "mix-qsam", "--beta", "0.01")
+    assert run(data, tmp_path / "a.safetensors", *budget, "--save-bits", str(tmp_path / "bits.json")) == 0
+    said = capsys.readouterr().out
+    assert "MB of 0.012" in said
+    assert "5 % more size: " in said
+    assert run(data, tmp_path / "b.safetensors", "--bits", str(tmp_path / "bits.json"), "--name", "a") == 0
+    models = [intseg.load(tmp_path / f"{name}.safetensors").graph for name in "ab"]
+    found = json.loads((tmp_path / "bits.json").read_text())["layers"]
+    for name, bits in found.items():
+        first, second = (model.tensors[f"{name}.weight"] for model in models)
+        assert np.array_equal(first, second)
+        assert int(first.max()) < 2 ** (bits - 1)
+        assert int(first.min()) >= -(2 ** (bits - 1))
+    assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--budget-mb", "0.001"], 2, "below the least"),
+        (["--budget-bitops", "1e-6"], 2, "GBitOps is below the least"),
+        (["--budget-mb", "0"], 2, "not a number above 0"),
+        (["--budget-mb", "nan"], 2, "not a number"),
+        (["--bits", "nowhere.json"], 4, "nowhere.json"),
+        (["--budget-mb", "1", "--bits", "nowhere.json"], 2, "leave all but one out"),
+        (["--budget-mb", "1", "--bit-range", "5", "3"], 2, "the lower one first"),
+    ],
+)
+def test_bad_bits_are_one_line(
+    data: Path, tmp_path: Path, options: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path / "m.safetensors", *options, "--save-bits", str(tmp_path / "bits.json")) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ activations      Table 1: errors of the integer GELUs and softmaxes, per block
 upsampling       Table 2: nearest or bilinear, L2 norm kept or dropped
 ptq              Tables 3 to 5: post-training quantization from few and many images, its time and memory
 qat              Tables 3 and 4: models that tools/qat.py wrote
+bits             weights of 2 to 8 bits, uniform and mixed, by every score; ablation and synergy
 simplifications  what each difference between the recipes intseg and paper costs
 calibration      what the choices of calibration win, on training images that it does not see
 sizes            Tables 6 and 7: size and memory traffic of the four published sizes; needs no data
@@ -32,6 +33,7 @@ from intseg.batch import datasets
 from intseg.errors import InputError, IntsegError, UsageError
 from intseg.tools.measure import bench
 from intseg.tools.measure.experiment.activations import activations
+from intseg.tools.measure.experiment.bits import bits
 from intseg.tools.measure.experiment.choices import calibration, simplifications, upsampling
 from intseg.tools.measure.experiment.memo import FORMAT, Document, Memo, earlier, up_to_date, write
 from intseg.tools.measure.experiment.quantized import ptq, qat
@@ -47,6 +49,7 @@ PER_CHECKPOINT: Mapping[str, Callable[[Subject], Document]] = {
     "calibration": calibration,
     "ptq": ptq,
     "qat": qat,
+    "bits": bits,
 }
 """Experiments whose file is EXPERIMENT_CHECKPOINT.json."""
 
@@ -57,6 +60,7 @@ OPTIONS = {
     "calibration": ("split", "limit", "train", "images"),
     "ptq": ("split", "limit", "train", "samples", "recipes", "qat_steps"),
     "qat": ("split", "limit"),
+    "bits": ("split", "limit", "train"),
 }
 """Options that decide a result."""
 

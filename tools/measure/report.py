@@ -18,6 +18,7 @@ from intseg.errors import InputError
 from intseg.files import write_atomically
 from intseg.tools.make_docs import DOCS
 from intseg.tools.measure.tables.activations import per_block, table_1
+from intseg.tools.measure.tables.bits import bit_section
 from intseg.tools.measure.tables.choices import calibration, simplifications, table_2
 from intseg.tools.measure.tables.confusion import figure_section, figures
 from intseg.tools.measure.tables.lam import lambda_table
@@ -65,8 +66,8 @@ def introduction(results: Results) -> Iterator[str]:
 
 
 SECTIONS = (
-    *(opening, introduction, table_3, table_6, table_7, table_1, lambda_table, table_2, simplifications, calibration),
-    *(table_5, figure_section, per_block),
+    *(opening, introduction, table_3, bit_section, table_6, table_7, table_1, lambda_table, table_2, simplifications),
+    *(calibration, table_5, figure_section, per_block),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from intseg.tools.measure.tables.bits import curves
 from intseg.tools.measure.tables.results import Document, Results, latencies, metrics
 
 
@@ -33,11 +34,13 @@ def normalised(row: Document) -> Any:
 
 def figures(results: Results) -> dict[str, str]:
     """Pictures by file name."""
-    from intseg.tools.measure.figures import bars, matrices, speed  # needs matplotlib
+    from intseg.tools.measure.figures import bars, fronts, matrices, speed  # needs matplotlib
 
     drawn = {}
     if results.bench:
         drawn["results_speed.svg"] = speed("Milliseconds of one image, one thread", latencies(results))
+    for name, found in results.each("bits"):
+        drawn[f"results_bits_{name}.svg"] = fronts(f"Size and BitOps against mIoU of {name}", curves(found))
     for name in results.names:
         rows = compared(results, name)
         document = results.found["ptq"].get(name)

@@ -25,7 +25,7 @@ KNOWN = {
 """Checkpoints of the project, in the order of the tables."""
 
 RECIPES = ("i-vit", "paper", "paper-aligned", "intseg")
-PARTS = ("upsampling", "activations", "simplifications", "calibration", "ptq", "qat")
+PARTS = ("upsampling", "activations", "simplifications", "calibration", "ptq", "qat", "bits")
 PAPER_TRAFFIC = {"tiny": (1.01, 0.43), "small": (3.08, 1.13), "base": (10.36, 3.31), "large": (32.00, 9.74)}
 """Table 7 of the paper: 10^12 bits of Segmenter and I-Segmenter."""
 

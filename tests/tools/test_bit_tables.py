@@ -1,0 +1,61 @@
+"""The tables of few bits: rank correlation, the front, the plan of the experiment."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from intseg.tools.bits.allocation import LayerCost
+from intseg.tools.bits.scores import SCORES
+from intseg.tools.measure.experiment import bits as experiment
+from intseg.tools.measure.tables import bits as tables
+
+
+def document(layers: int = 6) -> dict[str, object]:
+    """Results of the experiment with made-up scores and the rows of its plan, all with one confusion."""
+    rng = np.random.default_rng(0)
+    found = {
+        "layers": [[f"l{i}", 100 * (i + 1), 1000] for i in range(layers)],
+        "lrp": rng.dirichlet(np.ones(layers)).tolist(),
+        "mix-qsam": rng.dirichlet(np.ones(layers)).tolist(),
+        "synergy": rng.random(layers - 1).tolist(),
+        "sensitivity": (rng.random((layers, 1)) * 0.25 ** np.arange(7)).tolist(),
+    }
+    costs = [LayerCost(*layer) for layer in found["layers"]]
+    rows = {}
+    for name, _, bits, _ in experiment._plan(None, None, costs, found):
+        size = sum(layer.weights * b for layer, b in zip(costs, bits, strict=True))
+        right = 50 + size // 1000
+        rows[name] = {
+            "bits": list(bits),
+            "size": size,
+            "bitops": 8 * size,
+            "confusion": [[right, 5], [5, 50]],
+            "same_as_float": right,
+            "pixels": 100,
+        }
+    return {"float": {"bilinear, L2": rows["uniform W8"]}, "samples": 32, "scores": found, "rows": rows}
+
+
+def test_the_plan_keeps_its_budgets_and_the_tables_hold_every_row() -> None:
+    found = document()
+    total = sum(weights for _, weights, _ in found["scores"]["layers"])
+    for name, row in found["rows"].items():
+        if name.endswith(" bits"):
+            assert row["size"] <= float(name.split(" ")[-2]) * total
+    front = tables.front(found)
+    assert set(front) == {"uniform", *SCORES}
+    assert [len(front[way]) for way in SCORES] == [len(experiment.MEANS)] * len(SCORES)
+    text = "\n".join([*tables._front("m", found), *tables._means("m", found), *tables._importances("m", found)])
+    for words in (*experiment.ABLATION, "one image", *(f"| {beta:g} |" for beta in experiment.BETAS)):
+        assert words in text
+    assert text.count("| uniform |") == len(experiment.UNIFORM)
+
+
+def test_the_scores_of_the_tables_are_those_that_exist() -> None:
+    assert tables.SCORES == SCORES
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rank_correlation_is_spearmans(seed: int) -> None:
+    a, b = np.random.default_rng(seed).integers(0, 6, (2, 30))
+    assert tables.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)

@@ -1,0 +1,119 @@
+"""Weights of fewer bits: uniform and mixed by every score, what each means against rounding wins, beta of synergy."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from intseg.tools.bits import choice, scores
+from intseg.tools.bits.allocation import BITS, Budget, LayerCost, Problem, allocate
+from intseg.tools.bits.rounding import Ways, round_weights
+from intseg.tools.convert import find_images, windows
+from intseg.tools.measure.experiment.memo import Document
+from intseg.tools.measure.experiment.subject import Subject
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.recipe import RECIPES
+
+SAMPLES = 32
+"""Calibration images."""
+
+UNIFORM = (8, 6, 4, 3, 2)
+MEANS = (4.0, 3.0, 2.5)
+"""Bits a weight on average, at most."""
+
+ABLATION: Mapping[str, Ways] = {
+    "each weight to its nearest": Ways(False, False, False, True),
+    "ranges by least squares": Ways(False, True, False, True),
+    "errors handed on": Ways(False, False, True, True),
+    "both": Ways(False, True, True, True),
+}
+"""What is left out of all means, but for the last one: norms are clipped too in all other rows."""
+
+ABLATED = {4: list(ABLATION)[:1], 3: list(ABLATION)}
+BETAS, SWEPT, SWEPT_MEAN = (1e-4, 1e-3), "mix-qsam", 3.0
+"""Of synergy, in bits of average worth; zero is among the mixed rows."""
+
+
+class Rounded:
+    """A calibrated twin, and what the engine gives with its weights rounded in some way."""
+
+    def __init__(self, subject: Subject, samples: int) -> None:
+        self.subject, self.samples = subject, samples
+
+    @functools.cached_property
+    def _calibrated(self) -> FakeQuantSegmenter:
+        recipe = RECIPES["intseg"]
+        twin = FakeQuantSegmenter(self.subject.model, self.subject.info_of(recipe).window, recipe)
+        calibrate(twin, self.subject.model, self.batches)
+        return twin
+
+    @functools.cached_property
+    def batches(self) -> list[object]:
+        """Windows of every calibration image."""
+        files = find_images(self.subject.training, self.samples)
+        return [windows(file, self.subject.info) for file in files]
+
+    def row(self, costs: Sequence[LayerCost], bits: Sequence[int], ways: Ways = Ways()) -> Document:  # noqa: B008
+        """Accuracy and costs of an allocation."""
+        twin = copy.deepcopy(self._calibrated)
+        round_weights(twin, self.subject.model, self.batches, dict(zip(twin.linears(), bits, strict=True)), ways)
+        size = sum(layer.weights * b for layer, b in zip(costs, bits, strict=True))
+        work = sum(layer.macs * b * 8 for layer, b in zip(costs, bits, strict=True))
+        counted = self.subject.engine_row(self.subject.exported(twin.eval())).as_json()
+        return {"bits": list(bits), "size": size, "bitops": work, **counted}
+
+
+def bits(subject: Subject) -> Document:
+    """The Pareto front of uniform and mixed bits, importances beside sensitivities, ablation, beta."""
+    many, one = Rounded(subject, SAMPLES), Rounded(subject, 1)
+    found = subject.memo("scores", lambda: measured(many))
+    costs = [LayerCost(*layer) for layer in found["layers"]]
+    rows = {}
+    for name, rounded, chosen, ways in _plan(many, one, costs, found):
+        rows[name] = subject.memo(name, functools.partial(rounded.row, costs, chosen, ways))
+    return {"float": subject.floats(), "samples": SAMPLES, "scores": found, "rows": rows}
+
+
+def measured(rounded: Rounded) -> Document:
+    """Costs of the layers, importances by every score, KL of every layer at every number of bits, synergy."""
+    subject = rounded.subject
+    names = list(rounded._calibrated.linears())
+    costs = choice.layer_costs(subject.model, rounded.batches[0][:1], names)
+    probe = scores.Probe(subject.model, choice.spread(rounded.batches), names)
+    zeroed = scores.normalised(probe.zeroed())
+    return {
+        "layers": [[layer.name, layer.weights, layer.macs] for layer in costs],
+        "lrp": scores.normalised(probe.relevance()).mean(0).tolist(),
+        "mix-qsam": zeroed.mean(0).tolist(),
+        "synergy": scores.synergy(zeroed).tolist(),
+        "sensitivity": np.maximum(probe.rounded(BITS).mean(0), 0).tolist(),
+    }
+
+
+def problem_of(found: Document, score: str, beta: float) -> Problem:
+    """The objective of a score, as `scores.measure` makes it of what it measured."""
+    gain = scores.gain_of(score, BITS, found["lrp"], found["mix-qsam"], found["sensitivity"])
+    return Problem([LayerCost(*layer) for layer in found["layers"]], gain, np.array(found["synergy"]), beta)
+
+
+def _plan(
+    many: Rounded, one: Rounded, costs: Sequence[LayerCost], found: Document
+) -> Iterator[tuple[str, Rounded, Sequence[int], Ways]]:
+    """(name, calibration, bits of every layer, means) of every row."""
+    every, total = len(costs), sum(layer.weights for layer in costs)
+    for b in UNIFORM:
+        yield f"uniform W{b}", many, [b] * every, Ways()
+    for mean in MEANS:
+        for score in scores.SCORES:
+            best = allocate(problem_of(found, score, 0.0), Budget(size=int(mean * total)))
+            yield f"{score}, {mean:g} bits", many, best.bits, Ways()
+    for b, left in ABLATED.items():
+        yield from ((f"W{b}, {what}", many, [b] * every, ABLATION[what]) for what in left)
+        yield f"W{b}, one image", one, [b] * every, Ways()
+    for beta in BETAS:
+        best = allocate(problem_of(found, SWEPT, beta), Budget(size=int(SWEPT_MEAN * total)))
+        yield f"{SWEPT}, beta {beta:g}, {SWEPT_MEAN:g} bits", many, best.bits, Ways()
