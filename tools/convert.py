@@ -217,8 +217,8 @@ def _run(args: argparse.Namespace) -> Answer:
         info = dataclasses.replace(info, source=f"{info.source}; {warning}")
         batches = [drawn_scene(info.window), *batches]
     twin = FakeQuantSegmenter(model, info.window, recipe)
-    say(f"calibrating on {count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')} ...")
-    allocation, found, chosen = _calibrated(args, twin, model, batches)
+    on = f"{count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')}"
+    allocation, found, chosen = _calibrated(args, twin, model, batches, on)
     data = store.save(export(twin, info), output)
     if allocation and args.save_bits:
         save(allocation, Path(args.save_bits))
@@ -240,12 +240,13 @@ def _run(args: argparse.Namespace) -> Answer:
 
 
 def _calibrated(
-    args: argparse.Namespace, twin: FakeQuantSegmenter, model: Segmenter, batches: Sequence[Tensor]
+    args: argparse.Namespace, twin: FakeQuantSegmenter, model: Segmenter, batches: Sequence[Tensor], on: str
 ) -> tuple[Allocation | None, list[str], dict[str, str]]:
     """Choose bits, calibrate, round weights: the bits if they were asked for, words about them, choices by node."""
     allocation, found = allocation_of(args, model, list(twin.linears()), batches)
     if allocation:
         twin.set_bits(as_twin_bits(twin, allocation))
+    say(f"calibrating on {on} ...")
     with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
         chosen = calibrate(twin, model, batches, progress.update, correct=allocation is None)
     if allocation:
