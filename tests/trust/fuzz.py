@@ -2,7 +2,8 @@
 """Hostile files: every kind of file that intseg reads, spoiled; each must be read, or refused with one IntsegError.
 
     python tests/trust/fuzz.py --count 100000              so many files; the counts by kind and stage, the rate
-    python tests/trust/fuzz.py --seconds 600 --jobs 2      as many as the time allows
+    python tests/trust/fuzz.py --seconds 600 --jobs 2      as many as the time allows, in two processes
+    python tests/trust/fuzz.py --json > counts.json        the counts for programs too
     python tests/trust/fuzz.py --kind weights --seed 7     one kind; a seed is always the same files
     python tests/trust/fuzz.py --replay fuzz-failures/weights-0-1234     read a saved failure again
 
@@ -365,7 +366,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recycle", type=int, default=20_000, help="files read by one worker process (20000)")
     parser.add_argument("--shrink", type=float, default=10, help="seconds of CPU time to make a failure smaller (10)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder of the failures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read a saved failure again")
     parser.add_argument(
         "--plant", action="append", choices=list(PLANTS), help="break a reader first: the run must fail"
@@ -399,10 +400,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     start = time.time()
     found = campaign(settings, lambda line: print(line, file=sys.stderr, flush=True))
+    seconds = time.time() - start
+    print("\n".join(lines(found, seconds)), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**found.as_json(), "seconds": time.time() - start}))
-    else:
-        print("\n".join(lines(found, time.time() - start)))
+        print(json.dumps({**found.as_json(), "seconds": seconds, "rate": found.files / max(seconds, 0.001)}))
     return 1 if found.failures else 0
 
 

@@ -4,12 +4,15 @@
     python tests/trust/mutate_package.py --sample 100 --seed 1      so many mutants of all modules; survivors, the score
     python tests/trust/mutate_package.py --module files --sample 0  all of the modules whose name holds a word
     python tests/trust/mutate_package.py --list --sample 100        name them, run nothing
+    python tests/trust/mutate_package.py --sample 400 --journal j.jsonl     again: goes on after what is in the journal
+    python tests/trust/mutate_package.py --sample 400 --part 1/2    a half of them; the other half in another process
 
 A mutant is the package with one change: those of mutate.py, and a condition negated, `and` for `or`, a raise or a call
 left out. It is written into a copy of the checkout, so that processes which tests start have it too. The tests that
 judge it are those that call its function, found by running the test files of its module once under a profile; the
-fastest come first, and the first that fails kills. What is compiled calls no Python: a kernel is judged by all tests of
-its files. A mutant that takes ten times as long as its tests, and ten seconds more, is killed by the clock.
+fastest come first, --most seconds of them, and the first that fails kills. What is compiled calls no Python: a kernel
+is judged by all tests of its files. A mutant that takes ten times as long as its tests, and ten seconds more, is killed
+by the clock.
 
 Mutants remove wrong files: nothing outside of a temporary folder can be changed by them (cage.py).
 
@@ -21,9 +24,11 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -57,12 +62,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/windows.py": ("test_windows", "test_image", "test_api"),
     "intseg/backends.py": ("test_api", "test_cli"),
     "intseg/images": ("test_image", "test_labels", "test_guards"),
-    "intseg/batch": ("test_batch", "test_evaluate", "test_labels", "test_guards"),
+    "intseg/batch": ("test_batch", "test_evaluate", "test_labels", "test_spread", "test_guards"),
     "intseg/plan": ("test_kernels",),
     "intseg/workbench/diff.py": ("test_diff", "test_guards"),
     "intseg/workbench/sides.py": ("test_diff", "test_bare_files", "test_guards"),
     "intseg/workbench/cause.py": ("test_diff",),
     "intseg/workbench/dump.py": ("test_dump", "test_guards"),
+    "intseg/workbench/memory_files.py": ("test_dump",),
     "intseg/workbench/trace.py": ("test_trace", "test_guards"),
     "intseg/cli": ("test_cli", "test_batch"),
     "kernels": ("test_kernels",),
@@ -311,8 +317,8 @@ class Workshop:
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.cache.mkdir(0o700, parents=True)
 
-    def judges(self, mutant: Mutant) -> list[Test]:
-        """The tests of a mutant, the fastest first; of a kernel all that call anything of its file."""
+    def judges(self, mutant: Mutant, most: float) -> list[Test]:
+        """The tests of a mutant, the fastest first, so many seconds; of a kernel all that call anything of its file."""
         found: dict[str, float] = {}
         for key, tests in self.calls.items():
             file, _, function = key.partition(":")
@@ -320,7 +326,9 @@ class Workshop:
                 found |= tests
         if mutant.file.startswith("kernels") and not found:
             found = {name: s for tests in self.calls.values() for name, s in tests.items() if "test_kernels" in name}
-        return sorted((Test(n, s) for n, s in found.items() if n not in self.failed), key=lambda test: test.seconds)
+        order = sorted((Test(n, s) for n, s in found.items() if n not in self.failed), key=lambda test: test.seconds)
+        total = [sum(test.seconds for test in order[:i]) for i in range(len(order))]
+        return [test for test, before in zip(order, total, strict=True) if before <= most]
 
     def survives(self, mutant: Mutant, tests: Sequence[Test]) -> bool:
         """Whether every test passes with the change."""
@@ -395,10 +403,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=100, metavar="N", help="so many mutants (100); 0 for all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
     parser.add_argument("--seconds", type=float, default=10**9, metavar="S", help="begin no mutant after so long")
+    parser.add_argument("--most", type=float, default=60.0, metavar="S", help="seconds of tests for a mutant (60)")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th of them, from the I-th on")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from it")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     args = parser.parse_args(argv)
     found = all_changes(args.module)
-    chosen = drawn(found, args.sample, args.seed)
+    part, parts = map(int, args.part.split("/"))
+    chosen = drawn(found, args.sample, args.seed)[part - 1 :: parts]
     if args.list:
         print("\n".join(str(change.mutant()) for change in chosen))
         return 0
@@ -407,40 +419,105 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"mutate_package.py: no module holds {args.module!r}, expected one of {', '.join(TESTS)}", file=sys.stderr
         )
         return 2
-    with tempfile.TemporaryDirectory() as folder:
-        return _score(found, chosen, Path(folder), args.seconds)
+    with tempfile.TemporaryDirectory() as folder, Journal(args.journal) as journal:
+        return _score(chosen, len(found), Path(folder), journal, args)
 
 
-def _score(found: list[Change], chosen: list[Change], folder: Path, seconds: float) -> int:
-    preload()
-    workshop = Workshop(folder)
+class Journal:
+    """What is known of mutants, by key, and who calls what: of this very tree. Without a path it forgets."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Journal:
+        """Read it. Raises SystemExit for a journal of another tree."""
+        tree = hashlib.sha256()
+        for place in COPIED:
+            for file in sorted((ROOT / place).rglob("*.py")):
+                tree.update(file.read_bytes())
+        text = self.path.read_text(encoding="utf-8") if self.path and self.path.exists() else ""
+        self.lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        if self.lines and self.lines[0] != {"tree": tree.hexdigest()}:
+            raise SystemExit(f"mutate_package.py: {self.path}: is of other sources or tests; choose another file")
+        if not self.lines:
+            self.add({"tree": tree.hexdigest()})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Every line is written already."""
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One more line."""
+        self.lines.append(line)
+        if self.path:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """What became of mutants, by key."""
+        return {line["key"]: line for line in self.lines if "key" in line}
+
+
+def _looked(workshop: Workshop, journal: Journal, files: list[str]) -> None:
+    """Who calls what: run the tests once, unless the journal knows it."""
     start = time.monotonic()
-    workshop.look(sorted({file for change in chosen for file in tests_of(change.file)}))
-    print(
-        f"unmutated: {time.monotonic() - start:.0f} s, {len(workshop.failed)} tests fail and are left out", flush=True
-    )
-    killed: Counter[str] = Counter()
-    survived: Counter[str] = Counter()
-    argued = 0
+    known = next((line for line in journal.lines if line.get("files") == files), None)
+    if known is None:
+        workshop.look(files)
+        journal.add({"files": files, "calls": workshop.calls, "failed": sorted(workshop.failed)})
+    else:
+        workshop.calls, workshop.failed = known["calls"], set(known["failed"])
+    print(f"unmutated: {time.monotonic() - start:.0f} s, {len(workshop.failed)} tests fail, left out", flush=True)
+
+
+def _score(chosen: list[Change], everything: int, folder: Path, journal: Journal, args: argparse.Namespace) -> int:
+    preload()
+    workshop, start = Workshop(folder), time.monotonic()
+    _looked(workshop, journal, sorted({file for change in chosen for file in tests_of(change.file)}))
+    known = journal.outcomes()
+    found: list[dict[str, Any]] = []
     for mutant in (change.mutant() for change in chosen):
-        if time.monotonic() - start > seconds:
-            break
-        if mutant.key in EQUIVALENT:
-            argued += 1
-            continue
-        tests = workshop.judges(mutant)
-        lives = not tests or workshop.survives(mutant, tests)
-        (survived if lives else killed)[mutant.file] += 1
-        if lives:
-            print(f"survivor{'' if tests else ' (no test calls it)'}: {mutant}", flush=True)
-    for file in sorted(killed | survived):
-        print(f"{file:36} {killed[file]:4} of {killed[file] + survived[file]:4} killed")
-    counted, dead = killed.total() + survived.total(), killed.total()
-    score = 100 * dead / max(counted, 1)
+        if mutant.key not in known:
+            if time.monotonic() - start > args.seconds:
+                break
+            known[mutant.key] = _judged(workshop, mutant, args.most)
+            journal.add(known[mutant.key])
+        found.append(known[mutant.key])
+        if found[-1]["what"] == "survived":
+            print(f"survivor{'' if found[-1]['tests'] else ' (no test calls it)'}: {mutant}", flush=True)
+    return _print_score(found, everything, time.monotonic() - start)
+
+
+def _judged(workshop: Workshop, mutant: Mutant, most: float) -> dict[str, Any]:
+    """What becomes of a mutant: argued, killed or survived."""
+    start, tests = time.monotonic(), []
+    if mutant.key in EQUIVALENT:
+        what = "argued"
+    else:
+        tests = workshop.judges(mutant, most)
+        what = "survived" if not tests or workshop.survives(mutant, tests) else "killed"
+    seconds = round(time.monotonic() - start, 2)
+    return {"key": mutant.key, "file": mutant.file, "what": what, "tests": len(tests), "seconds": seconds}
+
+
+def _print_score(found: list[dict[str, Any]], everything: int, seconds: float) -> int:
+    """The table, the rate, the memory, and all of it as JSON; 0 when at least 95 % are killed or argued."""
+    by_file = {file: Counter(line["what"] for line in found if line["file"] == file) for file in
+               sorted({line["file"] for line in found})}  # fmt: skip
+    for file, counts in by_file.items():
+        counted = counts["killed"] + counts["survived"]
+        print(f"{file:36} {counts['killed']:4} of {counted:4} killed, {counts['argued']} argued")
+    total = Counter(line["what"] for line in found)
+    counted = total["killed"] + total["survived"]
+    score = 100 * total["killed"] / max(counted, 1)
+    each = sum(line["seconds"] for line in found) / max(len(found), 1)
+    memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     print(
-        f"{counted + argued} of {len(found)} mutants in {time.monotonic() - start:.0f} s: {argued} argued, "
-        f"{dead} of {counted} killed: {score:.1f} %"
+        f"{len(found)} of {everything} mutants in {seconds:.0f} s, {each:.1f} s each, {memory:.0f} MiB: "
+        f"{total['argued']} argued, {total['killed']} of {counted} killed: {score:.1f} %"
     )
+    print(json.dumps({"mutants": len(found), "of": everything, "seconds": round(seconds), "score": score, **total}))
     return 0 if score >= 95 else 1
 
 

@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import re
 import resource
@@ -338,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{index} cases in {seconds:.0f} s, {index / seconds:.1f} a second, slowest {slowest:.2f} s, {memory:.0f} MiB"
     )
     print(f"{failures} failures")
+    found = {"cases": index, "seconds": seconds, "rate": index / seconds, "slowest": slowest, "MiB": memory}
+    print(json.dumps({**found, "failures": failures, "counts": counts}))
     return 1 if failures else 0
 
 
