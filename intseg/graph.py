@@ -130,6 +130,33 @@ class Graph:
         return inputs, {role: self.tensors[name] for role, name in node.params.items()}
 
 
+def types(graph: Graph) -> dict[str, str]:
+    """What image, tensors and nodes hold, by name: a dtype, or int2 to int7 where INT8 has fewer bits.
+
+    Of a node that is what its `out` says, of a table the narrowest that holds it, of an op that only moves values the
+    widest of its inputs.
+    """
+    found = {name: tensor.dtype.name for name, tensor in graph.tensors.items()}
+    found |= {name: f"int{bits}" for name, bits in graph.packed.items()}
+    found[IMAGE] = "uint8"
+    for node in graph.nodes:
+        table = node.params.get("table")
+        if OPS[node.op].moves:
+            widest = max((found[name] for name in node.inputs), key=bits_of)
+            found[node.name] = widest if bits_of(widest) > 3 else "int4"
+        elif table is not None and node.dtype == graph.tensors[table].dtype.name:
+            low, high = int(graph.tensors[table].min()), int(graph.tensors[table].max())
+            found[node.name] = f"int{max(4, max(high, ~low).bit_length() + 1)}"
+        else:
+            found[node.name] = str(node.attrs.get("out", node.dtype))
+    return found
+
+
+def bits_of(kind: str) -> int:
+    """Of an element of a type."""
+    return int(kind.lstrip("uint"))
+
+
 def validate(graph: Graph) -> None:
     """Refuse a graph that is not well formed or whose arithmetic is not proved to stay in range.
 

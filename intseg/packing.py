@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 1 << 13
+"""Words that are unpacked at a time: they stay in a cache."""
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """ceil(count bits / 8)."""
@@ -48,12 +51,22 @@ def unpack(stream: NDArray[np.uint8], shape: Sequence[int], bits: int) -> NDArra
     groups = -(-count // 8)
     padded = np.zeros(groups * bits, np.uint8)
     padded[: len(stream)] = stream
-    bytes_ = np.zeros((groups, 8), np.uint8)
-    bytes_[:, :bits] = padded.reshape(groups, bits)
-    words = bytes_.view("<u8").reshape(-1)
     found = np.empty((groups, 8), np.uint8)
-    for i in range(8):
-        found[:, i] = (words >> np.uint64(i * bits)).astype(np.uint8)
-    # The sign of an element goes to the highest bit of its byte and is shifted back from there.
-    signed = (found << np.uint8(8 - bits)).view(np.int8) >> np.int8(8 - bits)
-    return signed.reshape(-1)[:count].reshape(shape)
+    for start in range(0, groups, _BLOCK):
+        block = found[start : start + _BLOCK]
+        block[:, :bits] = padded[start * bits : (start + _BLOCK) * bits].reshape(-1, bits)
+        block[:, bits:] = 0
+        _spread(block.view("<u8").reshape(-1), bits)
+        sign = np.uint8(1 << (bits - 1))
+        block ^= sign
+        block -= sign
+    return found.reshape(-1)[:count].view(np.int8).reshape(shape)
+
+
+def _spread(words: NDArray[np.uint64], bits: int) -> None:
+    """Eight elements from the low 8 `bits` of every word to a byte each, in place: halves move apart, three times."""
+    for half, lanes in ((4, 1), (2, 0x1_0000_0001), (1, 0x1_0001_0001_0001)):
+        low = ((1 << half * bits) - 1) * lanes
+        high = words & np.uint64(low << half * bits)
+        words &= np.uint64(low)
+        words |= high << np.uint64(half * (8 - bits))

@@ -272,22 +272,30 @@ def _graph_from_json(document: dict[str, Any], tensors: dict[str, NDArray[Any]])
     return Graph(nodes, tensors, _typed(document, "output", str, "metadata"), _info_from_json(document["info"]), packed)
 
 
-def _unpacked(entries: object, tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
-    """The tensors as a graph has them, and the bits of those that were packed (SPEC 6.1). Raises ModelError."""
-    found, bits = dict(tensors), {}
+def packed_entries(entries: object) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Bits and shapes that a document's `packed` states, by tensor. Raises ModelError."""
+    found = {}
     for name, entry in _typed({"packed": entries}, "packed", dict, "metadata").items():
         where = f"metadata: packed tensor {name!r:.80}"
         entry = _with_keys(entry, ("bits", "shape"), where)
-        bits[name], shape = _typed(entry, "bits", int, where), _list_of(entry, "shape", int, where)
-        if name not in tensors:
-            raise ModelError(f"{where}: the file does not hold it; export the model again")
+        bits, shape = _typed(entry, "bits", int, where), _list_of(entry, "shape", int, where)
         if len(shape) > MAX_RANK or not all(0 <= n < 2**40 for n in shape):
             raise ModelError(f"{where} has shape {list(shape)!r:.80}, expected at most {MAX_RANK} axes below 2^40")
+        found[name] = bits, shape
+    return found
+
+
+def _unpacked(entries: object, tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """The tensors as a graph has them, and the bits of those that were packed (SPEC 6.1). Raises ModelError."""
+    found, packed = dict(tensors), packed_entries(entries)
+    for name, (bits, shape) in packed.items():
+        if name not in tensors:
+            raise ModelError(f"metadata: packed tensor {name!r:.80} is not in the file; export the model again")
         try:
-            found[name] = unpack(tensors[name], shape, bits[name])
+            found[name] = unpack(tensors[name], shape, bits)
         except ValueError as error:
-            raise ModelError(f"{where}: {error}; export the model again") from None
-    return found, bits
+            raise ModelError(f"metadata: packed tensor {name!r:.80}: {error}; export the model again") from None
+    return found, {name: bits for name, (bits, _) in packed.items()}
 
 
 def _with_keys(

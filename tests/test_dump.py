@@ -13,6 +13,7 @@ from compare import assert_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intseg import store
 from intseg.errors import InputError, UsageError
 from intseg.workbench import dump, memory_files
 from intseg.workbench.dump import FORMATS, PACKED, Options
@@ -331,3 +332,28 @@ def test_an_unknown_tensor_and_a_full_folder_are_refused(tmp_path: Path):
         dump.write_folder(source, tmp_path, "hex")
     with pytest.raises(InputError, match="cannot write"):
         dump.write_folder(source, tmp_path / "no" / "d", "hex")
+
+
+@pytest.mark.parametrize("per_word", [1, 8])
+@pytest.mark.parametrize("kind", ["hex", "bin", "coe", "c"])
+def test_packed_tensors_have_words_of_their_own_bits(tmp_path: Path, kind: str, per_word: int):
+    """Weights of 2 to 7 bits, one a word or eight; back they are packed again, byte for byte."""
+    source = Path(__file__).parent.parent / "golden" / "models" / "bits.safetensors"
+    graph = store.load(source)
+    folder = tmp_path / "out"
+    dump.write_folder(source, folder, kind, dump.Options(per_word=per_word), ",".join(graph.packed))
+    opened = dump.open_folder(folder)
+    assert {opened.tensors[name]["width"] for name in graph.packed} == {2, 3, 4, 5, 6, 7}
+    for name, bits in graph.packed.items():
+        assert opened.tensors[name]["word_bits"] == bits * per_word
+        assert_equal(opened.read(name, check=True), graph.tensors[name], name)
+    if kind == "hex":
+        name, bits = next((name, bits) for name, bits in graph.packed.items() if bits == 3)
+        first = graph.tensors[name].ravel()[:per_word].tolist()
+        word = sum(value % 8 << 3 * i for i, value in enumerate(first))
+        assert (folder / f"{name}.hex").read_text().split()[0] == f"{word:0{-(-3 * per_word // 4)}x}"
+    dump.read_folder(folder, tmp_path / "again.safetensors")
+    again, file = TensorFile(tmp_path / "again.safetensors"), TensorFile(source)
+    for name in graph.packed:
+        assert again.entries[name].dtype == "uint8"
+        assert_equal(again.read(name), file.read(name), name)

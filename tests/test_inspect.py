@@ -13,6 +13,7 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import intseg
 from intseg import api, store
@@ -69,6 +70,35 @@ def test_totals_count_every_byte_once(tiny: api.Model) -> None:
     assert list(found.precision) == ["int8", "int16", "int32", "int64"]
 
 
+def test_fewer_bits_are_counted_as_they_are_stored(tmp_path: Path) -> None:
+    """Of the golden model with mixed bits: size, BitOps and traffic from the file and the nodes alone."""
+    model = intseg.load(ROOT / "golden" / "models" / "bits.safetensors")
+    graph, rows = model.graph, {row.name: row for row in inspect_model.rows(model.graph)}
+    found = inspect_model.totals(graph)
+    stored = store.from_file(safetensors.numpy.load(model.path.read_bytes()))
+    scales = {node.scale for node in graph.nodes}
+    assert found.parameter_bytes == sum(array.nbytes for name, array in stored.items() if name not in scales)
+    bits = {f"{name}.weight": row.bits[1] for name, row in rows.items() if row.op == "linear"}
+    assert {name: n for name, n in bits.items() if n < 8} == dict(graph.packed)
+    assert set(graph.packed.values()) == {2, 3, 4, 5, 6, 7}
+    fc2 = rows["encoder.blocks.0.mlp.fc2"]
+    table = graph.tensors["encoder.blocks.0.mlp.act.table"]
+    assert fc2.bits[0] == max(4, max(int(table.max()), ~int(table.min())).bit_length() + 1) < 8
+    assert fc2.bitops == fc2.macs * fc2.bits[0] * fc2.bits[1]
+    norm, qkv = graph.node("encoder.blocks.0.norm1"), rows["encoder.blocks.0.attn.qkv"]
+    assert qkv.bits[0] == int(str(norm.attrs["out"]).removeprefix("int"))
+    assert found.bitops == sum(row.bitops for row in rows.values())
+    moved = (
+        8 * 3 * math.prod(graph.info.window)
+    )  # the image; then every output, once written and as often as it is read
+    for node in graph.nodes:
+        readers = sum(later.inputs.count(node.name) for later in graph.nodes)
+        kind = re.match(r"u?int(\d+)", rows[node.name].output)
+        assert kind
+        moved += math.prod(node.shape) * int(kind[1]) * (1 + readers)
+    assert found.traffic_bits == moved + 8 * found.parameter_bytes
+
+
 def test_the_peak_is_what_the_executor_holds() -> None:
     graph = graphs.tiny()
     alive: dict[str, int] = {IMAGE: 8 * 8 * 3}
@@ -92,7 +122,7 @@ def test_groups_add_up_to_the_nodes(by: str) -> None:
     rows = inspect_model.rows(intseg.load(SMALL).graph)
     groups = inspect_model.grouped(rows, by)
     assert len(groups) < len(rows)
-    for column in ("parameters", "parameter_bytes", "macs", "output_bytes"):
+    for column in ("parameters", "parameter_bytes", "macs", "bitops", "output_bytes"):
         assert sum(getattr(row, column) for row in groups) == sum(getattr(row, column) for row in rows)
     assert inspect_model.grouped(rows, "node") == rows
     with pytest.raises(UsageError, match="expected node, block, op"):

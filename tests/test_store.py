@@ -161,7 +161,9 @@ def test_wrong_packed_tensors():
     refuse(packed_weight({"bits": True, "shape": [3, 4]}), "bits is True, expected int")
     refuse(packed_weight({"bits": 3}), "lacks shape")
     refuse(packed_weight([3, 4]), "expected an object with keys bits, shape")
-    refuse(with_document(lambda d: d.update(packed={"none": {"bits": 3, "shape": [1]}})), "'none'", "does not hold it")
+    refuse(
+        with_document(lambda d: d.update(packed={"none": {"bits": 3, "shape": [1]}})), "'none'", "is not in the file"
+    )
     refuse(with_document(lambda d: d.update(packed=[])), "packed is [], expected dict")
     refuse(packed_file(None, np.zeros(5, np.uint8)), "parameter weight is uint8, expected int8")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from intseg.arith import INT_RANGE
+from intseg.arith import held, limits
 from intseg.exam import EXAMS
 from intseg.exam._real import Float, taps
 from intseg.graph import IMAGE, Graph, ModelInfo, Node
@@ -29,10 +29,9 @@ REAL: dict[str, RealOp] = {op: exam.real for op, exam in EXAMS.items() if exam.r
 """Op name -> real op: same inputs (float32 or float64), params and attributes as the integer op."""
 
 
-def on_grid(x: Float, dtype: str) -> Array:
-    """The nearest integers that `dtype` holds: round half up, then saturate, as RSR and saturate do (SPEC 2.1, 2.2)."""
-    low, high = INT_RANGE[dtype]
-    result: Array = np.clip(np.floor(x + 0.5), low, high).astype(dtype)
+def on_grid(x: Float, kind: str) -> Array:
+    """The nearest integers of a dtype or a narrow type: half up, then saturated (SPEC 2.1, 2.2)."""
+    result: Array = np.clip(np.floor(x + 0.5), *limits(kind)).astype(held(kind))
     return result
 
 

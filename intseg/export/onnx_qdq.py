@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from intseg.arith import NARROW, limits
 from intseg.exam import EXAMS
 from intseg.graph import Graph, Node
 from intseg.ops import MOVERS, Array
@@ -93,6 +94,9 @@ class Lowering:
         node = self._node
         if scale is not None:
             self.scale[node.name] = scale
+        if (kind := str(node.attrs.get("out"))) in NARROW:  # QuantizeLinear saturates at 8 bits
+            ends = (end * self.scale[node.name] for end in limits(kind))
+            value = self.node("Clip", value, *map(self.constant, ends))
         zero = self.constant(0, node.dtype)
         self.node("QuantizeLinear", value, self.constant(self.scale[node.name]), zero)
         self.nodes[-1].output[0] = node.name

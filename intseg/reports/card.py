@@ -181,7 +181,7 @@ def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None
         ),
         ("class map", info.upsample),
         ("parameters", f"{found.parameters:,}"),
-        ("work", f"{found.macs / 1e9:.2f} GMAC per window"),
+        ("work", f"{found.macs / 1e9:.2f} GMAC, {found.bitops / 1e9:.1f} GBitOp per window"),
         ("file", f"{size / 1e6:.2f} MB, sha256 `{model.sha256}`"),
     ]
     if info.source:

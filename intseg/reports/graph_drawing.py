@@ -16,7 +16,7 @@ from typing import Any
 from intseg import api
 from intseg.errors import printable
 from intseg.exam import EXAMS
-from intseg.graph import IMAGE, Graph, Node
+from intseg.graph import IMAGE, Graph, Node, types
 from intseg.reports.inspect import block_of, describe, inner_name, input_of, row_of
 from intseg.reports.markup import escape, number
 
@@ -154,7 +154,8 @@ def _run_box(graph: Graph, run: Sequence[str]) -> _Box:
     nodes = [node for block in run for node in _by_block(graph)[block]]
     if len(nodes) == 1:
         return _node_box(nodes[0], nodes[0].name)
-    found = [row_of(graph, node) for node in nodes]
+    kinds = types(graph)
+    found = [row_of(graph, node, kinds) for node in nodes]
     size = f"{sum(row.parameters for row in found) / 1e6:.2f} M parameters"
     work = f"{sum(row.macs for row in found) / 1e6:.0f} MMAC"
     count = f"{len(run)} blocks of {len(nodes) // len(run)} nodes" if len(run) > 1 else f"{len(nodes)} nodes"

@@ -13,8 +13,9 @@ import numpy as np
 
 from intseg import api
 from intseg.errors import UsageError, printable
-from intseg.graph import IMAGE, Graph, Node
+from intseg.graph import IMAGE, Graph, Node, bits_of, types
 from intseg.ops import OPS
+from intseg.packing import packed_bytes
 from intseg.reports.table import table
 
 BLOCK = re.compile(r"(.*\.blocks)\.(\d+)\.(.+)")
@@ -32,6 +33,8 @@ class Row:
     parameters       elements of the tensors it reads: parameters and constant inputs, not its scale
     parameter_bytes  their size in the file
     macs             multiply-accumulates of one window
+    bits             of the operands of these products, activations first: [8, 4]; of a group nothing
+    bitops           macs times the bits of both operands
     output_bytes     size of what it writes in one window
     """
 
@@ -42,6 +45,8 @@ class Row:
     parameters: int
     parameter_bytes: int
     macs: int
+    bits: tuple[int, ...]
+    bitops: int
     output_bytes: int
 
 
@@ -49,8 +54,10 @@ class Row:
 class Totals:
     """Sums over a model; a tensor that several nodes read counts once.
 
-    precision        dtype -> tensors, elements and bytes of the tensors the arithmetic reads
+    precision        type -> tensors, elements and bytes in the file of the tensors the arithmetic reads
     scale_bytes      of the tensors that only say what the integers mean
+    bitops           multiply-accumulates times the bits of both operands
+    traffic_bits     what moves where every node reads its inputs and writes its output, and every tensor is read once
     peak_bytes       the most bytes of intermediates alive at once, node by node in the order of the file
     """
 
@@ -59,6 +66,8 @@ class Totals:
     parameter_bytes: int
     scale_bytes: int
     macs: int
+    bitops: int
+    traffic_bits: int
     peak_bytes: int
     precision: dict[str, dict[str, int]]
 
@@ -73,22 +82,44 @@ def macs(graph: Graph, node: Node) -> int:
     return math.prod(node.shape) * input_of(graph, node.inputs[0])[1][-1] if OPS[node.op].multiplies else 0
 
 
+def operand_bits(node: Node, kinds: Mapping[str, str]) -> tuple[int, ...]:
+    """Bits of both operands of a node's products; none for what is no product.
+
+    kinds  `intseg.graph.types`
+    """
+    if not OPS[node.op].multiplies:
+        return ()
+    return bits_of(kinds[node.inputs[0]]), bits_of(kinds[node.params.get("weight") or node.inputs[1]])
+
+
+def stored_bytes(graph: Graph, name: str) -> int:
+    """Of a tensor in the file."""
+    tensor = graph.tensors[name]
+    return packed_bytes(tensor.size, graph.packed[name]) if name in graph.packed else tensor.nbytes
+
+
 def rows(graph: Graph) -> list[Row]:
     """One row for every node, in execution order."""
-    return [row_of(graph, node) for node in graph.nodes]
+    kinds = types(graph)
+    return [row_of(graph, node, kinds) for node in graph.nodes]
 
 
-def row_of(graph: Graph, node: Node) -> Row:
-    """The row of a node."""
-    tensors = [graph.tensors[name] for name in _tensor_names(graph, node)]
+def row_of(graph: Graph, node: Node, kinds: Mapping[str, str]) -> Row:
+    """The row of a node.
+
+    kinds  `intseg.graph.types`
+    """
+    names, bits = _tensor_names(graph, node), operand_bits(node, kinds)
     return Row(
         name=node.name,
         op=node.op,
         inputs=tuple(describe(*input_of(graph, name)) for name in node.inputs),
-        output=describe(node.dtype, node.shape),
-        parameters=sum(tensor.size for tensor in tensors),
-        parameter_bytes=sum(tensor.nbytes for tensor in tensors),
+        output=describe(kinds[node.name], node.shape),
+        parameters=sum(graph.tensors[name].size for name in names),
+        parameter_bytes=sum(stored_bytes(graph, name) for name in names),
         macs=macs(graph, node),
+        bits=bits,
+        bitops=macs(graph, node) * math.prod(bits),
         output_bytes=_output_bytes(node),
     )
 
@@ -114,12 +145,12 @@ def input_of(graph: Graph, name: str) -> tuple[str, tuple[int, ...]]:
 
 def totals(graph: Graph) -> Totals:
     """The sums."""
-    read = {name for node in graph.nodes for name in _tensor_names(graph, node)}
+    read, kinds = {name for node in graph.nodes for name in _tensor_names(graph, node)}, types(graph)
     precision: dict[str, dict[str, int]] = {}
-    for name in sorted(read, key=lambda name: (graph.tensors[name].itemsize, graph.tensors[name].dtype.name)):
+    for name in sorted(read, key=lambda name: (bits_of(kinds[name]), kinds[name])):
         tensor = graph.tensors[name]
-        entry = precision.setdefault(tensor.dtype.name, {"tensors": 0, "elements": 0, "bytes": 0})
-        for key, value in (("tensors", 1), ("elements", tensor.size), ("bytes", tensor.nbytes)):
+        entry = precision.setdefault(kinds[name], {"tensors": 0, "elements": 0, "bytes": 0})
+        for key, value in (("tensors", 1), ("elements", tensor.size), ("bytes", stored_bytes(graph, name))):
             entry[key] += value
     return Totals(
         nodes=len(graph.nodes),
@@ -127,9 +158,18 @@ def totals(graph: Graph) -> Totals:
         parameter_bytes=sum(entry["bytes"] for entry in precision.values()),
         scale_bytes=sum(tensor.nbytes for name, tensor in graph.tensors.items() if name not in read),
         macs=sum(macs(graph, node) for node in graph.nodes),
+        bitops=sum(macs(graph, node) * math.prod(operand_bits(node, kinds)) for node in graph.nodes),
+        traffic_bits=_traffic(graph, kinds) + 8 * sum(stored_bytes(graph, name) for name in read),
         peak_bytes=_peak_bytes(graph),
         precision=precision,
     )
+
+
+def _traffic(graph: Graph, kinds: Mapping[str, str]) -> int:
+    """Bits of activations that the definition moves: every node reads its inputs and writes its output."""
+    sizes = {node.name: math.prod(node.shape) * bits_of(kinds[node.name]) for node in graph.nodes}
+    sizes[IMAGE] = math.prod(graph.info.window) * 3 * 8
+    return sum(sizes.get(name, 0) for node in graph.nodes for name in (node.name, *node.inputs))
 
 
 def _peak_bytes(graph: Graph) -> int:
@@ -189,12 +229,12 @@ def grouped(found: Sequence[Row], by: str) -> list[Row]:
 
 
 def _sum(name: str, group: Sequence[Row], by: str) -> Row:
-    columns = ("parameters", "parameter_bytes", "macs", "output_bytes")
-    sums = [sum(getattr(row, column) for row in group) for column in columns]
+    columns = ("parameters", "parameter_bytes", "macs", "bitops", "output_bytes")
+    sums: dict[str, Any] = {column: sum(getattr(row, column) for row in group) for column in columns} | {"bits": ()}
     count = f"{len(group)} node{'s' if len(group) > 1 else ''}"
     if by == "op":  # nodes of one op have nothing to do with each other
-        return Row(name, count, (), "", *sums)
-    return Row(name, count, group[0].inputs[:1], group[-1].output, *sums)
+        return Row(name, count, (), "", **sums)
+    return Row(name, count, group[0].inputs[:1], group[-1].output, **sums)
 
 
 # ----------------------------------------------------------------------------------------------------------- text
@@ -221,7 +261,10 @@ def lines(model: api.Model, by: str = "node") -> Iterator[str]:
     blocks = [_block(row.name) if by == "node" else "" for row in shown]
     names = [f"  {inner_name(row.name)}" if block else row.name for row, block in zip(shown, blocks, strict=True)]
     cells = [_cells(row, name) for row, name in zip(shown, names, strict=True)]
-    head, *body = table([("name", "op", "output", "parameters", "MMAC"), *cells], left=3, gap=2)
+    titles: tuple[str, ...] = ("name", "op", "output", "parameters", "MMAC", "bits")
+    if all(row.bits in ((), (8, 8)) for row in shown):
+        titles, cells = titles[:-1], [row[:-1] for row in cells]
+    head, *body = table([titles, *cells], left=3, gap=2)
     yield head
     for i, (line, block) in enumerate(zip(body, blocks, strict=True)):
         if block and (not i or block != blocks[i - 1]):
@@ -231,7 +274,7 @@ def lines(model: api.Model, by: str = "node") -> Iterator[str]:
 
 
 def _cells(row: Row, name: str) -> tuple[str, ...]:
-    return (name, row.op, row.output, f"{row.parameters:,}", _mega(row.macs))
+    return (name, row.op, row.output, f"{row.parameters:,}", _mega(row.macs), "x".join(map(str, row.bits)) or "-")
 
 
 def _block(name: str) -> str:
@@ -246,6 +289,8 @@ def _mega(count: int) -> str:
 
 def _total_lines(found: Totals, file_bytes: int) -> Iterator[str]:
     yield f"{found.nodes} nodes, {found.parameters:,} parameters, {found.macs / 1e6:,.3f} MMAC per window"
+    yield f"{found.bitops / 1e9:,.3f} GBitOp per window: MACs times the bits of both operands"
+    yield f"{found.traffic_bits / 8e6:,.3f} MB per window moved node by node"
     yield f"at most {found.peak_bytes:,} bytes of intermediates at once"
     precision = [("precision", "tensors", "elements", "bytes", "share")]
     for dtype, entry in found.precision.items():

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from intseg import api, backends
-from intseg.arith import INT_RANGE
+from intseg.arith import limits
 from intseg.batch import metrics
 from intseg.batch.sources import find_sources
 from intseg.errors import UsageError
 from intseg.exam import EXAMS, real
-from intseg.graph import IMAGE, Graph, Node
+from intseg.graph import IMAGE, Graph, Node, types
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling
 from intseg.images.labels import truth as read_truth
@@ -125,7 +125,8 @@ class QuantReport:
 class _Seen:
     """Sums of one node."""
 
-    def __init__(self, node: Node, scale: Array | None) -> None:
+    def __init__(self, node: Node, scale: Array | None, kind: str) -> None:
+        self.limits = limits(kind)
         step = None if scale is None else np.ldexp(scale[0].astype(np.float64), -scale[2].astype(np.int64))
         self.step = np.float32(1) if step is None else step.astype(np.float32)
         self.offset = np.float32(0) if scale is None else np.ldexp(scale[1] / 1.0, -scale[2]).astype(np.float32)
@@ -136,15 +137,14 @@ class _Seen:
 
     def add(self, q: Array, local: Array, end: Array) -> None:
         """One window: the integers, the op's real result on the same inputs, the real graph's values."""
-        limits = INT_RANGE[self.found.dtype]
         self.found.low, self.found.high = min(self.found.low, int(q.min())), max(self.found.high, int(q.max()))
-        self.size, self.ends = self.size + q.size, self.ends + int(np.isin(q, limits).sum())
+        self.size, self.ends = self.size + q.size, self.ends + int(np.isin(q, self.limits).sum())
         for i, exact in enumerate((local, end)):
             self.signal[i] += _power(exact * self.step + self.offset)
             self.noise[i] += _power((exact - q) * self.step)
 
     def stats(self) -> NodeStats:
-        low, high = INT_RANGE[self.found.dtype]
+        low, high = self.limits
         self.found.used = (self.found.high - self.found.low) / (high - low)
         self.found.saturated = self.ends / self.size
         self.found.local_db, self.found.end_db = map(_decibels, self.signal, self.noise)
@@ -168,8 +168,11 @@ class _Runner:
         self.graph, self.integer_ops = graph, backends.table(backend)
         self.scales = scales_of(graph)
         self.real_ops = {node.name: real.bind(graph, node, self.scales) for node in graph.nodes}
-        self.dtypes = {node.name: node.dtype for node in graph.nodes}
-        self.seen = {n.name: _Seen(n, self.scales.get(n.name)) for n in graph.nodes if n.op in KINDS}
+        found = types(graph)
+        self.types = {node.name: found[node.name] for node in graph.nodes}
+        self.seen = {
+            n.name: _Seen(n, self.scales.get(n.name), self.types[n.name]) for n in graph.nodes if n.op in KINDS
+        }
         self.variants = list(dict.fromkeys(variant.scored for variant in variants))
         place = {node.name: i for i, node in enumerate(graph.nodes)}
         self.starting: dict[int, list[Variant]] = {}
@@ -233,7 +236,7 @@ class _Runner:
         if mode == "unit rows":
             return self._unit_product(node, values)
         exact = self._real(node, values)
-        low, high = INT_RANGE[node.dtype]
+        low, high = limits(self.types[node.name])
         if mode == "rounding":
             return np.floor(exact + np.float32(0.5))
         if mode == "saturation":
@@ -243,11 +246,11 @@ class _Runner:
         # The op's error is taken at its inputs' nearest integers, so that no error of the inputs counts.
         rounded = dict(values)
         for name in node.inputs:
-            if name in self.dtypes:
-                rounded[name] = real.on_grid(values[name], self.dtypes[name])
+            if name in self.types:
+                rounded[name] = real.on_grid(values[name], self.types[name])
         ideal = self._real(node, rounded)
         if mode == "approximation":
-            ideal = real.on_grid(ideal, node.dtype).astype(exact.dtype)
+            ideal = real.on_grid(ideal, self.types[node.name]).astype(exact.dtype)
         wrong: Array = exact + (self._integer(node, rounded) - ideal)
         return wrong
 
@@ -256,8 +259,8 @@ class _Runner:
         if mode == "unit rows":
             product = self._unit_product(node, values)
             largest = np.abs(product).max()
-            return real.on_grid(product * (INT_RANGE[node.dtype][1] / (largest or 1)), node.dtype)
-        return real.on_grid(self._real(node, values), node.dtype)
+            return real.on_grid(product * (limits(node.dtype)[1] / (largest or 1)), node.dtype)
+        return real.on_grid(self._real(node, values), self.types[node.name])
 
     def _unit_product(self, node: Node, values: Mapping[str, Array]) -> Array:
         """a b^T of rows of length one, in the numbers their scales say; its size is arbitrary."""

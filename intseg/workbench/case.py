@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from intseg.errors import InputError, UsageError, suggest
 from intseg.workbench.cause import call_of
@@ -33,7 +34,14 @@ def write_case(
     tensors = {f"in{i}": x for i, x in enumerate(call.inputs)}
     tensors |= {f"param.{role}": p for role, p in call.params.items()}
     tensors["expected"] = expected
-    metadata = {"op": call.op, "node": node, "window": window, "attrs": dict(call.attrs)}
+    metadata: dict[str, Any] = {"op": call.op, "node": node, "window": window, "attrs": dict(call.attrs)}
+    bits = golden.model.graph.packed
+    packed = {
+        f"param.{role}": {"bits": bits[name], "shape": list(call.params[role].shape)}
+        for role, name in known[node].params.items()
+        if name in bits
+    }
+    metadata |= {"packed": packed} if packed else {}
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "case.safetensors"
         with Writer(path, metadata, list(tensors)) as writer:

@@ -19,7 +19,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ Bytes = NDArray[np.uint8]
 class Options:
     """How elements lie in a file.
 
-    width     bits per element; 0 for those of the dtype
+    width     bits per element; 0 for those of the dtype, or those that a packed tensor has in its file
     per_word  elements per word
     endian    little or big
     order     "C", "F" (axes reversed) or axes joined by commas: the last one is then the fastest
@@ -365,8 +365,16 @@ def write_folder(
     return len(names)
 
 
+def _options_of(name: str, file: TensorFile, kind: str, options: Options) -> Options:
+    """The options with the width of a packed tensor, unless they have one."""
+    if kind not in PACKED or options.width or name not in file.packed:
+        return options
+    return replace(options, width=file.packed[name][0])
+
+
 def _require_dumpable(name: str, file: TensorFile, kind: str, options: Options) -> None:
     dtype, shape = file.kind(name)
+    options = _options_of(name, file, kind, options)
     if dtype not in _DTYPES:
         raise UsageError(f"tensor {name!r} is {dtype}, expected one of {', '.join(_DTYPES)}")
     if kind == "c" and word_bits(dtype, options) > 64:
@@ -379,11 +387,11 @@ def _require_dumpable(name: str, file: TensorFile, kind: str, options: Options) 
     _axes(options.order, len(shape))
 
 
-def _write_tensors(file: TensorFile, names: Sequence[str], target: Path, kind: str, options: Options) -> None:
+def _write_tensors(file: TensorFile, names: Sequence[str], target: Path, kind: str, common: Options) -> None:
     tensors: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
     for name in names:
-        array = file.read(name)
+        array, options = file.read(name), _options_of(name, file, kind, common)
         _require_width(name, array, options)
         path = "tensors.npz" if kind == "npz" else f"{name}.{_ENDINGS.get(kind, kind)}"
         tensors[name] = {
@@ -405,7 +413,7 @@ def _write_tensors(file: TensorFile, names: Sequence[str], target: Path, kind: s
     if kind == "npz":
         with files.create(target / "tensors.npz") as out:
             np.savez(out, allow_pickle=False, **arrays)
-    document = {"format": FORMAT, "kind": kind, "options": asdict(options), "source": file.metadata, "tensors": tensors}
+    document = {"format": FORMAT, "kind": kind, "options": asdict(common), "source": file.metadata, "tensors": tensors}
     with files.create(target / MANIFEST) as out:
         out.write((json.dumps(document, indent=1, sort_keys=False) + "\n").encode("ascii"))
 
@@ -454,12 +462,16 @@ class Folder:
                 if array.dtype.kind == "f" and not array.size:
                     raise InputError("is not in the file")
             else:
-                array = _decode(files.read(path), self.kind, entry["dtype"], entry["shape"], self.options)
+                array = _decode(files.read(path), self.kind, entry["dtype"], entry["shape"], self._options_of(entry))
         except InputError as error:
             raise InputError(f"{path}: tensor {name!r}: {error}; dump it again") from None
         if check:
             self._check(path, name, array)
         return array
+
+    def _options_of(self, entry: Mapping[str, Any]) -> Options:
+        """With the width that the tensor itself has."""
+        return replace(self.options, width=self.options.width or entry.get("width", 0))
 
     def _check(self, path: Path, name: str, array: Array) -> None:
         entry = self.tensors[name]
@@ -517,6 +529,9 @@ def _manifest_entry(name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"tensor {name!r} has shape {shape!r:.80}")
     if entry["dtype"] not in _DTYPES or file in (".", "..") or not re.fullmatch(r"[A-Za-z0-9_.-]{1,250}", file):
         raise ValueError(f"tensor {name!r} is {entry['dtype']!r:.40} in {file!r:.80}")
+    width = entry.get("width", 1)
+    if type(width) is not int or not 1 <= width < 2**16:
+        raise ValueError(f"tensor {name!r} has words of {width!r:.40} bits")
     if not isinstance(entry["sha256"], str):
         raise ValueError(f"tensor {name!r} has no sha256")
     return entry

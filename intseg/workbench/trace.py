@@ -33,6 +33,7 @@ from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import MOVERS, RUN, Array, Call
+from intseg.packing import pack, unpack
 from intseg.prove import prove
 from intseg.store import KEY, MAX_FILE, NAME
 from intseg.windows import cut_windows, merge_scores, tile
@@ -75,6 +76,7 @@ class Writer(files.Replacement):
         """`names` are all tensors that will be put, at least: their header entries have to fit the space left."""
         super().__init__(path)
         self.metadata = metadata
+        self.packed = store.packed_entries((metadata or {}).get("packed", {}))
         self.entries: dict[str, dict[str, Any]] = {}
         self.end = 0
         text = 0 if metadata is None else 2 * len(_canonical(metadata))
@@ -86,14 +88,14 @@ class Writer(files.Replacement):
         return self
 
     def put(self, name: str, array: Array) -> None:
-        """Append a tensor."""
-        data = store.little(array)
+        """Append a tensor, packed where the metadata says so."""
+        data = store.little(pack(array, self.packed[name][0]) if name in self.packed else array)
         if self.end + data.nbytes > MAX_FILE:
             raise UsageError(f"{self.path}: larger than {MAX_FILE} bytes; trace fewer nodes with --nodes")
         self.write(data.tobytes())
         offsets = [self.end, self.end + data.nbytes]
-        code = _CODES[array.dtype.name]
-        self.entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": offsets}
+        code = _CODES[data.dtype.name]
+        self.entries[name] = {"dtype": code, "shape": list(data.shape), "data_offsets": offsets}
         self.end = offsets[1]
 
     def finish(self) -> None:
@@ -134,6 +136,10 @@ class TensorFile:
             self._file.close()
             raise
         self._start = 8 + length
+        try:
+            self.packed = store.packed_entries((self.metadata or {}).get("packed", {}))
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -158,7 +164,9 @@ class TensorFile:
         return name in self.entries
 
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape of a tensor, without reading it."""
+        """Dtype and shape of a tensor, without reading it; of a packed one those that it is unpacked to (SPEC 6.1)."""
+        if name in self.packed:
+            return "int8", self.packed[name][1]
         return self.entries[name].dtype, self.entries[name].shape
 
     def read(self, name: str) -> Array:
@@ -166,7 +174,14 @@ class TensorFile:
         entry = self.entries[name]
         dtype, count = np.dtype(entry.dtype), math.prod(entry.shape)
         data = self._bytes(self._start + entry.offset, count * dtype.itemsize)
-        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(entry.shape)
+        found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(entry.shape)
+        if name not in self.packed:
+            return found
+        bits, shape = self.packed[name]
+        try:
+            return unpack(found, shape, bits)
+        except ValueError as error:
+            raise ModelError(f"{self.path}: packed tensor {name!r}: {error}; export the model again") from None
 
 
 def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] | None, dict[str, _Entry]]:

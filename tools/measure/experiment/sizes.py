@@ -36,7 +36,7 @@ def traffic(graph: Graph) -> Document:
     Intermediates that a step keeps to itself (a strip of attention) do not count: they fit the scratch of a thread.
     """
     compiled = Plan(graph, 1)
-    sizes = {name: array.nbytes for name, array in graph.tensors.items()}
+    sizes = {name: inspect_model.stored_bytes(graph, name) for name in graph.tensors}
     steps = [step for segment in compiled.segments for step in segment.steps]
     sizes |= {buffer.name: buffer.nbytes for step in steps for buffer in step.outputs}
     views = {node.name: np.dtype(node.dtype).itemsize * int(np.prod(node.shape)) for node in graph.nodes}
@@ -48,19 +48,9 @@ def traffic(graph: Graph) -> Document:
         "written": sum(buffer.nbytes for step in steps for buffer in step.outputs),
         "workspace": compiled.workspace_bytes,
         "scratch": max(step.scratch for step in steps),
-        "node_by_node": _node_by_node(graph) + totals.parameter_bytes,
+        "node_by_node": totals.traffic_bits // 8,
         "macs": totals.macs,
     }
-
-
-def _node_by_node(graph: Graph) -> int:
-    """Bytes of activations that the definition moves: every node reads its inputs and writes its output."""
-    total = 0
-    sizes = {node.name: np.dtype(node.dtype).itemsize * int(np.prod(node.shape)) for node in graph.nodes}
-    sizes["image"] = int(np.prod(graph.info.window)) * 3
-    for node in graph.nodes:
-        total += sizes[node.name] + sum(sizes[name] for name in node.inputs if name in sizes)
-    return total
 
 
 def sizes(names: Sequence[str]) -> Document:
