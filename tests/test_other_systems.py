@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_model import tiny_graph
 
 from intseg import files, store
-from intseg.batch import journal
+from intseg.batch import executors, journal
 from intseg.cli import main
 from intseg.conformance import flat, truth_table, vectors
 from intseg.workbench import dump, trace
@@ -222,6 +222,12 @@ def test_journals_of_windows_name_images_as_others_do(monkeypatch: pytest.Monkey
     assert journal.item_of("a\\b.png") == "a\\b.png"
     monkeypatch.setattr(journal.os, "sep", "\\")
     assert journal.item_of("C:\\data\\day/x.png") == "C:/data/day/x.png"
+
+
+def test_as_many_processes_as_windows_can_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors.sys, "platform", "win32")  # where the pool of Python refuses more
+    with executors._pool(256, int) as pool:
+        assert pool._max_workers == 61
 
 
 def test_messages_keep_drive_letters_and_back_slashes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -126,7 +127,8 @@ def threads_for(jobs: int) -> int:
 @contextmanager
 def _pool(jobs: int, task: Task[Any, Any]) -> Iterator[ProcessPoolExecutor]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(task, Claims())) as found:
+    most = min(jobs, 61) if sys.platform == "win32" else jobs  # Windows waits for no more
+    with ProcessPoolExecutor(most, mp_context=spawn, initializer=_begin, initargs=(task, Claims())) as found:
         try:
             yield found
         except BrokenProcessPool:
