@@ -116,7 +116,7 @@ def settings() -> list[Setting]:
         target("x86-64-v2", "sse2", "sse4.2"),
         target("generic", "sse2"),
         Setting("plain IR", "target", forced="generic", path="generic"),
-        Setting("dot product", "target", ("dotprod",), "aarch64", path="dotprod"),
+        *(Setting(f"as {name}", "target", machine="x86_64", forced=name, path=name) for name in ("dotprod", "i8mm")),
         *(Setting(f"optimiser {n}", "optimiser", environment={"NUMBA_OPT": str(n)}) for n in range(3)),
         Setting("no loop vectors", "optimiser", environment={"NUMBA_LOOP_VECTORIZE": "0"}),
         Setting("SLP vectors", "optimiser", environment={"NUMBA_SLP_VECTORIZE": "1"}),
@@ -325,7 +325,7 @@ def work(order: Mapping[str, Any]) -> None:
     from intseg.kernels import _isa
 
     if order["forced"]:
-        forced = {"generic": _isa._GENERIC}[order["forced"]]
+        forced = {isa.name: isa for isa in (_isa._GENERIC, _isa._DOTPROD, _isa._I8MM)}[order["forced"]]
         _isa.choose = lambda target: forced
         _isa.select.cache_clear()
     started = time.perf_counter()
