@@ -95,7 +95,7 @@ MACHINES = (
     Machine("epyc-genoa", "amd64", "EPYC-Genoa", isa="avx2", short=True),  # promises AVX-512, which qemu has not
     Machine("aarch64", "arm64", "max", "trixie", "3.13", isa="generic"),
     Machine("cortex-a53", "arm64", "cortex-a53", "trixie", "3.13", isa="generic", short=True),
-    Machine("neoverse-n1", "arm64", "neoverse-n1", "trixie", "3.13", isa="dotprod"),
+    Machine("neoverse-n1", "arm64", "neoverse-n1", "trixie", "3.13", isa="dotprod", short=True),
     Machine("neoverse-v1", "arm64", "neoverse-v1", "trixie", "3.13", isa="i8mm"),
     Machine("s390x", "s390x", "max", "sid", "3.14", wheels=False),
     Machine("riscv64", "riscv64", "max", "trixie", "3.13", wheels=False),
