@@ -21,7 +21,12 @@ def __getattr__(name: str) -> object:
     """The public names, from `intseg.api` when one is first asked for (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'intseg' has no attribute {name!r}")
-    from intseg import api
+    try:
+        from intseg import api
+    except ImportError as error:
+        from intseg.errors import missing_part
+
+        raise ImportError(missing_part(error) or str(error), name=error.name) from None
 
     value: object = getattr(api, name)
     globals()[name] = value

@@ -10,7 +10,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,24 +29,12 @@ def names() -> tuple[str, ...]:
     return ("numpy", "numba")
 
 
-def missing_part(name: str) -> str:
-    """Why intseg.kernels or intseg.tools is not there; empty where it is. In a checkout they are symbolic links."""
-    if not Path(__file__).with_name(name).is_file():
-        return ""
-    return (
-        f"intseg/{name} is a file, expected a link: git made this checkout without symbolic links; "
-        "run pip install . in it, or git config core.symlinks true and git checkout -f"
-    )
-
-
 @functools.cache
 def numba_problem() -> str:
     """Why the numba backend cannot be used here; empty where it can. Imports Numba, once per process.
 
     Numba refuses to be imported beside a NumPy that is newer than it knows, and with settings that it cannot use.
     """
-    if problem := missing_part("kernels"):
-        return problem
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed: pip install numba"
     try:

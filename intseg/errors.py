@@ -5,6 +5,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 MAX_MESSAGE = 10_000
 """Characters of a message at most."""
@@ -44,6 +45,17 @@ class InputError(IntsegError):
     """An image, a folder or a file that cannot be read or written."""
 
     exit_code = 4
+
+
+def missing_part(error: ImportError) -> str:
+    """What to do where intseg.kernels or intseg.tools, symbolic links in a checkout, is not there; else nothing."""
+    name = (error.name or "").removeprefix("intseg.").partition(".")[0]
+    if name not in ("kernels", "tools") or not Path(__file__).with_name(name).is_file():
+        return ""
+    return (
+        f"intseg/{name} is a file, expected a link: git made this checkout without symbolic links; "
+        "run pip install . in it, or git config core.symlinks true and git checkout -f"
+    )
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from intseg import files, palettes
 from intseg.cli.parser import Command, Read, add_scale, whole, written
 from intseg.cli.printing import Answer
-from intseg.errors import MAX_THREADS, UsageError
+from intseg.errors import MAX_THREADS, UsageError, missing_part
 
 RECIPES = ("i-vit", "intseg", "paper", "paper-aligned")
 SCORES = ("sensitivity", "mix-qvit", "lrp", "mix-qsam")
@@ -125,10 +125,8 @@ def _tools() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        from intseg.backends import missing_part
-
-        if problem := missing_part("tools"):
-            raise UsageError(problem) from None
+        if missing_part(error):
+            raise
         raise UsageError(f"this command needs the package {error.name}: pip install 'intseg[tools]'") from None
 
 

@@ -19,7 +19,7 @@ from intseg._version import __version__
 from intseg.cli import conformance, convert, evaluate, exchange, infer, reports, workbench
 from intseg.cli.parser import COMMAND, Command, Help, Parser, add_command, add_common
 from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, quietly, say_warning
-from intseg.errors import InputError, IntsegError, UsageError, suggest
+from intseg.errors import InputError, IntsegError, UsageError, missing_part, suggest
 
 # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
 
@@ -185,6 +185,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, IntsegError):
         complain(f"intseg: {text}")
         return error.exit_code
+    if isinstance(error, ImportError) and (advice := missing_part(error)):
+        complain(f"intseg: {advice}")
+        return UsageError.exit_code
     if isinstance(error, MemoryError):
         complain(f"intseg: out of memory ({text}); use a smaller image or a smaller model")
         return InputError.exit_code
