@@ -74,11 +74,11 @@ class Relevance:
     x        normalised pixels [B, 3, H, W]
     """
 
-    def __init__(self, model: Segmenter, x: Tensor, l2norm: bool = True, alpha: float = ALPHA) -> None:
+    def __init__(self, model: Segmenter, x: Tensor, cosine: bool = True, alpha: float = ALPHA) -> None:
         self.alpha, self.found = alpha, dict[str, Tensor]()
         with torch.no_grad():
             with _taped(model) as self._tape:
-                scores = model.forward_scores(x, l2norm)
+                scores = model.forward_scores(x, cosine)
             self.start = _predicted(scores, model.config.patch)
             r = self._decoder(model, self.start.flatten(1, 2))
             self._encoder(model, r)

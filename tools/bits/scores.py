@@ -62,8 +62,8 @@ class Probe:
     names    the nodes of the linear layers, in the order of the graph
     """
 
-    def __init__(self, model: Segmenter, images: Tensor, names: Sequence[str], l2norm: bool = True) -> None:
-        self.model, self.names, self.l2norm = model, tuple(names), l2norm
+    def __init__(self, model: Segmenter, images: Tensor, names: Sequence[str], cosine: bool = True) -> None:
+        self.model, self.names, self.cosine = model, tuple(names), cosine
         self.x = normalise(images, model.config)
         found = {node_of(name): module for name, module in model.named_modules()}
         self.modules = {name: found[name] for name in names}
@@ -81,7 +81,7 @@ class Probe:
 
     def _log_shares(self) -> Tensor:
         """log P, float64 [B, cells, C]; the L2 norm of zeros, which is none, counts as zeros."""
-        scores = self.model.forward_scores(self.x, self.l2norm).double().nan_to_num(0.0)
+        scores = self.model.forward_scores(self.x, self.cosine).double().nan_to_num(0.0)
         return scores.reshape(len(scores), -1, scores.shape[-1]).log_softmax(-1)
 
     def changed(self, name: str, hook: Hook) -> Reals:
@@ -126,7 +126,7 @@ class Probe:
 
     def relevance(self) -> Reals:
         """LRP of every layer, [B, L]."""
-        found = Relevance(self.model, self.x, self.l2norm).found
+        found = Relevance(self.model, self.x, self.cosine).found
         return torch.stack([found[name] for name in self.names], 1).double().numpy()
 
 
