@@ -7,11 +7,9 @@ parent gives an empty INTSEG_CACHE_DIR, so that every kernel is compiled here.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +22,6 @@ from intseg.kernels import _isa
 FLOAT = re.compile(
     r"\b(half|bfloat|float|double|x86_fp80|fp128|fadd|fmul|fdiv|fsub|fcmp|fptosi|sitofp|uitofp|fptoui)\b"
 )
-
-
-def load_bench() -> Any:
-    path = Path(__file__).resolve().parent.parent / "tools" / "measure" / "bench.py"
-    spec = importlib.util.spec_from_file_location("bench", path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["bench"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def digest(value: Any) -> str:
@@ -52,9 +40,9 @@ def main(path: str) -> None:
         forced = {isa.name: isa for isa in (_isa._GENERIC, _isa._SSE2, _isa._DOTPROD, _isa._I8MM)}[path]
         _isa.choose = lambda target: forced  # type: ignore[assignment]
         _isa.select.cache_clear()
-    bench = load_bench()
     from intseg.kernels import _jit
     from intseg.plan.plan import Plan
+    from intseg.tools.measure import bench
 
     shape = bench.Shape(64, 2, 1, image=112, classes=11, decoder_layers=1)
     digests: dict[str, dict[str, str]] = {"unfused": {}}

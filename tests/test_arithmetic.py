@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from intseg.tools import make_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 TEXT = (DOCS / "ARITHMETIC.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def make_docs() -> ModuleType:
-    """tools/make_docs.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_examples_give_what_they_say() -> None:
@@ -36,7 +23,7 @@ def test_the_examples_give_what_they_say() -> None:
     assert found.failed == 0
 
 
-def test_the_pictures_are_what_the_ops_draw(make_docs: ModuleType) -> None:
+def test_the_pictures_are_what_the_ops_draw() -> None:
     pytest.importorskip("matplotlib")
     assert make_docs.main(["--check", "pictures"]) == 0
     for name in make_docs.pictures():
@@ -48,7 +35,7 @@ def test_the_pictures_are_what_the_ops_draw(make_docs: ModuleType) -> None:
 
 
 def test_a_changed_picture_is_noticed(
-    make_docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
@@ -61,7 +48,7 @@ def test_a_changed_picture_is_noticed(
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_the_references_name_every_command_and_function(make_docs: ModuleType) -> None:
+def test_the_references_name_every_command_and_function() -> None:
     import intseg
     from intseg.cli import main as cli
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import crash as tool
 import pytest
 
 from intseg.cli import main as cli
@@ -21,17 +18,6 @@ from intseg.cli import main as cli
 ROOT = Path(__file__).resolve().parents[1]
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills process groups, locks files")
-
-
-@cache
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("crash", ROOT / "tests" / "trust" / "crash.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["crash"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 # ------------------------------------------------------------------------------------------ nobody writes in place
@@ -238,7 +224,7 @@ def test_the_check_finds_readers(code: str) -> None:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: weights, three images and labels."""
     monkeypatch.chdir(tmp_path)
-    tool().make_inputs(tmp_path / "inputs", 3, 20, 30)
+    tool.make_inputs(tmp_path / "inputs", 3, 20, 30)
     return tmp_path
 
 
@@ -255,7 +241,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
     """A power failure may cut it at any byte, or leave zeros where a line was to be."""
     assert cli.main(command) == 0
     path, printed = small / journal, capsys.readouterr().out
-    whole, expected = path.read_bytes(), tool().contents(small)
+    whole, expected = path.read_bytes(), tool.contents(small)
     cuts = [*random.Random(0).sample(range(len(whole)), 12), len(whole)]
     for cut in cuts:
         if tail and b"\n" not in whole[:cut]:
@@ -263,7 +249,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
         path.write_bytes(whole[:cut] + tail)
         assert cli.main(command) == 0
         assert capsys.readouterr().out == printed
-        assert tool().contents(small) == expected
+        assert tool.contents(small) == expected
 
 
 # ------------------------------------------------------------------------------------------- killed and without space
@@ -272,7 +258,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder of tests/trust/crash.py with inputs of three images."""
-    crash = tool()
+    crash = tool
     make = crash.make_inputs
     crash.make_inputs = lambda folder: make(folder, 3, 50, 60)
     try:
@@ -282,21 +268,21 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def command(name: str) -> Any:
-    return next(command for command in tool().COMMANDS if command.name == name)
+    return next(command for command in tool.COMMANDS if command.name == name)
 
 
 @posix
 @pytest.mark.parametrize("name", ["infer --jobs 2, parent alone", "trace"])
 def test_a_killed_run_goes_on_to_the_same_results(lab: Any, name: str) -> None:
-    expected, duration = tool().unbroken(lab, command(name))
-    tally = tool().kill_run(lab, command(name), expected, duration, random.Random(name))
+    expected, duration = tool.unbroken(lab, command(name))
+    tally = tool.kill_run(lab, command(name), expected, duration, random.Random(name))
     assert (tally.runs, tally.different) == (1, 0)
 
 
 @posix
 @pytest.mark.parametrize("name", ["infer --jobs 1", "eval --jobs 1"])
 def test_a_run_killed_before_a_file_operation_goes_on(lab: Any, name: str) -> None:
-    crash, run = tool(), command(name)
+    crash, run = tool, command(name)
     expected, steps = crash.unbroken(lab, run)[0], crash.operations(lab, run)
     for at in {steps, random.Random(0).randint(1, steps)}:
         work = lab.new()
@@ -306,7 +292,7 @@ def test_a_run_killed_before_a_file_operation_goes_on(lab: Any, name: str) -> No
 
 @posix
 def test_a_full_disk_is_one_error_and_nothing_half_written(lab: Any) -> None:
-    crash, run = tool(), command("infer --jobs 1")
+    crash, run = tool, command("infer --jobs 1")
     expected = crash.unbroken(lab, run)[0]
     work = lab.new()
     code, err, _ = crash.watched(lab, run, work, 4, 28)
@@ -317,7 +303,7 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(lab: Any) -> None:
 
 @posix
 def test_a_read_only_folder_is_one_error(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool().readonly(lab, [command("trace")]) == 0
+    assert tool.readonly(lab, [command("trace")]) == 0
 
 
 @posix
@@ -329,7 +315,7 @@ def test_the_comparison_catches_a_writer_in_place(lab: Any) -> None:
         "    print('first half', file=open('a.txt', 'w'))\n"
         "    print('second half', file=open('a.txt', 'a'))\n"
     )
-    crash = tool()
+    crash = tool
     canary = crash.Command("canary", ("-W", "ignore", "-c", code), 1)
     expected, _ = crash.unbroken(lab, canary)
     same = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -28,24 +27,12 @@ from intseg.exam import EXAMS
 from intseg.executor import execute
 from intseg.graph import Graph, Node, validate
 from intseg.ops import OPS, RUN, Array, Call, Value
+from intseg.tools.measure import bench
 
 pytest.importorskip("numba")
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
 CLOSE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 FAST_OPS = tuple(op for op, run in backends.table("numba").items() if run is not RUN[op])
-
-
-def load_bench() -> Any:
-    """tools/measure/bench.py, for its random graphs."""
-    if "bench" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bench", TOOLS / "measure" / "bench.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["bench"]
 
 
 def check(op: str, *inputs: Array, **arguments: Any) -> None:
@@ -238,7 +225,6 @@ GRAPHS: dict[str, dict[str, Any]] = {
 
 
 def make(**changes: Any) -> tuple[Graph, Array]:
-    bench = load_bench()
     shape = dataclasses.replace(bench.Shape(**SMALL), **changes)
     graph = bench.RandomGraph(shape).build()
     validate(graph)
@@ -397,7 +383,7 @@ def test_a_numba_that_cannot_be_used_is_said_and_done_without(
     stub = tmp_path / "stub" / "numba"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text(REFUSES)
-    root = str(TOOLS.parent)
+    root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": root} | settings
     if "PYTHONPATH" in settings:
         environment["PYTHONPATH"] = os.pathsep.join([str(stub.parent), root])
@@ -423,7 +409,6 @@ def test_the_benchmark_measures_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    bench = load_bench()
     monkeypatch.setitem(bench.SHAPES, "tiny", bench.Shape(**SMALL))
     report, drawing = tmp_path / "out.json", tmp_path / "cost.svg"
     arguments = ["--models", "tiny", "--threads", "1,2", "--rounds", "1", "--peers", "", "--sweep", "tiny"]

@@ -25,17 +25,17 @@ from torch.nn import functional as F
 
 from intseg import api, backends, store
 from intseg.batch import datasets, metrics
-from intseg.errors import IntsegError, MismatchError
+from intseg.errors import MismatchError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import truth as read_truth
 from intseg.images.notes import Notes
 from intseg.progress import shown
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
+from intseg.tools.ends import ended
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
 from intseg.tools.twin.checkpoint import load_checkpoint
-from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.recipe import RECIPES
@@ -178,15 +178,9 @@ def measure(model: Segmenter, info: ModelInfo, subjects: Sequence[Subject], data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 1 when twin and engine differ."""
-    args = parser().parse_args(argv)
-    try:
-        rows = _evaluate(args)
-    except CheckpointError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 3
-    except IntsegError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return error.exit_code
+    args, rows = parser().parse_args(argv), list[Row]()
+    if code := ended("evaluate.py", lambda: rows.extend(_evaluate(args))):
+        return code
     if args.json:
         print(json.dumps([row.as_json() for row in rows], indent=1))
     else:

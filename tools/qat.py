@@ -22,17 +22,16 @@ from torch import Tensor, nn
 
 from intseg import store
 from intseg.cli.convert import bit_arguments
-from intseg.errors import IntsegError
 from intseg.tools.bits.choice import allocation_of, as_twin_bits
 from intseg.tools.bits.rounding import round_weights
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
+from intseg.tools.ends import ended
 from intseg.tools.evaluate import twin_labels
-from intseg.tools.train import add_common, fail, open_split, require_own_folder, settings_from, val_data, val_miou
+from intseg.tools.train import add_common, open_split, require_own_folder, settings_from, val_data, val_miou
 from intseg.tools.twin import training
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.checkpoint import load_checkpoint
 from intseg.tools.twin.classes import for_model
-from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.recipe import RECIPES
@@ -43,13 +42,7 @@ MOMENTUM = 0.01
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        _train(args)
-    except CheckpointError as error:
-        return fail("qat.py", error, 3)
-    except IntsegError as error:
-        return fail("qat.py", error, error.exit_code)
-    return 0
+    return ended("qat.py", lambda: _train(args))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from intseg import palettes
 from intseg.batch import datasets, metrics
-from intseg.errors import IntsegError, UsageError
+from intseg.errors import UsageError
 from intseg.files import held, require_apart
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling, truth
 from intseg.tools.convert import model_info, recipe_for
+from intseg.tools.ends import ended
 from intseg.tools.evaluate import Labels, float_labels
 from intseg.tools.twin import classes, pretrained, training
 from intseg.tools.twin.calibrate import normalise
@@ -42,19 +43,7 @@ from intseg.windows import cut_windows
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        _train(args)
-    except CheckpointError as error:
-        return fail("train.py", error, 3)
-    except IntsegError as error:
-        return fail("train.py", error, error.exit_code)
-    return 0
-
-
-def fail(program: str, error: Exception, code: int) -> int:
-    """One line on standard error."""
-    print(f"{program}: {error}", file=sys.stderr)
-    return code
+    return ended("train.py", lambda: _train(args))
 
 
 def parser() -> argparse.ArgumentParser:

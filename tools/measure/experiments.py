@@ -30,7 +30,8 @@ from pathlib import Path
 
 from intseg import store
 from intseg.batch import datasets
-from intseg.errors import InputError, IntsegError, UsageError
+from intseg.errors import InputError, UsageError
+from intseg.tools.ends import ended
 from intseg.tools.measure import bench
 from intseg.tools.measure.experiment.activations import activations
 from intseg.tools.measure.experiment.bits import bits
@@ -39,7 +40,6 @@ from intseg.tools.measure.experiment.memo import FORMAT, Document, Memo, earlier
 from intseg.tools.measure.experiment.quantized import ptq, qat
 from intseg.tools.measure.experiment.sizes import sizes
 from intseg.tools.measure.experiment.subject import Subject
-from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.recipe import RECIPES
 
 PER_CHECKPOINT: Mapping[str, Callable[[Subject], Document]] = {
@@ -197,19 +197,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parser().parse_args(argv)
     options.layout_name = {"camvid": "CamVid", "ade20k": "ADE20K", "cityscapes": "Cityscapes"}[options.layout]
-    try:
-        options.checkpoint = _named(options.checkpoint, "--checkpoint")
-        options.qat = _qat_files(options.qat, list(options.checkpoint))
-        if set(options.experiments) != {"sizes"} and not (options.root and options.checkpoint):
-            raise UsageError("needs --root DIR and --checkpoint NAME=PATH; see --help")
-        run(options)
-    except CheckpointError as error:
-        print(f"experiments.py: {error}", file=sys.stderr)
-        return 3
-    except IntsegError as error:
-        print(f"experiments.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return ended("experiments.py", lambda: _checked(options))
+
+
+def _checked(options: argparse.Namespace) -> None:
+    options.checkpoint = _named(options.checkpoint, "--checkpoint")
+    options.qat = _qat_files(options.qat, list(options.checkpoint))
+    if set(options.experiments) != {"sizes"} and not (options.root and options.checkpoint):
+        raise UsageError("needs --root DIR and --checkpoint NAME=PATH; see --help")
+    run(options)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from intseg.errors import IntsegError, UsageError
+from intseg.errors import UsageError
 from intseg.tools.convert import model_info, recipe_for, windows
+from intseg.tools.ends import ended
 from intseg.tools.twin.calibrate import normalise, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint, save_checkpoint
 from intseg.tools.twin.classes import for_model
-from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.segmenter import Attention, Block, MaskTransformer, Segmenter
 
 FIRST = 0.8
@@ -39,7 +39,7 @@ def deepen(model: Segmenter, times: int, spare: int) -> Segmenter:
     column that reads it) are set to zero, where training leaves them: their gradient is zero.
     """
     if times < 2:
-        raise ValueError(f"times is {times}, expected at least 2")
+        raise UsageError(f"times is {times}, expected at least 2")
     config = dataclasses.replace(model.config, n_layers=times * model.config.n_layers)
     deep = Segmenter(config)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.blocks.")}
@@ -86,7 +86,7 @@ def add_outliers(model: Segmenter, factor: float, seed: int = 0) -> None:
         that they lose.
     """
     if factor < LEAST:
-        raise ValueError(f"factor is {factor}, expected at least {LEAST:g}")
+        raise UsageError(f"factor is {factor}, expected at least {LEAST:g}")
     generator = torch.Generator().manual_seed(seed)
     decoder = model.decoder
     masks = isinstance(decoder, MaskTransformer)
@@ -201,18 +201,7 @@ def spreads(model: Segmenter, images: Tensor) -> dict[str, tuple[float, float, f
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        _make(args)
-    except CheckpointError as error:
-        print(f"make_hard.py: {error}", file=sys.stderr)
-        return 3
-    except IntsegError as error:
-        print(f"make_hard.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except ValueError as error:
-        print(f"make_hard.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended("make_hard.py", lambda: _make(args))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intseg import api, backends
-from intseg.errors import IntsegError, ModelError
+from intseg.errors import ModelError
 from intseg.exam import real
 from intseg.executor import execute
 from intseg.graph import IMAGE, Graph, Node
 from intseg.images import decode as pictures
 from intseg.reports.table import table
 from intseg.tools.convert import windows
+from intseg.tools.ends import ended
 from intseg.tools.evaluate import float_labels
 from intseg.tools.twin.calibrate import node_of, normalise, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
-from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.segmenter import Segmenter
 from intseg.windows import tile
 from intseg.workbench.trace import scales as scales_of
@@ -257,17 +257,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        found = compare(load_checkpoint(args.checkpoint), api.load(args.weights), args.images)
-    except CheckpointError as error:
-        print(f"quant_report.py: {error}", file=sys.stderr)
-        return 3
-    except IntsegError as error:
-        print(f"quant_report.py: {error}", file=sys.stderr)
-        return error.exit_code
+    return ended("quant_report.py", lambda: _print(args))
+
+
+def _print(args: argparse.Namespace) -> None:
+    found = compare(load_checkpoint(args.checkpoint), api.load(args.weights), args.images)
     for line in [json.dumps(found.as_json())] if args.json else lines(found):
         print(line)
-    return 0
 
 
 if __name__ == "__main__":
