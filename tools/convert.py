@@ -31,7 +31,8 @@ from intseg.images import decode as pictures
 from intseg.ops import MAX_DIM
 from intseg.progress import Progress
 from intseg.reports.table import table
-from intseg.tools.bits.allocation import Allocation, save
+from intseg.tools.bits.allocation import Allocation
+from intseg.tools.bits.allocation import save as save_allocation
 from intseg.tools.bits.choice import allocation_of, as_twin_bits
 from intseg.tools.bits.rounding import round_weights
 from intseg.tools.twin import classes
@@ -221,7 +222,7 @@ def _run(args: argparse.Namespace) -> Answer:
     allocation, found, chosen = _calibrated(args, twin, model, batches, on)
     data = store.save(export(twin, info), output)
     if allocation and args.save_bits:
-        save(allocation, Path(args.save_bits))
+        save_allocation(allocation, Path(args.save_bits))
     if args.save_twin:
         save_twin(twin, Path(args.save_twin))
     nodes = list(report(twin, model, checked)) if args.json or not args.quiet else []
