@@ -111,18 +111,22 @@ def test_the_text_is_what_verilog_and_c_read(tmp_path: Path):
         ("hex", Options(order="F")): "ff\n04\n02\n05\n03\n80\n",
         ("hex", Options(tile=(2, 2))): "ff\n02\n04\n05\n03\n00\n80\n00\n",
         ("mem", Options(per_word=2)): "0000001011111111\n0000010000000011\n1000000000000101\n",
+        ("coe", Options(per_word=6)): "memory_initialization_radix=16;\nmemory_initialization_vector=\n8005040302ff;\n",
+        ("mif", Options(per_word=3)): "WIDTH=24;\nDEPTH=2;\nADDRESS_RADIX=HEX;\nDATA_RADIX=HEX;\n"
+        "CONTENT BEGIN\n0 : 0302ff;\n1 : 800504;\nEND;\n",
+        ("ihex", Options(per_word=3)): ":030000000302FFF9\n:0300010080050473\n:00000001FF\n",
         ("bin", Options(width=16)): b"\xff\xff\x02\0\x03\0\x04\0\x05\0\x80\xff",
         ("bin", Options(width=16, endian="big")): b"\xff\xff\0\x02\0\x03\0\x04\0\x05\xff\x80",
     }
     for i, ((kind, options), text) in enumerate(expected.items()):
         dump.write_folder(source, tmp_path / f"d{i}", kind, options)
-        content = (tmp_path / f"d{i}" / f"a.b.{kind}").read_bytes()
+        content = (tmp_path / f"d{i}" / f"a.b.{'hex' if kind == 'ihex' else kind}").read_bytes()
         assert content == (text if isinstance(text, bytes) else text.encode()), (kind, options)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_headers_compile(tmp_path: Path):
-    arrays = {n: a for n, a in tensors().items() if n.startswith("ends")} | {"none": np.zeros((0,), np.int8)}
+    arrays = {n: a for n, a in tensors().items() if n.startswith("ends")} | {"0none": np.zeros((0,), np.int8)}
     dump.write_folder(save(tmp_path / "in.safetensors", arrays), tmp_path / "h", "c")
     lines = [f'#include "{name}.h"' for name in arrays]
     lines += ["#include <stdio.h>", "int main(void) {"]
