@@ -22,16 +22,18 @@ class Progress:
     unit   what a step is, in the singular
     done   steps that were done before
     quiet  say nothing
+    leave  keep the bar at the end
     """
 
-    def __init__(self, stage: str, total: int | None, unit: str, done: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self, stage: str, total: int | None, unit: str, done: int = 0, quiet: bool = False, leave: bool = False
+    ) -> None:
         from tqdm import tqdm
 
         self.stage, self.total, self.unit, self.count, self.before = stage, total, unit, done, done
         on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total, initial=done, desc=stage, unit=unit, leave=False, disable=quiet or not on_terminal
-        )
+        silent = quiet or not on_terminal
+        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, leave=leave, disable=silent)
         self._lines = not quiet and not on_terminal
         self._begun = self._said = _now()
 
@@ -68,9 +70,11 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def shown(found: Iterable[T], stage: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> Iterator[T]:
+def shown(
+    found: Iterable[T], stage: str, total: int, unit: str, done: int = 0, quiet: bool = False, leave: bool = False
+) -> Iterator[T]:
     """What `found` gives, its progress shown."""
-    with Progress(stage, total, unit, done, quiet) as progress:
+    with Progress(stage, total, unit, done, quiet, leave) as progress:
         for one in found:
             yield one
             progress.update()

@@ -130,7 +130,7 @@ def test_a_batch_writes_what_single_runs_write(capsys: Capture) -> None:
     assert captured.out == ""
     assert captured.err.startswith("4 images in")
     pictures = [f"{name}_{kind}.png" for name in ("a", "b", "c", "sub/d") for kind in ("labels", "overlay")]
-    assert names("out") == [batch.JOURNAL, *pictures]
+    assert names("out") == pictures  # nothing is left to continue: no journal
     assert infer("in/sub/d.png", "-o", "one.png", "--overlay", "over.png") == 0
     assert Path("one.png").read_bytes() == Path("out/sub/d_labels.png").read_bytes()
     assert Path("over.png").read_bytes() == Path("out/sub/d_overlay.png").read_bytes()
@@ -375,7 +375,7 @@ def test_killed_and_resumed_is_the_same() -> None:
 
 
 def test_what_changed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert infer("in", "-o", "out") == 0
+    assert infer("in", "-o", "out", "--resume") == 0
     before = contents("out")
     Path("out/a_labels.png").write_text("damaged", encoding="utf-8")
     Path("out/b_labels.png").unlink()
@@ -393,7 +393,7 @@ def test_what_changed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("change", [["--palette", "voc"], ["--overlay"], ["--label-offset", "2"]])
 def test_resuming_with_other_settings_is_refused(change: list[str], capsys: Capture) -> None:
-    assert infer("in", "-o", "out") == 0
+    assert infer("in", "-o", "out", "--resume") == 0
     before = contents("out")
     assert infer("in", "-o", "out", "--resume", *change) == 2
     assert "--force" in capsys.readouterr().err
@@ -401,13 +401,16 @@ def test_resuming_with_other_settings_is_refused(change: list[str], capsys: Capt
 
 
 def test_resuming_with_another_model_or_without_a_journal_is_refused(capsys: Capture) -> None:
-    assert infer("in", "-o", "out") == 0
+    assert infer("in", "-o", "out", "--resume") == 0
+    weights = Path("w.safetensors").read_bytes()
     store.save(tiny_graph(seed=9), "w.safetensors")
     assert infer("in", "-o", "out", "--resume") == 2
     assert "another model" in capsys.readouterr().err
-    Path("out", batch.JOURNAL).unlink()
+    Path("w.safetensors").write_bytes(weights)
+    assert infer("in", "-o", "out", "--force") == 0
+    assert not Path("out", batch.JOURNAL).exists()
     assert infer("in", "-o", "out", "--resume") == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "finished without --resume leaves none" in capsys.readouterr().err
 
 
 def test_resuming_nothing_is_a_start() -> None:

@@ -167,7 +167,7 @@ def test_commands_run_without_what_windows_lacks_and_write_the_same(tmp_path: Pa
     model = ("-w", MODEL, "--backend", "numpy")
     commands = [
         ["infer", "img/small.png", *model, "-o", "one.png", "--time"],
-        ["infer", "img", *model, "-o", "out", "--jsonl", "out/all.jsonl"],
+        ["infer", "img", *model, "-o", "out", "--jsonl", "out/all.jsonl", "--resume"],
         ["infer", "img", *model, "-o", "out", "--jsonl", "out/all.jsonl", "--resume"],
         ["eval", "--images", "img", "--labels", "truth", *model, "--resume", "journal.jsonl"],
         ["eval", "--images", "img", "--labels", "truth", *model, "--resume", "journal.jsonl"],

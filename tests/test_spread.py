@@ -139,8 +139,8 @@ def test_a_folder_where_a_run_is_at_work(capsys: Capture, monkeypatch: pytest.Mo
 def test_lines_of_another_model_are_not_taken_over() -> None:
     """As two runs at once with --force left them: a header of one model, lines of both."""
     store.save(tiny_graph(seed=3, n_cls=11), "other.safetensors")
-    assert infer("-o", "other", "-w", "other.safetensors") == 0
-    assert infer("-o", "out") == 0
+    assert infer("-o", "other", "-w", "other.safetensors", "--resume") == 0
+    assert infer("-o", "out", "--resume") == 0
     whole = contents("out")
     lines = [Path(place, batch.JOURNAL).read_bytes().splitlines(keepends=True) for place in ("out", "other")]
     Path("out", batch.JOURNAL).write_bytes(b"".join([*lines[0][:3], *lines[1][3:]]))
@@ -156,7 +156,7 @@ def test_lines_of_another_model_are_not_taken_over() -> None:
 def test_another_image_of_equal_size_and_time_is_done_again() -> None:
     picture = np.asarray(Image.open("val/0.png"))
     Image.fromarray(picture).save("val/0.png", compress_level=0)
-    assert infer("-o", "out") == 0
+    assert infer("-o", "out", "--resume") == 0
     before = os.stat("val/0.png")
     Image.fromarray(np.ascontiguousarray(picture[::-1])).save("val/0.png", compress_level=0)
     assert os.stat("val/0.png").st_size == before.st_size
@@ -207,7 +207,7 @@ def test_a_name_too_long_is_the_error_of_its_image(jobs: str, capsys: Capture) -
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems want names in Unicode")
 def test_names_that_are_not_text_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     os.rename(b"val/1.png", b"val/\xff1.png")
-    assert infer("-o", "out") == 0
+    assert infer("-o", "out", "--resume") == 0
     worked: list[str] = []
     process = batch.process
     monkeypatch.setattr(batch, "process", lambda item, **rest: worked.append(item.source.file) or process(item, **rest))
@@ -219,8 +219,8 @@ def test_names_that_are_not_text_are_resumed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_journal_does_not_depend_on_processes_or_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert infer("-o", "one") == 0
-    assert infer("-o", "two", "--jobs", "2") == 0
+    assert infer("-o", "one", "--resume") == 0
+    assert infer("-o", "two", "--jobs", "2", "--resume") == 0
     journal = Path("one", batch.JOURNAL).read_bytes()
     assert Path("two", batch.JOURNAL).read_bytes() == journal
     for cut in (0, 10, 400, len(journal) - 5):
@@ -309,7 +309,7 @@ def test_recipes_for_clusters(start: str, capsys: Capture) -> None:
         merged = evaluated(capsys, "--merge", *(f"counts/{k}.jsonl" for k in range(1, 5)))
         assert merged == evaluated(capsys, "--images", "photos", "--labels", "labels", "--ignore", "11", *run)
     else:
-        assert cli.main(["infer", "photos", "-r", "-o", "whole", *run]) == 0
+        assert cli.main(["infer", "photos", "-r", "-o", "whole", "--resume", *run]) == 0
         assert contents("out") == contents("whole")
 
 

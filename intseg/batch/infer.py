@@ -321,7 +321,8 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
     """Segment all images.
 
     An image that cannot be read or written is listed in errors.jsonl and the others go on. Output files appear whole;
-    the journal makes a later run with earlier="resume" give the same bytes as one that was never interrupted.
+    the journal makes a later run with earlier="resume" give the same bytes as one that was never interrupted. It goes
+    when all images are done, unless it was asked for by "resume" or is that of a shard.
     Raises UsageError before any work for outputs that collide or exist already, InputError for a folder that is in use
     or cannot be written.
     """
@@ -344,13 +345,23 @@ def run(sources: Sequence[Source], model: api.Model, options: Options, how: Run)
             stack.enter_context(claimed(Path(place), shared=how.shard is not None))
         if path is None:
             return _run(sources, model, options, how, None, {})
+        finished: list[Path] = []
+        stack.callback(_remove, finished)
         header = {"model": model.identity, **options.settings()} | ({"shard": str(how.shard)} if how.shard else {})
         again = "--force to begin again"
         book = stack.enter_context(journals.Journal(path, "batch", header, resuming, again))
         done = _done(book, sources, model, options, how) if resuming else {}
         targets = [target for source in sources for target in options.targets(source).values()]
         remove_leftovers(targets)
-        return _run(sources, model, options, how, book, done)
+        summary = _run(sources, model, options, how, book, done)
+        if how.shard is None and not resuming and not summary.failed:
+            finished.append(path)  # nothing is left to continue; with --resume it may grow
+        return summary
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _journals(how: Run, options: Options) -> list[Path]:
@@ -367,9 +378,12 @@ def _require_new(sources: Sequence[Source], options: Options, how: Run) -> None:
     """Raise UsageError for files that this run may not replace."""
     targets = [path for source in sources for path in options.targets(source).values()]
     existing = [path for path in [*targets, *filter(None, [how.records])] if os.path.lexists(path)]
+    keeps = "--resume keeps what an interrupted run has done"
+    if how.earlier == "resume":
+        keeps = "no journal tells how it was made, for a batch that finished without --resume leaves none"
     if existing:
         raise UsageError(
-            f"{existing[0]}: exists already ({len(existing)} such); --resume keeps what an interrupted run has done, "
+            f"{existing[0]}: exists already ({len(existing)} such); {keeps}, "
             "--force replaces it, -o chooses another folder"
         )
 

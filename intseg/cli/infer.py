@@ -227,7 +227,7 @@ def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch
     """How far it is and the time left, on standard error."""
 
     def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
-        return shown(found, "segmenting", total, "image", quiet=quiet)
+        return shown(found, "segmenting", total, "image", quiet=quiet, leave=True)
 
     return wrap
 
