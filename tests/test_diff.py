@@ -655,6 +655,30 @@ def test_i0_is_derived_from_the_scale(ours: int, theirs: int, name: str):
     assert f"I_0 by {name} ({theirs} instead of {ours})" in names[:2]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_mistakes_of_fewer_bits_are_named(bits: int):
+    """Saturated at 8 bits; packed weights without their sign, or read high bits first; each written here again."""
+    source, most = np.random.default_rng(bits), 2 ** (bits - 1)
+    x, weight = (source.integers(-n, n, shape, np.int8) for n, shape in ((100, (9, 40)), (most, (12, 40))))
+    weight[0, :2] = -most, most - 1
+    stream = sum(int(w) % 2**bits << i * bits for i, w in enumerate(weight.ravel()))
+    data = stream.to_bytes(-(-weight.size * bits // 8), "little")
+    text = "".join(f"{byte:08b}" for byte in data)  # as a reader does that takes the high bits of a byte first
+    high_first = [int(text[i * bits : (i + 1) * bits], 2) for i in range(weight.size)]
+    high_first = [value - 2**bits if value >= most else value for value in high_first]
+    params = {"weight": weight, "bias": np.full(12, 5, np.int32), "mult": np.full(12, 2**30, np.int32)}
+    params["shift"] = np.full(12, 31 + bits, np.int8)
+    call = Call("linear", [x], params, {"out": "int6"})
+    wrong = {
+        f"weight of {bits} bits unpacked without its sign": {"weight": weight.astype(np.int64) % 2**bits},
+        f"weight of {bits} bits unpacked high bits first": {"weight": np.array(high_first).reshape(weight.shape)},
+    }
+    found = {name: RUN["linear"](x, **{**params, **changed}, out="int6") for name, changed in wrong.items()}
+    found["saturated at the 8 bits of INT8 instead of 6"] = RUN["linear"](x, **params, out="int8")
+    for name, result in found.items():
+        assert explain(call, result).names()[0] == name
+
+
 def test_every_hypothesis_can_be_computed(subjects: Mapping[str, Subject]):
     """On every op of three models: nothing but the refusals that the search expects."""
     seen = set()

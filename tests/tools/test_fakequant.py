@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from configs import NO_DECODER, SMALL
 from torch import Tensor
 
 from intseg import arith
+from intseg.errors import UsageError
 from intseg.tools.twin import recipe
 from intseg.tools.twin.act import Act
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.primitives import bit_length, clamp_bits, dyadic, int_div, isqrt, product, rsr, shift_exp
-from intseg.tools.twin.segmenter import random_segmenter
+from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
 torch.set_num_threads(1)
 
@@ -334,3 +336,68 @@ def test_state_is_all_there_is() -> None:
 def test_loading_refuses_another_recipe() -> None:
     with pytest.raises(RuntimeError, match="l2_patch"):
         build("paper").load_state_dict(build("intseg").state_dict())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fewer bits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def uncalibrated(config: SegmenterConfig = CONFIG) -> tuple[FakeQuantSegmenter, Segmenter]:
+    model = random_segmenter(config, 0)
+    return FakeQuantSegmenter(model, config.window, RECIPES["intseg"]), model
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_row_without_weights_keeps_its_bias(bits: int) -> None:
+    """Its range is zero: steps follow from the bias then."""
+    twin, model = uncalibrated()
+    with torch.no_grad():
+        fc1 = model.encoder.blocks[0].mlp.fc1
+        fc1.weight[3], fc1.bias[3] = 0, 1.5
+        twin.encoder.blocks[0].fc1.weight[3] = 0
+    twin.set_bits({"encoder.blocks.0.mlp.fc1": {"weight": bits}})
+    calibrate(twin, model, [windows(2)], correct=False)
+    layer = twin.eval().encoder.blocks[0].fc1
+    p = layer.integers()
+    real = p["bias"][3] * layer.weight_scale[3] + layer.y.mid.expand(len(p["bias"]))[3]
+    assert not p["weight"][3].any()
+    assert abs(float(real) - 1.5) < 1e-6
+
+
+BAD_BITS: dict[str, tuple[dict[str, Any], str]] = {
+    "layer": ({"encoder.blocks.0.mlp.fc3": {"weight": 4}}, "did you mean encoder.blocks.0.mlp.fc"),
+    "low": ({"encoder.patch_embed": {"weight": 1}}, "weight is 1, expected 2 to 8 bits"),
+    "high": ({"encoder.patch_embed": {"weight": 9}}, "weight is 9, expected 2 to 8 bits"),
+    "activation": ({"encoder.patch_embed": {"activation": 3}}, "activation is 3, expected 4 to 8 bits"),
+    "product": ({"decoder.masks": {"weight": 4}}, "decoder.masks: weight is 4, expected nothing of that name"),
+    "zeros": ({"encoder.blocks.1.mlp.fc2": {"weight": 2}}, "all zero, no range for fewer bits"),
+    "shared": (
+        {f"decoder.proj_{name}": {"activation": n} for name, n in (("patch", 4), ("classes", 5))},
+        "decoder.proj_patch and decoder.proj_classes read one activation: 4 and 5 bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BITS)
+def test_bad_bits_change_nothing(name: str) -> None:
+    twin, _ = uncalibrated()
+    with torch.no_grad():
+        twin.encoder.blocks[1].fc2.weight.zero_()
+    bits, words = BAD_BITS[name]
+    before = {key: value.clone() for key, value in twin.state_dict().items()}
+    with pytest.raises(UsageError, match=re.escape(words)) as error:
+        twin.set_bits({"encoder.blocks.0.attn.qkv": {"weight": 3, "activation": 6}, **bits})
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())
+
+
+def test_bits_are_saved_with_the_state() -> None:
+    twin, model = uncalibrated()
+    twin.set_bits(twin.uniform_bits(3, 5))
+    calibrate(twin, model, [windows(2)])
+    other, _ = uncalibrated()
+    other.load_state_dict(twin.state_dict())
+    assert same_integers(integers(other.eval(), windows(2, 1)), integers(twin.eval(), windows(2, 1)))
+    assert {int(layer.bits) for layer in other.linears().values()} == {3}
+    assert {act.bits for acts in other.readers().values() for act in acts} == {5}

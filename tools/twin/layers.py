@@ -57,8 +57,12 @@ class QLinear(Layer):
         return -top if top == 127 else -top - 1, top
 
     def fit_weight_scale(self) -> None:
-        """The largest folded weight of a row, times its clip, becomes the largest integer."""
-        self.weight_scale.copy_(self._largest() * self.clip / self.limits()[1])
+        """The largest folded weight of a row, times its clip, becomes the largest integer.
+
+        A row of tiny weights, or of none, has steps in which its bias fits INT32.
+        """
+        least = self._offset().detach().abs() * 2.0**-30
+        self.weight_scale.copy_(torch.maximum(self._largest() * self.clip / self.limits()[1], least))
 
     def use_weight_scale(self, scale: Tensor) -> None:
         """Make `scale` [N] what `fit_weight_scale` gives."""
@@ -72,13 +76,17 @@ class QLinear(Layer):
         """The weights that meet the input's integers, float64 [N, K]."""
         return self.weight.double() * self.x.scale
 
+    def _offset(self) -> Tensor:
+        """What a row adds to its products, in reals, float64 [N]."""
+        mid = self.weight.double() @ self.x.mid.expand(self.weight.shape[1])
+        return self.bias.double() + mid - self.y.mid
+
     def attrs(self) -> Attrs:
         return {"out": f"int{self.y.bits}"}
 
     def integers(self) -> Integers:
         weight = torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(*self.limits()).long()
-        mid = self.weight.double() @ self.x.mid.expand(self.weight.shape[1])
-        bias = torch.floor((self.bias.double() + mid - self.y.mid) / self.weight_scale + 0.5)
+        bias = torch.floor(self._offset() / self.weight_scale + 0.5)
         room = 2**31 - 1 - 128 * weight.abs().sum(dim=1)
         bias = torch.minimum(torch.maximum(bias.clamp(-(2.0**40), 2.0**40).long(), -room), room)
         mult, shift = dyadic(self.weight_scale / self.y.scale)
