@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,14 @@ BLOCK = ("softmax2", "gelu_table", "int16")
 """Of `block_graph`: the one that traces are made of."""
 
 
+def packed_graph() -> Graph:
+    """The small one with weights of few bits, packed, and results of fewer than 8."""
+    graph = linear_graph()
+    bits = {name: 2 + i % 6 for i, name in enumerate(n for n in graph.tensors if n.endswith(".weight"))}
+    few = {name: graph.tensors[name] >> np.int8(8 - n) for name, n in bits.items()}
+    return replace(graph, tensors={**graph.tensors, **few}, packed=bits)
+
+
 @functools.cache
 def graphs() -> tuple[Graph, ...]:
     """The bases of weights; the small one comes up most."""
@@ -119,4 +128,8 @@ def graphs() -> tuple[Graph, ...]:
         ("shiftmax", "sigmoid_gelu", "int8"),
         ("exp_weights", "gelu_table", "int16"),
     )
-    return (*(linear_graph() for _ in range(9)), *(block_graph(*block) for block in blocks))
+    return (
+        *(linear_graph() for _ in range(6)),
+        *(packed_graph() for _ in range(3)),
+        *(block_graph(*block) for block in blocks),
+    )
