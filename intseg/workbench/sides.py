@@ -193,7 +193,7 @@ class _Held(TensorFile):
     """A tensor file whose tensors are in memory: the file itself may be gone."""
 
     def __init__(self, file: TensorFile, held: Mapping[str, Array]) -> None:
-        self.path, self.metadata, self.entries, self._file = file.path, file.metadata, file.entries, file._file
+        self.__dict__.update(file.__dict__)
         self.held = held
 
     def read(self, name: str) -> Array:
