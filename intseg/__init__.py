@@ -1,4 +1,4 @@
-"""Integer-only inference for vision-transformer segmentation, bit-exact on every machine.
+"""Integer-only inference for vision-transformer segmentation and classification, bit-exact on every machine.
 
 >>> import intseg
 >>> result = intseg.run("street.png")                                           # doctest: +SKIP
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from intseg._version import __version__
 
 if TYPE_CHECKING:
-    from intseg.api import Model, Result, load, run, trace
+    from intseg.api import ClassResult, Model, Result, load, run, trace
 
-__all__ = ["Model", "Result", "__version__", "load", "run", "trace"]
+__all__ = ["ClassResult", "Model", "Result", "__version__", "load", "run", "trace"]
 
 
 def __getattr__(name: str) -> object:

@@ -6,19 +6,16 @@ made of a model with the model.
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
-import html
 import io
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from intseg import backends, files, models, store
@@ -29,25 +26,22 @@ from intseg.errors import (
     MismatchError,
     ModelError,
     UsageError,
-    clip,
     printable,
     suggest,
 )
 from intseg.graph import Graph, ModelInfo, Node, validate
 from intseg.images import decode as pictures
-from intseg.images import labels as label_images
-from intseg.images import overlay as overlays
 from intseg.ops import Run
+from intseg.results import ClassResult as ClassResult
+from intseg.results import Ranked as Ranked
+from intseg.results import Result as Result
+from intseg.results import image_format as image_format
 from intseg.windows import at_scale, cut_windows, merge_scores, require_narrow, size_note, tile
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Array = NDArray[Any]
 ImageLike = pictures.ImageLike
 
 _REMEMBERED = 4
-_IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _MAX_CONFIG = 16 * 2**20
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _lock = threading.RLock()
@@ -125,151 +119,6 @@ class Model:
             f"<intseg.Model {info.name}: {len(info.classes)} classes, window {info.window[0]} x {info.window[1]}, "
             f"recipe {info.recipe}, {len(self.graph.nodes)} nodes, sha256 {self.sha256[:12]}>"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What `run` found.
-
-    labels   uint8 [H, W], uint16 above 256 classes: the class index of every pixel
-    scores   int32 [h, w, C]: integer scores on the patch grid of the padded image; where the model merges in pixels,
-             int16 [windows, h, w, C]: those of the windows (SPEC.md, section 7)
-    image    uint8 [H, W, 3]: the decoded image
-    model    what was run
-    backend  "numpy" or "numba": the labels do not depend on it
-    notes    what was done to decode the image, and to its size, one sentence each
-    """
-
-    labels: Array
-    scores: Array
-    image: NDArray[np.uint8]
-    model: Model
-    backend: str
-    notes: tuple[str, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; the labels index them."""
-        return self.model.info.classes
-
-    @property
-    def palette(self) -> tuple[pictures.Colour, ...]:
-        """(red, green, blue) of every class."""
-        return self.model.info.palette
-
-    def counts(self) -> dict[str, int]:
-        """Pixels per class, of the classes found, the largest first."""
-        from PIL import Image
-
-        classes = len(self.classes)
-        if self.labels.dtype == np.uint8:  # three times as fast as bincount, which widens every label first
-            counts = np.array(Image.fromarray(self.labels).histogram()[:classes])
-        else:
-            counts = np.bincount(self.labels.ravel(), minlength=classes)
-        order = np.argsort(-counts, kind="stable")
-        return {self.classes[i]: int(counts[i]) for i in order if counts[i]}
-
-    def shares(self) -> dict[str, float]:
-        """Part of the pixels per class, from 0 to 1, of the classes found, the largest first."""
-        return {name: count / self.labels.size for name, count in self.counts().items()}
-
-    def overlay(
-        self, opacity: float = 0.5, legend: bool = False, palette: Sequence[pictures.Colour] | None = None
-    ) -> Image.Image:
-        """The image under its class colours, with a legend below it if asked for.
-
-        palette  other colours than the model's, one per class
-        Raises UsageError for the opacity.
-        """
-        from PIL import Image
-
-        palette = palette or self.palette
-        picture = Image.fromarray(overlays.overlay(self.image, self.labels, palette, opacity))
-        return overlays.add_legend(picture, self._legend(palette)) if legend else picture
-
-    def png(self, palette: Sequence[pictures.Colour] | None = None, values: Array | None = None) -> bytes:
-        """The labels as the bytes of a PNG file: indexed, with the palette; 16-bit grayscale for values above 255.
-
-        palette  other colours than the model's, one per class
-        values   uint16 [C]: stored in place of the class indices (`intseg.images.labels.stored_values`)
-        """
-        labels, colours = self.labels, tuple(palette or self.palette)
-        if values is not None:
-            labels, colours = label_images.store_as(labels, colours, values)
-        return label_images.labels_png(labels, colours)
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        palette: Sequence[pictures.Colour] | None = None,
-        values: Array | None = None,
-    ) -> None:
-        """Write the labels as PNG, as `png` gives them.
-
-        Raises UsageError unless the name ends in .png, InputError when it cannot be written; nothing is left then.
-        """
-        if image_format(path) != "PNG":
-            raise UsageError(f"{os.fspath(path)}: labels are written without loss; give a name that ends in .png")
-        store.write_atomically(Path(path), self.png(palette, values))
-
-    def save_overlay(
-        self,
-        path: str | os.PathLike[str],
-        opacity: float = 0.5,
-        legend: bool = True,
-        palette: Sequence[pictures.Colour] | None = None,
-    ) -> None:
-        """Write the overlay, with its legend unless that is not wanted, as .png or .jpg. Raises as `save`."""
-        kind = image_format(path)
-        store.write_atomically(Path(path), overlays.encode(self.overlay(opacity, legend, palette), kind))
-
-    def to_pil(self) -> Image.Image:
-        """The labels as a Pillow image: mode "P" with the palette, "I;16" for more than 256 classes."""
-        return label_images.labels_image(self.labels, self.palette)
-
-    def to_hf(self) -> list[dict[str, Any]]:
-        """What the Hugging Face pipeline "image-segmentation" returns for semantic segmentation.
-
-        return  per class found, in the order of the classes: {"score": None, "label": its name,
-                "mask": Pillow image of mode "L", 255 where the class is, else 0}
-        """
-        return [
-            {"score": None, "label": self.classes[i], "mask": label_images.mask(self.labels, i)}
-            for i in np.unique(self.labels).tolist()
-        ]
-
-    def _repr_png_(self) -> bytes:
-        """The overlay with its legend, for notebooks."""
-        return overlays.encode(self.overlay(legend=True), "PNG")
-
-    def _repr_html_(self) -> str:
-        """The overlay with its legend and a caption, for notebooks; nothing is loaded from elsewhere."""
-        data = base64.b64encode(self._repr_png_()).decode()
-        text = html.escape(repr(self)[1:-1])
-        return (
-            f'<figure style="margin:0"><img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">'
-            f"<figcaption>{text}</figcaption></figure>"
-        )
-
-    def _legend(self, palette: Sequence[pictures.Colour]) -> list[overlays.LegendEntry]:
-        colours = dict(zip(self.classes, palette, strict=True))
-        shares = self.shares().items()
-        return [
-            overlays.LegendEntry(colours[name], f"{clip(name, 32)} {overlays.percent(share)}") for name, share in shares
-        ]
-
-    def __repr__(self) -> str:
-        height, width = self.labels.shape
-        found = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares().items())[:3])
-        return printable(f"<intseg.Result {width} x {height} by {self.model.info.name} ({self.backend}): {found}>")
-
-
-def image_format(path: str | os.PathLike[str]) -> str:
-    """By the ending of a file name: "PNG" or "JPEG". Raises UsageError for another ending."""
-    try:
-        return _IMAGE_FORMATS[Path(path).suffix.lower()]
-    except KeyError:
-        raise UsageError(f"{os.fspath(path)}: pictures are written as {', '.join(_IMAGE_FORMATS)}; rename it") from None
 
 
 def load(weights: str | os.PathLike[str] | Model | None = None) -> Model:
@@ -413,7 +262,7 @@ def run(
     threads: int | None = None,
     ops: Mapping[str, Run] | None = None,
 ) -> Result | Iterator[Result]:
-    """Segment an image, or several.
+    """Segment an image, or several; classify them where the model is a classifier: a `ClassResult` each.
 
     image    a path, the bytes of an image file, a file opened for reading bytes, a Pillow image, or an array uint8
              [H, W, 3] (red, green, blue); any size from 1 x 1 up. A list, a tuple, a generator of these: the results
@@ -479,7 +328,8 @@ def run_picture(picture: pictures.Picture, model: Model, backend: str = "auto", 
     windows = [forward(window) for _, window in cut_windows(rgb, info, resized)]
     scores = merge_scores(windows, tile(info, height, width), info)
     labels = backends.labels(scores, info, height, width, backend, threads)
-    return Result(labels, scores, rgb, model, backend, (*picture.notes, *size_note(info, height, width)))
+    made = ClassResult if info.classifies else Result
+    return made(labels, scores, rgb, model, backend, (*picture.notes, *size_note(info, height, width)))
 
 
 def _trace(

@@ -156,6 +156,8 @@ def class_map(
 
 def labels(scores: Array, info: ModelInfo, height: int, width: int, backend: str, threads: int | None = None) -> Array:
     """`windows.labels` by a backend: labels uint8 or uint16 [height, width] from what `windows.merge_scores` gives."""
+    if info.classifies:
+        return windows.labels(scores, info, height, width)
     own = windows.working_size(info, height, width) == (height, width)
     if info.merge == "grid" and own:
         return class_map(scores, info.upsample, info.patch, height, width, backend, threads)

@@ -23,6 +23,7 @@ IMAGE = "image"
 
 UPSAMPLES = ("nearest", "bilinear")
 MERGES = ("grid", "pixel")
+TASKS = ("segmentation", "classification")
 MAX_WORKING = 16_384
 """Pixels of the long side that an image may be brought to: with it the memory of a run is bounded for every image."""
 
@@ -86,6 +87,8 @@ class ModelInfo:
               in pixels, each upsampled by itself
     working_size   (short, long): images are brought to a short side of `short` pixels, or to a long one of `long` where
               it would be above; None: windows are cut from the image as it is
+    task      "segmentation": every pixel has a class; "classification": the image has one, seen through one window in
+              its middle (SPEC.md, 7.4)
     """
 
     name: str
@@ -100,11 +103,19 @@ class ModelInfo:
     source: str = ""
     merge: str = "grid"
     working_size: tuple[int, int] | None = None
+    task: str = "segmentation"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether an image has one class, not one for every pixel."""
+        return self.task == "classification"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A model: nodes in order, tensors by name, the name of the node that gives the scores int16 [h, w, classes].
+    """A model: nodes in order, tensors by name, the name of the node that gives the scores.
+
+    Scores are int8 or int16 [h, w, classes], those of a classifier int32 [classes]: its logits.
 
     packed  bits of an element, 2 to 8, of the INT8 tensors that the file holds packed (SPEC 6.1)
     """
@@ -301,10 +312,14 @@ def _validate_output(graph: Graph, values: Mapping[str, Value]) -> None:
     if graph.output not in values:
         raise ModelError(f"output {graph.output!r} is not a node")
     info, found = graph.info, values[graph.output]
-    expected = (info.window[0] // info.patch, info.window[1] // info.patch, len(info.classes))
-    if found.dtype not in ("int8", "int16") or found.shape != expected:
+    dtypes: tuple[str, ...] = ("int8", "int16")
+    expected: tuple[int, ...] = (info.window[0] // info.patch, info.window[1] // info.patch, len(info.classes))
+    if info.classifies:
+        dtypes, expected = ("int32",), (len(info.classes),)
+    if found.dtype not in dtypes or found.shape != expected:
         raise ModelError(
-            f"output {graph.output!r} is {found.dtype} {list(found.shape)}, expected int8 or int16 {list(expected)}"
+            f"output {graph.output!r} is {found.dtype} {list(found.shape)}, expected {' or '.join(dtypes)} "
+            f"{list(expected)} for {info.task}"
         )
 
 
@@ -342,6 +357,11 @@ def _info_problems(info: ModelInfo) -> Iterator[str]:
         yield f"upsample is {info.upsample!r}, expected {' or '.join(UPSAMPLES)}"
     if info.merge not in MERGES:
         yield f"merge is {info.merge!r}, expected {' or '.join(MERGES)}"
+    if info.task not in TASKS:
+        yield f"task is {info.task!r}, expected {' or '.join(TASKS)}"
+    elif info.classifies and (info.stride, info.upsample, info.merge) != (info.window, "nearest", "grid"):
+        found = f"stride {info.stride}, upsample {info.upsample}, merge {info.merge}"
+        yield f"a classifier has {found}, expected its window {info.window}, nearest, grid: it labels no pixels"
     if info.working_size is not None:
         short, long = info.working_size
         if not min(info.window) <= short <= long <= MAX_WORKING:

@@ -29,7 +29,7 @@ from intseg.prove import prove
 
 FORMAT = 1
 KEY = "intseg"
-_LATER: dict[str, Any] = {"merge": "grid", "working_size": None}
+_LATER: dict[str, Any] = {"merge": "grid", "working_size": None, "task": "segmentation"}
 """Fields of info that came after the first files: not written where they have this value, which absence means."""
 
 MAX_HEADER = 16 * 2**20
@@ -374,4 +374,5 @@ def _info_from_json(entry: object) -> ModelInfo:
         source=_typed(entry, "source", str, where),
         merge=_typed(entry, "merge", str, where),
         working_size=None if entry["working_size"] is None else _list_of(entry, "working_size", int, where, 2),
+        task=_typed(entry, "task", str, where),
     )

@@ -1,4 +1,4 @@
-"""From an image to the class of every pixel: padding, windows, their sum, labels (SPEC.md, section 7).
+"""From an image to the class of every pixel, or to its own: padding, windows, their sum, labels (SPEC.md, section 7).
 
 The definition, in NumPy. `backends.class_map` has a faster last step with the same bits.
 """
@@ -38,6 +38,7 @@ class Tiling:
 
     height, width   of the padded image in pixels, at least the window, multiples of the patch size where scores are
                     merged on the patch grid
+    above, left     padding above the image and to its left; none but for a classifier
     tops, lefts     first row and first column of the windows; every pair (top, left) is one
     """
 
@@ -45,6 +46,8 @@ class Tiling:
     width: int
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
+    above: int = 0
+    left: int = 0
 
     def corners(self) -> list[tuple[int, int]]:
         """(top, left) of every window, row by row."""
@@ -65,20 +68,22 @@ def step(info: ModelInfo) -> int:
 
 
 def working_size(info: ModelInfo, height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which an image is segmented: both sides by one factor, rounded half up."""
+    """(height, width) at which an image is run: both sides by one factor, rounded half up, down for a classifier."""
     if info.working_size is None:
         return height, width
     short, long = info.working_size
     least, most = min(height, width), max(height, width)
     new, old = (short, least) if short * most <= long * least else (long, most)
-    tall, wide = (max(1, (2 * size * new + old) // (2 * old)) for size in (height, width))
+    half = 0 if info.classifies else old
+    tall, wide = (max(1, (2 * size * new + half) // (2 * old)) for size in (height, width))
     return tall, wide
 
 
 def at_scale(info: ModelInfo, scale: int | str | None) -> ModelInfo:
     """The information with another working size: "native" for none, a number for the short side, None for its own.
 
-    The long side is at most four times the short one, as published. Raises UsageError.
+    The long side is at most four times the short one, as published; that of a classifier, of which the middle is seen,
+    as long as the engine takes it. Raises UsageError.
     """
     if scale is None:
         return info
@@ -87,12 +92,15 @@ def at_scale(info: ModelInfo, scale: int | str | None) -> ModelInfo:
     if not isinstance(scale, int) or not 1 <= scale <= MAX_WORKING // _LONG:
         raise UsageError(f"scale is {scale!r}, expected native or 1 to {MAX_WORKING // _LONG} pixels of the short side")
     short = max(scale, *info.window)
-    return replace(info, working_size=(short, _LONG * short))
+    return replace(info, working_size=(short, MAX_WORKING if info.classifies else _LONG * short))
 
 
 def size_note(info: ModelInfo, height: int, width: int) -> tuple[str, ...]:
     """What was done to the size of an image, for people; nothing where nothing was."""
     tall, wide = working_size(info, height, width)
+    if info.classifies:
+        rows, columns = info.window
+        return (f"classified by {columns} x {rows} pixels in the middle of {wide} x {tall}",)
     if (tall, wide) == (height, width):
         return ()
     return (f"segmented at {wide} x {tall} pixels, labels brought back to {width} x {height}",)
@@ -110,17 +118,26 @@ def tile(info: ModelInfo, height: int, width: int) -> Tiling:
 
 def _tile(info: ModelInfo, height: int, width: int) -> Tiling:
     """The windows of an image at its working size."""
+    if info.classifies:
+        (height, above, top), (width, before, left) = map(_middle, (height, width), info.window)
+        return Tiling(height, width, (top,), (left,), above, before)
     cell = step(info)
     padded = [max(-(-size // cell) * cell, window) for size, window in zip((height, width), info.window, strict=True)]
     tops, lefts = (starts(*sizes) for sizes in zip(padded, info.window, info.stride, strict=True))
     return Tiling(padded[0], padded[1], tops, lefts)
 
 
-def pad(rgb: Pixels, height: int, width: int, colour: tuple[int, int, int]) -> Pixels:
-    """The image at the top left of height x width pixels of one colour; uint8 [height, width, 3]."""
-    padded = np.empty((height, width, 3), np.uint8)
-    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
-    padded[rgb.shape[0] :] = padded[: rgb.shape[0], rgb.shape[1] :] = np.array(colour, np.uint8)
+def _middle(size: int, window: int) -> tuple[int, int, int]:
+    """Padded size of an axis, padding before the image, start of the window in its middle, rounded half to even."""
+    spare = max(size - window, 0)
+    return max(size, window), max(window - size, 0) // 2, spare // 2 + (spare // 2 & spare & 1)
+
+
+def pad(rgb: Pixels, tiling: Tiling, colour: tuple[int, int, int]) -> Pixels:
+    """The image in its place among the pixels of one colour that surround it; uint8 [height, width, 3]."""
+    padded = np.empty((tiling.height, tiling.width, 3), np.uint8)
+    padded[:] = np.array(colour, np.uint8)
+    padded[tiling.above : tiling.above + len(rgb), tiling.left : tiling.left + rgb.shape[1]] = rgb
     return padded
 
 
@@ -131,7 +148,7 @@ def cut_windows(rgb: Pixels, info: ModelInfo, resized: Resize = resize) -> Itera
     """
     tiling = tile(info, *rgb.shape[:2])
     rgb = resized(rgb, *working_size(info, *rgb.shape[:2]))
-    padded = pad(rgb, tiling.height, tiling.width, info.pad)
+    padded = pad(rgb, tiling, info.pad)
     height, width = info.window
     for top, left in tiling.corners():
         yield (top, left), np.ascontiguousarray(padded[top : top + height, left : left + width])
@@ -140,11 +157,16 @@ def cut_windows(rgb: Pixels, info: ModelInfo, resized: Resize = resize) -> Itera
 def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Array:
     """Scores of an image from those of its windows.
 
-    scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`
-    return  merged on the patch grid: int32 [height / patch, width / patch, C], see `merge_on_grid`;
+    scores  int8 or int16 [window height / patch, window width / patch, C], in the order of `tiling.corners()`; int32
+            [C] of a classifier, which has one window
+    return  of a classifier the same as int32 [1, 1, C];
+            merged on the patch grid: int32 [height / patch, width / patch, C], see `merge_on_grid`;
             merged in pixels: int16 [windows, window height / patch, window width / patch, C], as they are; `labels`
             sums them where it needs them, since the sums of all pixels would take patch^2 times the memory
     """
+    if info.classifies:
+        (logits,) = scores
+        return logits.reshape(1, 1, -1)
     if info.merge == "grid":
         return merge_on_grid(scores, tiling, info)
     return np.stack(scores).astype(np.int16, copy=False)
@@ -188,9 +210,11 @@ def weights(origins: Sequence[int], window: int, size: int, step: int) -> NDArra
 def labels(scores: Array, info: ModelInfo, height: int, width: int) -> Array:
     """Labels of the pixels of an image of height x width pixels from what `merge_scores` gives.
 
-    return  uint8 [height, width] for C <= 256, uint16 above; ties go to the lowest class
+    return  uint8 [height, width] for C <= 256, uint16 above, of a classifier [1, 1]; ties go to the lowest class
     Raises InputError for an image that is brought back from its working size with weights of more than 62 bits.
     """
+    if info.classifies:
+        return RUN["argmax"](scores)
     require_narrow(info, height, width)
     if info.merge == "grid" and working_size(info, height, width) == (height, width):
         return class_map(scores, info.upsample, info.patch, height, width)
@@ -223,6 +247,8 @@ def require_narrow(info: ModelInfo, height: int, width: int) -> None:
 
     Raises InputError.
     """
+    if info.classifies:
+        return
     size = working_size(info, height, width)
     parts = [2 * old // math.gcd(old, new) for old, new in zip((height, width), size, strict=True)]
     if size != (height, width) and 36 * 2**15 * weight_sum(info) ** 2 * math.prod(parts) >= 2**62:
@@ -363,6 +389,7 @@ STEPS: Mapping[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "cut_windows": ((*GEOMETRY, "pad_red", "pad_green", "pad_blue"), 3, ("uint8",)),
     "merge_scores": ((*GEOMETRY, "height", "width"), 4, ("int8", "int16")),
     "class_map": (("upsample", "patch", "height", "width"), 3, ("int32",)),
+    "center_crop": (("window_height", "window_width", "pad_red", "pad_green", "pad_blue"), 3, ("uint8",)),
     "pixel_map": ((*GEOMETRY, "upsample", "height", "width", "short", "long"), 4, ("int8", "int16")),
 }
 """Attributes of every step, axes and dtypes of its input; windows are stacked.
@@ -384,26 +411,28 @@ def run_step(step: str, x: Array, attrs: Mapping[str, Attr]) -> Array:
     info = info_of(attrs, x.shape[-1])
     if step == "pixel_map":
         return labels(merge_scores(list(x), tile(info, **size), info), info, **size)
-    if step == "cut_windows":
+    if step in ("cut_windows", "center_crop"):
         return np.stack([window for _, window in cut_windows(x, info)])
     return merge_scores(list(x), tile(info, **size), info)
 
 
 def info_of(attrs: Mapping[str, Attr], classes: int = 1) -> ModelInfo:
-    """A ModelInfo that has the windows of a call and nothing else."""
+    """A ModelInfo that has the windows of a call and nothing else; without a stride, that of a classifier."""
     size = {name: int(value) for name, value in attrs.items() if name != "upsample"}
+    window = size["window_height"], size["window_width"]
     return ModelInfo(
         name="",
         recipe="",
         classes=tuple(map(str, range(classes))),
         palette=((0, 0, 0),) * classes,
-        window=(size["window_height"], size["window_width"]),
-        stride=(size["stride_rows"], size["stride_columns"]),
-        patch=size["patch"],
+        window=window,
+        stride=(size["stride_rows"], size["stride_columns"]) if "stride_rows" in size else window,
+        patch=size.get("patch", 1),
         pad=(size.get("pad_red", 0), size.get("pad_green", 0), size.get("pad_blue", 0)),
         upsample=str(attrs.get("upsample", "nearest")),
         merge="pixel" if "short" in size else "grid",
         working_size=(size["short"], size["long"]) if size.get("short") else None,
+        task="segmentation" if "stride_rows" in size else "classification",
     )
 
 
@@ -413,7 +442,7 @@ def check_step(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
     numbers = {name: value for name, value in attrs.items() if name != "upsample"}
     if set(attrs) != set(wanted) or any(type(v) is not int or not 0 <= v <= MAX_DIM for v in numbers.values()):
         raise ValueError(f"attributes are {attrs!r:.200}")
-    image = step in ("resize", "cut_windows")
+    image = step in ("resize", "cut_windows", "center_crop")
     if x.ndim != rank or x.dtype.name not in dtypes or not x.size or (image and x.shape[2] != 3):
         raise ValueError(f"input is {x.dtype} {list(x.shape)}")
     if min(attrs.get(name, 1) for name in ("height", "width", "patch")) < 1:
@@ -431,11 +460,12 @@ def check_step(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
 
 def _check_windows(step: str, x: Array, attrs: Mapping[str, Any]) -> None:
     """The part of `check_step` for steps that windows take part in."""
-    info = info_of(attrs, x.shape[-1] if step != "cut_windows" else 1)
+    cut = step in ("cut_windows", "center_crop")
+    info = info_of(attrs, 1 if cut else x.shape[-1])
     validate_info(info)
     if info.window[0] * info.window[1] > _MAX_WINDOW:
         raise ValueError(f"window is {info.window}")
-    if step == "cut_windows":
+    if cut:
         return
     require_narrow(info, attrs["height"], attrs["width"])
     count = len(tile(info, attrs["height"], attrs["width"]).corners())

@@ -465,6 +465,10 @@ def argmax(x: Nested) -> Nested:
     return rows(x, first_largest)
 
 
+def sum_rows(x: Nested) -> Nested:
+    return [fits(sum(column), "int32") for column in zip(*x, strict=True)]
+
+
 def window_starts(size: int, window: int, stride: int) -> list[int]:
     found = [0]
     while found[-1] + window < size:
@@ -499,9 +503,23 @@ def resize(image: Nested, height: int, width: int) -> Nested:
     return image
 
 
-def working_size(height: int, width: int, short: int, long: int) -> list[int]:
+def working_size(height: int, width: int, short: int, long: int, classify: bool = False) -> list[int]:
     factor = min(Fraction(short, min(height, width)), Fraction(long, max(height, width)))
-    return [max(1, floor(size * factor + Fraction(1, 2))) for size in (height, width)]
+    half = Fraction(0 if classify else 1, 2)
+    return [max(1, floor(size * factor + half)) for size in (height, width)]
+
+
+def center_crop(image: Nested, window: Sequence[int], pad: Sequence[int]) -> tuple[list[int], Nested]:
+    """Start of the window on both axes of the padded image, and its pixels (SPEC 7.4)."""
+    height, width = len(image), len(image[0])
+    before = [max(0, w - n) // 2 for n, w in zip((height, width), window, strict=True)]
+    start = [round(Fraction(max(0, n - w), 2)) for n, w in zip((height, width), window, strict=True)]
+
+    def pixel(y: int, x: int) -> Nested:
+        y, x = y + start[0] - before[0], x + start[1] - before[1]
+        return image[y][x] if 0 <= y < height and 0 <= x < width else list(pad)
+
+    return start, [[pixel(y, x) for x in range(window[1])] for y in range(window[0])]
 
 
 def between(values: Nested, size: int) -> Nested:
@@ -604,6 +622,7 @@ NAIVE: dict[str, Callable[..., Nested]] = {
     "argmax": argmax,
     "exp_weights": exp_weights,
     "weighted_mean": weighted_mean,
+    "sum_rows": sum_rows,
 }
 
 FIXED_DTYPES = {
@@ -618,6 +637,7 @@ FIXED_DTYPES = {
     "upsample_bilinear": "int64",
     "exp_weights": "uint8",
     "weighted_mean": "int8",
+    "sum_rows": "int32",
 }
 
 

@@ -273,7 +273,7 @@ def test_tile(size: tuple[int, int], padded: tuple[int, int], tops: tuple[int, .
 
 
 def test_padding_is_at_the_right_and_the_bottom() -> None:
-    padded = pad(RGB, 8, 9, (1, 2, 3))
+    padded = pad(RGB, Tiling(8, 9, (0,), (0,)), (1, 2, 3))
     assert np.array_equal(padded[:5, :7], RGB)
     assert (padded[5:] == (1, 2, 3)).all()
     assert (padded[:, 7:] == (1, 2, 3)).all()

@@ -5,6 +5,7 @@ One attention block behind a position embedding, so that the scores of a patch d
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ def tiny_graph(seed: int = 0, **info: Any) -> Graph:
     return _Builder(tiny_info(**info), seed).made()
 
 
+def tiny_classifier(
+    seed: int = 0, n_cls: int = 7, heads: int = 1, working_size: tuple[int, int] | None = None
+) -> Graph:
+    """A valid graph of a classifier with one head or two; equal arguments give equal graphs."""
+    info = tiny_info(n_cls, stride=(24, 32))
+    info = replace(info, name="tiny classifier", task="classification", working_size=working_size)
+    return _Builder(info, seed).made(heads)
+
+
 class _Builder(GraphBuilder):
     """Methods append nodes of the usual scales; each returns the name of its node."""
 
@@ -54,7 +64,7 @@ class _Builder(GraphBuilder):
         super().__init__(info)
         self.random = np.random.default_rng(seed)
 
-    def made(self) -> Graph:
+    def made(self, heads: int = 0) -> Graph:
         info, depth = self.info, self.info.patch**2 * 3
         rows, columns = info.window[0] // info.patch, info.window[1] // info.patch
         x = self.node("quantize_input", "quantize_input", IMAGE, table=self.bytes(3, 256))
@@ -63,8 +73,17 @@ class _Builder(GraphBuilder):
         position = self.random.integers(-4000, 4000, (rows * columns, WIDTH), np.int16)
         x = self.add("add_pos", x, self.tensor("pos_embed", position))
         x = self.add("add_attn", x, self.attention(self.norm("norm1", x)))
-        x = self.linear("head", self.norm("norm2", x), WIDTH, len(info.classes), 1, "int16")
+        x = self.norm("norm2", x)
+        if heads:
+            return self.graph(self.logits(x, heads))
+        x = self.linear("head", x, WIDTH, len(info.classes), 1, "int16")
         return self.graph(self.node("to_grid", "to_grid", x, height=rows, width=columns))
+
+    def logits(self, x: str, heads: int) -> str:
+        """The sum of the heads, each on a token of its own."""
+        rows = [self.node(f"token{i}", "slice", x, start=i, stop=i + 1) for i in range(heads)]
+        rows = [self.linear(f"head{i}", row, WIDTH, len(self.info.classes), 1, "int16") for i, row in enumerate(rows)]
+        return self.node("logits", "sum_rows", rows[0] if heads == 1 else self.node("heads", "concat", *rows))
 
     def attention(self, x: str) -> str:
         x = self.linear("qkv", x, WIDTH, 3 * WIDTH, 7, "int8")

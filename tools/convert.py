@@ -38,10 +38,11 @@ from intseg.tools.bits.rounding import round_weights
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
+from intseg.tools.twin.classifier import IMAGENET, Classifier, is_classifier, load_classifier
 from intseg.tools.twin.config import CheckpointError, Pair, SegmenterConfig
 from intseg.tools.twin.excitation import drawn_scene, excitation
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.model import FakeQuant, twin_of
 from intseg.tools.twin.onnx_import import load_onnx
 from intseg.tools.twin.recipe import RECIPES, Recipe
 from intseg.tools.twin.segmenter import Segmenter
@@ -94,7 +95,6 @@ def model_info(
         min(size, max(step // cell, -(-size // (2 * cell))) * cell if step >= cell else size)
         for step, size in zip(steps, (height, width), strict=True)
     )
-    grey = [round(mean * 255 - 0.25) for mean in config.mean]
     info = ModelInfo(
         name=name,
         recipe=recipe.name,
@@ -103,7 +103,7 @@ def model_info(
         window=(height, width),
         stride=(rows, columns),
         patch=patch,
-        pad=(grey[0], grey[1], grey[2]),
+        pad=_grey(config),
         upsample=recipe.upsample,
         source=source,
         merge=merge,
@@ -123,6 +123,47 @@ def _require_size(config: SegmenterConfig, window: Pair, stride: Pair | None, ce
         if not size <= 2 * step <= 2 * size or step % cell:
             multiple = f", a multiple of {cell} with --merge grid" if cell > 1 else ""
             raise UsageError(f"--stride is {step}, expected {-(-size // 2)} to {size}{multiple}: half the window to it")
+
+
+def refuse_pixels(args: argparse.Namespace) -> None:
+    """Raise UsageError for an option that says something about windows or the labels of pixels."""
+    for name, option in (("upsample",) * 2, ("merge",) * 2, ("cosine", "l2norm"), ("stride",) * 2):
+        if getattr(args, name) is not None:
+            raise UsageError(f"{args.checkpoint} classifies images, --{option} is about pixels; leave it out")
+
+
+def class_info(
+    config: SegmenterConfig,
+    recipe: Recipe,
+    name: str,
+    named: dict[str, classes.Colour],
+    window: tuple[int, int] | None = None,
+    source: str = "",
+    scale: int | str | None = None,
+) -> ModelInfo:
+    """What is known of an integer classifier: one window, in the middle of images brought to a short side."""
+    patch = config.patch
+    height, width = (-(-size // patch) * patch for size in window or config.window)
+    info = ModelInfo(
+        name=name,
+        recipe=recipe.name,
+        classes=tuple(named),
+        palette=tuple(named.values()),
+        window=(height, width),
+        stride=(height, width),
+        patch=patch,
+        pad=_grey(config),
+        upsample="nearest",
+        source=source,
+        task="classification",
+    )
+    return at_scale(info, config.im_size if scale is None else scale)
+
+
+def _grey(config: SegmenterConfig) -> tuple[int, int, int]:
+    """The mean of the training images, as a colour: what zeros after normalisation are."""
+    red, green, blue = (round(mean * 255 - 0.25) for mean in config.mean)
+    return red, green, blue
 
 
 def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]:
@@ -153,7 +194,7 @@ REPORT_FLOATS, REPORT_FLOATS_A_TOKEN = 2**26, 18
 """Values of the float model that a report keeps, and how many a token has in a block, in widths of the block."""
 
 
-def report(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> Iterator[tuple[str, str, float, float]]:
+def report(twin: FakeQuant, model: Segmenter | Classifier, images: Tensor) -> Iterator[tuple[str, str, float, float]]:
     """(node, scale, percent of saturated values, SQNR in dB against the float model) of every node with a range.
 
     Of large models and images on evenly spaced windows and tokens: REPORT_FLOATS values of the float model are kept.
@@ -202,13 +243,17 @@ def _run(args: argparse.Namespace) -> Answer:
     model = _load(args, checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.cosine)
     dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
+    if isinstance(model, Classifier) and model.config.n_cls == IMAGENET:
+        dataset = dataset or "imagenet"
     named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
-    info = model_info(
-        *(model.config, recipe, args.name or output.stem, named, window, stride, "converted by intseg"),
-        *(args.merge, args.scale),
-    )
+    about = (model.config, recipe, args.name or output.stem, named)
+    if isinstance(model, Classifier):
+        refuse_pixels(args)
+        info = class_info(*about, window, "converted by intseg", args.scale)
+    else:
+        info = model_info(*about, window, stride, "converted by intseg", args.merge or "pixel", args.scale)
     files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in files]
     checked = windows(Path(args.check), info) if args.check else batches[0]
@@ -217,7 +262,7 @@ def _run(args: argparse.Namespace) -> Answer:
         say(f"warning: {warning}")
         info = dataclasses.replace(info, source=f"{info.source}; {warning}")
         batches = [drawn_scene(info.window), *batches]
-    twin = FakeQuantSegmenter(model, info.window, recipe)
+    twin = twin_of(model, info.window, recipe)
     on = f"{count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')}"
     allocation, found, chosen = _calibrated(args, twin, model, batches, on)
     data = store.save(export(twin, info), output)
@@ -233,6 +278,8 @@ def _run(args: argparse.Namespace) -> Answer:
     about = f"{count(len(files), 'calibration image')}; {seconds:.1f} s"
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
     way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}; windows merged by {info.merge}, images {at}"
+    if info.classifies:
+        way = f"recipe {recipe.name}; images {at}, their middle seen in {info.window[0]} x {info.window[1]}"
     where = args.check or f"{files[0]}, calibrated on: --check IMAGE shows another"
     lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", *found, f"wrote {output}: {size}; {way}; {about}"]
     document = _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds}
@@ -241,7 +288,7 @@ def _run(args: argparse.Namespace) -> Answer:
 
 
 def _calibrated(
-    args: argparse.Namespace, twin: FakeQuantSegmenter, model: Segmenter, batches: Sequence[Tensor], on: str
+    args: argparse.Namespace, twin: FakeQuant, model: Segmenter | Classifier, batches: Sequence[Tensor], on: str
 ) -> tuple[Allocation | None, list[str], dict[str, str]]:
     """Choose bits, calibrate, round weights: the bits if they were asked for, words about them, choices by node."""
     allocation, found = allocation_of(args, model, list(twin.linears()), batches)
@@ -255,7 +302,7 @@ def _calibrated(
     return allocation, found, chosen
 
 
-def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter:
+def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter | Classifier:
     """The float model; what was assumed is printed. Raises CheckpointError."""
     given = {"n_heads": args.heads, "normalization": args.normalization}
     given = {key: value for key, value in given.items() if value is not None}
@@ -264,7 +311,9 @@ def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter:
             raise UsageError(
                 "an ONNX file says its heads and normalization; leave --heads, --normalization, --state out"
             )
-        model = load_onnx(checkpoint)
+        model: Segmenter | Classifier = load_onnx(checkpoint)
+    elif is_classifier(checkpoint):
+        model = load_classifier(checkpoint, given)
     else:
         model = load_checkpoint(checkpoint, key=args.state, given=given)
     for note in model.info.notes:
@@ -277,7 +326,7 @@ def _load(args: argparse.Namespace, checkpoint: Path) -> Segmenter:
     return model
 
 
-def save_twin(twin: FakeQuantSegmenter, path: Path) -> None:
+def save_twin(twin: FakeQuant, path: Path) -> None:
     """The twin's state as a torch file, whole or not at all."""
     buffer = io.BytesIO()
     torch.save({"recipe": dataclasses.asdict(twin.recipe), "window": twin.window, "model": twin.state_dict()}, buffer)

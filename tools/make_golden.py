@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -45,10 +46,11 @@ from intseg.tools import make_golden_ops
 from intseg.tools.twin.act import Act
 from intseg.tools.twin.attention import QAttention, QExpWeights
 from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import export
 from intseg.tools.twin.gelu import QGelu
-from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, twin_of
 from intseg.tools.twin.primitives import LOG2_E
 from intseg.tools.twin.recipe import RECIPES, Recipe
 from intseg.tools.twin.segmenter import Segmenter
@@ -114,6 +116,9 @@ class Case:
     stride: tuple[int, int] = STRIDE
     working: tuple[int, int] | None = None
     """Short and long side that images are brought to; windows are then merged in pixels."""
+    seed: int = SEED
+    classifies: bool = False
+    """One window in the middle, one class (SPEC.md, 7.4)."""
 
 
 MASK = SegmenterConfig(
@@ -132,6 +137,7 @@ MASK = SegmenterConfig(
     dec_mlp_dim=64,
 )
 LINEAR = dataclasses.replace(MASK, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0)
+HEADS = dataclasses.replace(LINEAR, distilled=True, normalization="deit", stride=WINDOW)
 DISTILLED = dataclasses.replace(MASK, distilled=True, normalization="deit", n_layers=1)
 INTSEG = dataclasses.replace(RECIPES["intseg"], softmax="softmax2")
 CASES = {
@@ -156,6 +162,7 @@ CASES = {
         dataclasses.replace(INTSEG, name="shift", softmax="shiftmax", gelu=RECIPES["i-vit"].gelu, lam=6, k_inter=23),
         ("odd", "small"),
     ),
+    "classifier": Case(HEADS, RECIPES["intseg"], ("odd", "small"), seed=33, classifies=True),
 }
 
 
@@ -164,10 +171,10 @@ CASES = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw_model(config: SegmenterConfig, seed: int) -> Segmenter:
+def draw_model(config: SegmenterConfig, seed: int, kind: type[Segmenter | Classifier] = Segmenter) -> Any:
     """A float model whose parameters are multiples of 2^-12, spread as in trained models."""
     rng = random.Random(seed)
-    model = Segmenter(config)
+    model = kind(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread, centre = _spread(name, parameter.shape)
@@ -209,7 +216,7 @@ def coarse(x: Tensor, bits: int = SIGNIFICANT_BITS) -> Tensor:
     return torch.ldexp(nearest(mantissa * 2.0**bits), exponent - bits)
 
 
-def coarsen(twin: FakeQuantSegmenter) -> None:
+def coarsen(twin: FakeQuant) -> None:
     """Replace what calibration found by few-bit dyadic numbers close to it, and derive weight scales from these."""
     logits = {attn: attn._heads(_product(attn))[:, :1] for attn in twin.modules() if isinstance(attn, QAttention)}
     for act in twin.modules():
@@ -239,7 +246,7 @@ def _product(attn: QAttention) -> Tensor:
     return q * k
 
 
-def _refuse_fragile(twin: FakeQuantSegmenter) -> None:
+def _refuse_fragile(twin: FakeQuant) -> None:
     """The only functions left that another machine may round differently: GELU and e^x in tables, and log2(e)."""
     if LOG2_E != 1.4426950408889634:
         raise WeakError(f"math.log2(math.e) is {LOG2_E!r} on this machine, expected 1.4426950408889634")
@@ -255,17 +262,19 @@ def _refuse_fragile(twin: FakeQuantSegmenter) -> None:
 class InDouble(nn.Module):
     """A float32 model run in float64 behind the same interface: what calibration needs of a model."""
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Segmenter | Classifier) -> None:
         super().__init__()
         double = copy.deepcopy(model).double()
-        self.config, self.encoder, self.decoder = model.config, double.encoder, double.decoder
+        self.config = model.config
+        for name, part in double.named_children():
+            setattr(self, name, part)
         self.forward_scores = lambda x, cosine: double.forward_scores(x.double(), cosine)
 
 
-def make_twin(case: Case) -> FakeQuantSegmenter:
+def make_twin(case: Case) -> FakeQuant:
     """The calibrated twin of a case."""
-    model = draw_model(case.config, SEED)
-    twin = FakeQuantSegmenter(model, WINDOW, case.recipe)
+    model = draw_model(case.config, case.seed, Classifier if case.classifies else Segmenter)
+    twin = twin_of(model, WINDOW, case.recipe)
     if case.bits:
         twin.set_bits(mixed_bits(twin, case.bits))
     # More images than calibration varies by itself: its variations interpolate in float32.
@@ -276,7 +285,7 @@ def make_twin(case: Case) -> FakeQuantSegmenter:
     return twin.eval()
 
 
-def mixed_bits(twin: FakeQuantSegmenter, pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, int]]:
+def mixed_bits(twin: FakeQuant, pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, int]]:
     """Bits of (weights, activations) for the layers in turn; those that read one activation agree about it."""
     found: dict[str, dict[str, int]] = {}
     read: dict[Act, int] = {}
@@ -298,7 +307,8 @@ def _calibration_images() -> list[Tensor]:
 
 def info_of(name: str, case: Case) -> ModelInfo:
     """What the model file says beside its arithmetic."""
-    return ModelInfo(
+    about = {"stride": WINDOW, "upsample": "nearest", "task": "classification"} if case.classifies else {}
+    info = ModelInfo(
         name=f"golden-{name}",
         recipe=case.recipe.name,
         classes=tuple(CLASSES),
@@ -310,8 +320,9 @@ def info_of(name: str, case: Case) -> ModelInfo:
         upsample=case.recipe.upsample,
         merge="pixel" if case.working else "grid",
         working_size=case.working,
-        source=f"random weights, tools/make_golden.py, seed {SEED}",
+        source=f"random weights, tools/make_golden.py, seed {case.seed}",
     )
+    return dataclasses.replace(info, **about)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,8 +340,10 @@ def axis(size: int, window: int, stride: int, unit: int) -> tuple[int, list[int]
     return padded, starts, torch.tensor([math.lcm(*counts) // n for n in counts])
 
 
-def expected(twin: FakeQuantSegmenter, pixels: np.ndarray, case: Case) -> dict[str, np.ndarray]:
+def expected(twin: FakeQuant, pixels: np.ndarray, case: Case) -> dict[str, np.ndarray]:
     """Every tensor of a trace: corners, window{i}.{node}, merged scores, labels."""
+    if isinstance(twin, FakeQuantClassifier):
+        return expected_class(twin, pixels)
     shown = torch.from_numpy(pixels)
     if case.working:
         shown = resized(shown, *fitted(pixels.shape[:2], case.working))
@@ -364,6 +377,21 @@ def expected(twin: FakeQuantSegmenter, pixels: np.ndarray, case: Case) -> dict[s
         for i, value in enumerate(values):
             trace[f"window{i}.{node}"] = narrow(value, dtype_of(twin, node))
     return trace
+
+
+def expected_class(twin: FakeQuantClassifier, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of a classifier, which sees the middle (SPEC.md, 7.4), by the rule of torchvision's CenterCrop."""
+    before = [max(0, wanted - size) // 2 for size, wanted in zip(pixels.shape, WINDOW, strict=False)]
+    padded = [max(size, wanted) for size, wanted in zip(pixels.shape, WINDOW, strict=False)]
+    image = torch.tensor(PAD, dtype=torch.uint8).repeat(*padded, 1)
+    image[before[0] : before[0] + len(pixels), before[1] : before[1] + pixels.shape[1]] = torch.from_numpy(pixels)
+    top, left = (round((size - wanted) / 2) for size, wanted in zip(padded, WINDOW, strict=True))
+    nodes: dict[str, Tensor] = {}
+    with torch.no_grad():
+        logits = twin(image[None, top : top + WINDOW[0], left : left + WINDOW[1]], nodes.__setitem__).q
+    trace = {"corners": np.array([(top, left)], np.int32), "merged": narrow(logits[None], "int32")}
+    trace["labels"] = narrow(highest(logits[None]), "uint8")
+    return trace | {f"window0.{node}": narrow(value[0], dtype_of(twin, node)) for node, value in nodes.items()}
 
 
 def labels(scores: Tensor, upsample: str) -> Tensor:
@@ -423,10 +451,12 @@ def brought_back(scores: Tensor, size: tuple[int, ...]) -> Tensor:
     return scores
 
 
-def dtype_of(twin: FakeQuantSegmenter, node: str) -> str:
+def dtype_of(twin: FakeQuant, node: str) -> str:
     """Of a node's integers, from the twin."""
     if node in (acts := twin.acts()):
         return "int16" if acts[node].bits == 16 else "int8"
+    if node == "logits":
+        return "int32"
     if node.endswith(".attn.softmax") and twin.recipe.softmax == "exp_weights":
         return "uint8"
     return "int16" if node.endswith((".attn.scores", ".attn.softmax")) else "int8"
@@ -444,14 +474,14 @@ def narrow(values: Tensor, dtype: str) -> np.ndarray:
 def weaknesses(name: str, traces: Sequence[Mapping[str, np.ndarray]]) -> Iterator[str]:
     """What makes the traces of a model poor witnesses."""
     for trace in traces:
-        if len(np.unique(trace["labels"])) < 2:
+        if trace["labels"].size > 1 and len(np.unique(trace["labels"])) < 2:
             yield f"{name}: an image of {trace['labels'].shape} pixels has one label only"
     nodes = sorted({key.split(".", 1)[1] for trace in traces for key in trace if key.startswith("window")})
     for node in nodes:
         values = np.concatenate([v.ravel() for t in traces for k, v in t.items() if k.partition(".")[2] == node])
         limits = np.iinfo(values.dtype)
         saturated = np.mean((values == limits.min) | (values == limits.max))
-        if len(np.unique(values)) < 12:
+        if len(np.unique(values)) < min(12, values.size):
             yield f"{name}: {node} takes only {len(np.unique(values))} values"
         if saturated > 0.25 and values.dtype != np.uint8:  # of weights, 0 and 255 are ordinary
             yield f"{name}: {saturated:.0%} of {node} is saturated"
@@ -474,10 +504,10 @@ def write(folder: Path) -> dict[str, dict[str, str | int]]:
 
     for name, case in CASES.items():
         twin = make_twin(case)
-        put(f"models/{name}.safetensors", store.dumps(export(twin, info_of(name, case))), SEED)
+        put(f"models/{name}.safetensors", store.dumps(export(twin, info_of(name, case))), case.seed)
         traces = {image: expected(twin, picture(image), case) for image in case.pictures}
         for image, trace in traces.items():
-            put(f"traces/{name}.{image}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), SEED)
+            put(f"traces/{name}.{image}.safetensors", safetensors.numpy.save(dict(sorted(trace.items()))), case.seed)
         for weakness in weaknesses(name, list(traces.values())):
             print(f"make_golden.py: weak: {weakness}", file=sys.stderr)
     for op in OPS:

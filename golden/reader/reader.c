@@ -5,7 +5,7 @@
  *
  * MODEL.flat is written by `intseg flatten` (README.md beside this file describes every byte), IMAGE.ppm is a binary
  * PPM (P6, maximum 255). Prints the SHA-256 of the output of every node in every window, of the scores summed over
- * the windows and of the labels. Exit code 0, or 2 and one line on stderr.
+ * the windows and of the labels, and of a classifier the best classes. Exit code 0, or 2 and one line on stderr.
  *
  * Values of nodes are held as int64_t whatever their dtype is, so that no formula of SPEC.md needs a cast; section
  * numbers in the comments are its sections. Plain C99: no undefined behaviour, any byte order, no dependencies.
@@ -20,6 +20,7 @@
 enum { I8 = 1, U8, I16, U16, I32, I64 };
 enum { NEAREST, BILINEAR };
 enum { GRID, PIXEL };
+enum { SEGMENTATION, CLASSIFICATION };
 enum { PAPER, NORMALIZED, ALIGNED };
 enum { HEADER = 192, NODE = 96, TENSOR = 32, MAX_AXIS = 65535, MAX_NODES = 4096, MAX_TENSORS = 32768 };
 #define MAX_ELEMENTS ((uint64_t)1 << 30)
@@ -48,9 +49,10 @@ struct node {
 struct model {
     uint8_t *bytes;
     uint64_t size;
-    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample, merge, working[2];
+    uint32_t node_count, tensor_count, output, window[2], stride[2], patch, classes, upsample, merge, working[2], task;
     uint8_t pad[3];
     const char *name;
+    uint32_t class_names;
     struct node *nodes;
     struct array *tensors;
     struct array image; /* one window */
@@ -848,6 +850,21 @@ static void run_argmax(const struct call *c)
         c->out->v[i] = argmax(c->in[0]->v + i * classes, classes);
 }
 
+/* 4.23 sum_rows */
+static void check_sum_rows(const struct call *c)
+{
+    need_rank(c->in[0], 2);
+    gives(c->out, I32, 1, c->in[0]->shape[1], 0, 0);
+}
+
+static void run_sum_rows(const struct call *c)
+{
+    uint64_t i, classes = last(c->in[0]);
+    memset(c->out->v, 0, (size_t)classes * sizeof *c->out->v);
+    for (i = 0; i < c->in[0]->count; i++)
+        c->out->v[i % classes] += c->in[0]->v[i];
+}
+
 /* 4.21 exp_weights: table */
 static void check_exp_weights(const struct call *c)
 {
@@ -956,6 +973,7 @@ static const struct op {
     {{BIT(I16) | BIT(I32) | BIT(I64)}, {0}, {{0}}, check_argmax, run_argmax},
     {{BIT(I16)}, {BIT(I16)}, {{0}}, check_exp_weights, run_exp_weights},
     {{BIT(U8), BIT(I8)}, {BIT(I32), BIT(I8)}, {NARROW_OUT}, check_weighted_mean, run_weighted_mean},
+    {{NARROW}, {0}, {{0}}, check_sum_rows, run_sum_rows},
 };
 
 /* ---------------------------------------------------------------------------------------------- the flat form */
@@ -1167,6 +1185,15 @@ static void check_info(const struct model *m)
     if (m->working[1] > 16384 || m->working[0] > m->working[1] || (m->working[0] == 0) != (m->working[1] == 0)
         || (m->working[0] != 0 && m->working[0] < m->window[0] && m->working[0] < m->window[1]))
         die("a working size of %" PRIu32 ", %" PRIu32, m->working[0], m->working[1]);
+    if (m->task > CLASSIFICATION)
+        die("task %" PRIu32 ", expected 0 or 1", m->task);
+    if (m->task == CLASSIFICATION) {
+        if (m->stride[0] != m->window[0] || m->stride[1] != m->window[1] || m->upsample != NEAREST || m->merge != GRID)
+            die("a classifier that labels pixels");
+        if (out->dtype != I32 || out->rank != 1 || last(out) != m->classes)
+            die("the output is not int32 [classes]");
+        return;
+    }
     if ((out->dtype != I8 && out->dtype != I16) || !has_shape(out, 3, cells[0], cells[1]) || last(out) != m->classes)
         die("the output is not int8 or int16 [window height / patch, window width / patch, classes]");
 }
@@ -1212,6 +1239,8 @@ static void read_model(struct model *m, const char *path)
     m->merge = read32(b + 160);
     m->working[0] = read32(b + 164);
     m->working[1] = read32(b + 168);
+    m->task = read32(b + 172);
+    m->class_names = read32(b + 80);
     memcpy(m->pad, b + 116, 3);
     m->name = text(m, read32(b + 120));
     place(m, read32(b + 80), m->classes, 4, 64, "class names");
@@ -1260,6 +1289,7 @@ static int64_t *run_graph(struct model *m, uint64_t window)
 
 struct axis {
     uint64_t size, padded, cells, count; /* pixels, padded pixels, cells, windows */
+    uint64_t before;                     /* pixels of padding before the image */
     uint64_t *starts;                    /* of the windows, in pixels */
     int64_t *weights;                    /* L / n of every cell: a patch, or a pixel */
 };
@@ -1275,7 +1305,7 @@ static uint64_t working_side(const struct model *m, uint64_t side, uint64_t heig
         from = most;
         to = m->working[1];
     }
-    size = (2 * side * to + from) / (2 * from);
+    size = (2 * side * to + (m->task == CLASSIFICATION ? 0 : from)) / (2 * from);
     return size > 0 ? size : 1;
 }
 
@@ -1351,6 +1381,7 @@ static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint
     struct axis a;
     uint64_t start, i, k;
     int64_t common = 1, seen[4] = {0, 0, 0, 0};
+    a.before = 0;
     a.size = size;
     a.padded = (size + cell - 1) / cell * cell;
     if (a.padded < window)
@@ -1373,12 +1404,30 @@ static struct axis lay_out(uint64_t size, uint64_t window, uint64_t stride, uint
     return a;
 }
 
+/* 7.4, steps 1 and 2: one window in the middle. */
+static struct axis middle(uint64_t size, uint64_t window)
+{
+    struct axis a;
+    uint64_t spare = size > window ? size - window : 0;
+    a.size = size;
+    a.padded = size > window ? size : window;
+    a.before = size < window ? (window - size) / 2 : 0;
+    a.cells = a.count = 1;
+    a.starts = allocate(1, sizeof *a.starts);
+    a.weights = NULL;
+    a.starts[0] = spare / 2;
+    if (spare % 2 == 1 && a.starts[0] % 2 == 1)
+        a.starts[0]++;
+    return a;
+}
+
 /* The scores of a whole image, [rows, columns, classes], or those of its windows, [windows, rows, columns, classes]. */
 static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v, const struct axis *h)
 {
     uint64_t depth = m->classes, wh = m->window[0], ww = m->window[1], i, j, y, x, c;
-    uint64_t one = wh / m->patch * (ww / m->patch) * depth;
-    int64_t *sum = allocate(m->merge == GRID ? v->cells * h->cells * depth : v->count * h->count * one, sizeof *sum);
+    uint64_t one = m->task == CLASSIFICATION ? depth : wh / m->patch * (ww / m->patch) * depth;
+    int whole = m->merge == PIXEL || m->task == CLASSIFICATION;
+    int64_t *sum = allocate(whole ? v->count * h->count * one : v->cells * h->cells * depth, sizeof *sum);
     for (i = 0; i < v->count; i++)
         for (j = 0; j < h->count; j++) {
             int64_t *scores;
@@ -1386,14 +1435,15 @@ static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v,
             for (y = 0; y < wh; y++)
                 for (x = 0; x < ww; x++)
                     for (c = 0; c < 3; c++) {
-                        uint64_t row = v->starts[i] + y, column = h->starts[j] + x;
+                        /* what lies before the image is far behind it, unsigned */
+                        uint64_t row = v->starts[i] + y - v->before, column = h->starts[j] + x - h->before;
                         m->image.v[(y * ww + x) * 3 + c] = row < v->size && column < h->size
                             ? rgb[(row * h->size + column) * 3 + c] : m->pad[c];
                     }
             scores = run_graph(m, i * h->count + j);
-            if (m->merge == PIXEL)
+            if (whole)
                 memcpy(sum + (i * h->count + j) * one, scores, (size_t)one * sizeof *sum);
-            for (y = 0; m->merge == GRID && y < wh / m->patch; y++)
+            for (y = 0; !whole && y < wh / m->patch; y++)
                 for (x = 0; x < ww / m->patch; x++)
                     for (c = 0; c < depth; c++)
                         sum[((v->starts[i] / m->patch + y) * h->cells + h->starts[j] / m->patch + x) * depth + c]
@@ -1401,7 +1451,7 @@ static int64_t *merge(struct model *m, const uint8_t *rgb, const struct axis *v,
             free(scores);
             free(m->image.v);
         }
-    for (y = 0; m->merge == GRID && y < v->cells; y++)
+    for (y = 0; !whole && y < v->cells; y++)
         for (x = 0; x < h->cells; x++)
             for (c = 0; c < depth; c++)
                 sum[(y * h->cells + x) * depth + c] *= v->weights[y] * h->weights[x];
@@ -1565,6 +1615,18 @@ static void write_pgm(const char *path, const int64_t *labels, uint64_t height, 
         die("%s: cannot write it", path);
 }
 
+/* 7.4, step 4: the five best, in falling order, equal ones by number. Their logits are lost. */
+static void print_best(const struct model *m, int64_t *logits)
+{
+    uint64_t k;
+    for (k = 0; k < 5 && k < m->classes; k++) {
+        uint64_t best = (uint64_t)argmax(logits, m->classes);
+        const uint8_t *names = m->bytes + m->class_names;
+        printf("class %" PRIu64 " %" PRId64 " %s\n", best, logits[best], text(m, read32(names + 4 * best)));
+        logits[best] = INT64_MIN;
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct model m;
@@ -1581,16 +1643,28 @@ int main(int argc, char **argv)
     tall = working_side(&m, height, height, width);
     wide = working_side(&m, width, height, width);
     rgb = resize(rgb, height, width, tall, wide);
-    v = lay_out(tall, m.window[0], m.stride[0], m.merge == GRID ? m.patch : 1);
-    h = lay_out(wide, m.window[1], m.stride[1], m.merge == GRID ? m.patch : 1);
+    if (m.task == CLASSIFICATION) {
+        v = middle(tall, m.window[0]);
+        h = middle(wide, m.window[1]);
+    } else {
+        v = lay_out(tall, m.window[0], m.stride[0], m.merge == GRID ? m.patch : 1);
+        h = lay_out(wide, m.window[1], m.stride[1], m.merge == GRID ? m.patch : 1);
+    }
     sum = merge(&m, rgb, &v, &h);
     if (m.merge == GRID)
         print_digest("merged", sum, v.cells * h.cells * m.classes, I32);
     else
         print_digest("merged", sum, v.count * h.count * m.nodes[m.output].out.count, I16);
-    labels = tall == height && wide == width ? label(&m, sum, &v, &h) : label_back(&m, sum, &v, &h, height, width);
+    if (m.task == CLASSIFICATION) {
+        height = width = 1;
+        labels = allocate(1, sizeof *labels);
+        labels[0] = argmax(sum, m.classes);
+    } else
+        labels = tall == height && wide == width ? label(&m, sum, &v, &h) : label_back(&m, sum, &v, &h, height, width);
     dtype = m.classes <= 256 ? U8 : U16;
     print_digest("labels", labels, height * width, dtype);
+    if (m.task == CLASSIFICATION)
+        print_best(&m, sum);
     if (argc == 4)
         write_pgm(argv[3], labels, height, width, dtype);
     free(labels);

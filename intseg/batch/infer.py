@@ -44,11 +44,12 @@ STAGES = ("decode", "segment", "encode and write")
 class Options:
     """What is made of every image.
 
-    output   folder of the label images; None for none
+    output   folder of the label images, or of what a classifier found; None for none
     overlay  folder of the overlays; None for none
     palette  colours per class; None for the model's
     values   what a label image stores per class; None for the index
     backend, threads   as of `api.run`; they decide the speed only
+    classifies   whether the model gives an image one class
     """
 
     output: Path | None = None
@@ -59,10 +60,11 @@ class Options:
     values: tuple[int, ...] | None = None
     backend: str = "auto"
     threads: int | None = None
+    classifies: bool = False
 
     def targets(self, source: Source) -> dict[str, Path]:
-        """The files written for an image by what they are: "labels", "overlay"."""
-        folders = {"labels": self.output, "overlay": self.overlay}
+        """The files written for an image by what they are: "labels", "overlay"; "classes"."""
+        folders = {"classes" if self.classifies else "labels": self.output, "overlay": self.overlay}
         return {
             kind: folder / f"{source.name}{ENDINGS[kind]}" for kind, folder in folders.items() if folder is not None
         }
@@ -159,7 +161,7 @@ def store(source: Source, outcome: Outcome, options: Options) -> Outcome:
     """Write the files that were made. An error of one file is that of its image; one of all files is raised."""
     try:
         for kind, path in options.targets(source).items():
-            root = options.output if kind == "labels" else options.overlay
+            root = options.overlay if kind == "overlay" else options.output
             if root is not None and path.parent != root:
                 files.require_inside(path.parent, root)
                 _make_folder(path.parent)
@@ -179,6 +181,8 @@ _EVERYONES.add(getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def _encoded(kind: str, result: api.Result, options: Options) -> bytes:
+    if kind == "classes":
+        return _json_line(classes_of(result))
     if kind == "labels":
         values = None if options.values is None else np.array(options.values, np.uint16)
         return result.png(options.palette, values)
@@ -186,23 +190,40 @@ def _encoded(kind: str, result: api.Result, options: Options) -> bytes:
 
 
 def _record(source: Source, result: api.Result, ms: float, options: Options) -> dict[str, Any]:
-    height, width = result.labels.shape
+    height, width, _ = result.image.shape
+    digest_key, found_key = _found_keys(options)
+    found: Any = [vars(best) for best in result.top()] if options.classifies else result.counts()
     return {
         "file": source.file,
         "width": width,
         "height": height,
         "pixels_sha256": hashlib.sha256(np.ascontiguousarray(result.image).data).hexdigest(),
-        "labels_sha256": labels_sha256(result.labels),
+        digest_key: labels_sha256(result.logits if options.classifies else result.labels),
         "model_sha256": result.model.sha256,
-        "classes": result.counts(),
+        found_key: found,
         "notes": list(result.notes),
         "written": {kind: f"{source.name}{ENDINGS[kind]}" for kind in options.targets(source)},
         "ms": ms,
     }
 
 
+def _found_keys(options: Options) -> tuple[str, str]:
+    """Keys of a record: the digest of what was found, and what was."""
+    return ("logits_sha256", "top") if options.classifies else ("labels_sha256", "classes")
+
+
+def classes_of(result: api.Result) -> dict[str, Any]:
+    """What a classifier found, whole: the best classes and all logits."""
+    return {
+        "label": result.label,
+        "top": [vars(best) for best in result.top()],
+        "logits": result.logits.tolist(),
+        "logits_sha256": labels_sha256(result.logits),
+    }
+
+
 def labels_sha256(labels: api.Array) -> str:
-    """sha256 of the class indices, row by row; uint16 as little-endian bytes."""
+    """sha256 of the class indices, row by row, or of logits; as little-endian bytes."""
     return hashlib.sha256(little(labels).tobytes()).hexdigest()
 
 
@@ -441,7 +462,8 @@ def _restored(line: Mapping[str, Any], source: Source, model: api.Model, options
         return None
     names = {kind: f"{source.name}{ENDINGS[kind]}" for kind in targets}
     whole = {**record, "file": source.file, "model_sha256": model.sha256, "written": names, "ms": None}
-    order = ("file", "width", "height", "pixels_sha256", "labels_sha256", "model_sha256", "classes", "notes", *_OWN[2:])
+    digest, found = _found_keys(options)
+    order = ("file", "width", "height", "pixels_sha256", digest, "model_sha256", found, "notes", *_OWN[2:])
     if set(whole) != set(order):
         return None
     return Outcome({key: whole[key] for key in order}, line["written"], line["input"])

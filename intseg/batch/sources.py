@@ -15,7 +15,7 @@ from intseg.errors import InputError, UsageError
 from intseg.images.decode import SUFFIXES
 from intseg.images.notes import Notes
 
-ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
+ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "classes": "_classes.json"}
 """What `infer` adds to the name of an image for its outputs."""
 
 

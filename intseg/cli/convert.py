@@ -17,14 +17,12 @@ RECIPES = ("i-vit", "intseg", "paper", "paper-aligned")
 SCORES = ("sensitivity", "mix-qvit", "lrp", "mix-qsam")
 
 _CONVERT = """\
-Convert a float Segmenter checkpoint into integer weights. The checkpoint is a file of rstrudel/segmenter (with its
-variant.yml) or of mmsegmentation, a folder holding one, or the float ONNX file of a Segmenter that torch.onnx.export
-wrote, at one size. Needs PyTorch.
+Convert a float checkpoint, or the folder it is in, into integer weights: a Segmenter of rstrudel/segmenter or of
+mmsegmentation, a ViT or DeiT classifier in timm's names, or their float ONNX file. Needs PyTorch.
 
 examples:
   intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
   intseg convert ck/ -o model.safetensors --calibrate photos --samples 32
-  intseg convert ck/ -o paper.safetensors --calibrate photos --recipe paper
   intseg convert ck/ -o small.safetensors --calibrate photos --samples 32 --budget-mb 3.5
 """
 
@@ -51,7 +49,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=_Checkpoint,
         metavar="CHECKPOINT",
-        help="checkpoint.pth, the folder it is in, or a float .onnx file",
+        help="checkpoint.pth, its folder, or a float .onnx file",
     )
     weights = written(".safetensors")
     add("-o", "--output", type=weights, required=True, metavar="FILE", help="weights to write (.safetensors)")
@@ -63,7 +61,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", choices=RECIPES, default="intseg", help="arithmetic (intseg)")
     add("--upsample", choices=("nearest", "bilinear"), help="default: the recipe's")
     text = "windows at any pixel, summed in pixels, as published (pixel), or on the patch grid"
-    add("--merge", choices=("pixel", "grid"), default="pixel", help=text)
+    add("--merge", choices=("pixel", "grid"), help=text)
     add_scale(parser)
     text = "which of the checkpoint's state dicts (model, state_dict, model_ema, ...), where it has several"
     add("--state", metavar="KEY", help=text)

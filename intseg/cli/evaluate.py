@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from intseg.cli import classify
 from intseg.cli.labelled import add_labelling, opened, relabelled
 from intseg.cli.parser import LAYOUTS, Command, Read, Written, add_scale, add_weights, whole
 from intseg.cli.printing import Answer, count, say
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from intseg.batch import compare, evaluate
 
 _EVAL = """\
-Measure a model on labelled images: confusion matrix, IoU per class, mIoU, mAcc, aAcc.
+Measure a model on labelled images: IoU per class, mIoU, mAcc, aAcc; of a classifier top-1, top-5.
 
 layouts under --root, for --split val, with their classes:
   camvid      val, valannot                                    11, 11 is void
@@ -29,12 +30,12 @@ layouts under --root, for --split val, with their classes:
               ImageSets/2017/val.txt, a clip a line
   vspw        data/*/origin, data/*/mask and val.txt           124, 0 is void
   pairs       --images DIR --labels DIR, equal names           any, --ignore
+  imagenet    a folder a class; or --labels LIST 'x.jpg 17'    any, classified
 
 examples:
   intseg eval --root CamVid --split val --jobs 4
   intseg eval --images photos --labels truth --ignore 255 --json > before.json
   intseg eval --root CamVid -w new.safetensors --compare-with before.json
-  intseg eval --root ADE20K --layout ade20k -w ade.safetensors --resume a.jsonl
 """
 
 
@@ -45,9 +46,11 @@ VIEWS = (50, 75, 100, 125, 150, 175)
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Read, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default="val", help="part of the data set (val)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="default: camvid, or pairs where --images is given")
+    parser.add_argument("--layout", choices=(*LAYOUTS, "imagenet"), help="default: camvid, or pairs with --images")
     parser.add_argument("--images", type=Read, metavar="DIR", help="layout pairs: folder of the images")
-    parser.add_argument("--labels", type=Read, metavar="DIR", help="layout pairs: folder of the label images")
+    parser.add_argument(
+        "--labels", type=Read, metavar="DIR", help="layout pairs: folder of the label images; imagenet: list"
+    )
     add_weights(parser)
     add_scale(parser)
     add_labelling(parser)
@@ -68,6 +71,8 @@ def _eval(args: argparse.Namespace) -> Answer:
     from intseg import api
     from intseg.batch import compare, evaluate
 
+    if args.layout == "imagenet":
+        return classify.evaluate(args)
     if args.merge:
         merged = evaluate.merge(args.merge)
         earlier = compare.read_earlier(args.compare_with, merged.model.classes) if args.compare_with else None
@@ -78,6 +83,8 @@ def _eval(args: argparse.Namespace) -> Answer:
     _require_place(args, name)
     found = opened(args, name)
     model = api.load(args.weights).at_scale(args.scale)
+    if model.info.classifies:
+        raise UsageError(f"model {model.info.name} classifies images, layout {name} has pixels; use --layout imagenet")
     data = relabelled(args, found, model)
     earlier = compare.read_earlier(args.compare_with, model.info.classes) if args.compare_with else None
     measured = evaluate.evaluate(

@@ -46,7 +46,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=WrittenFolder, metavar="FILE", help=text)
     text = "exact: integer operators, the same bits; qdq: what vendor tools fuse, not exact, measured (exact)"
     parser.add_argument("--form", choices=("exact", "qdq", "qoperator"), default="exact", help=text)
-    parser.add_argument("--labels", action="store_true", help="also give the class of every pixel of the window")
+    parser.add_argument(
+        "--labels", action="store_true", help="also give the class of every pixel of the window, or of the image"
+    )
     parser.add_argument("--cases", action="store_true", help="op cases in the layout of ONNX node tests, no model")
 
 

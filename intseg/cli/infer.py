@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intseg.cli import classify
 from intseg.cli.parser import (
     Command,
     Read,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from intseg.images.notes import Notes
 
 _INFER = """\
-Segment images. One image gives, next to it, replacing what is there, <name>_labels.png (class index of
+Segment images, or classify them (with a classifier: the best classes are printed, -o writes them and all logits
+as JSON). One image gives, next to it, replacing what is there, <name>_labels.png (class index of
 every pixel, with the palette) and <name>_overlay.png (colours over the image, with a legend). Several
 (a folder, a pattern, a list, files) go into -o DIR; errors.jsonl there names the bad ones, exit code 4.
 
@@ -107,10 +110,12 @@ def _infer(args: argparse.Namespace) -> Answer:
 def _infer_one(args: argparse.Namespace, file: str) -> Answer:
     from intseg import api
 
-    labels_path, overlay_path = _outputs(args, Path(file))
     clock = Clock()
     model = api.load(args.weights).at_scale(args.scale)
     clock.lap("load weights")
+    if model.info.classifies:
+        return classify.infer_one(args, file, model, clock)
+    labels_path, overlay_path = _outputs(args, Path(file))
     palette, values = _colours(args, model)
     if os.path.lexists(file):  # otherwise the image is the thing to complain about
         for path in filter(None, (labels_path, overlay_path)):
@@ -162,6 +167,8 @@ def _infer_stdin(args: argparse.Namespace) -> Answer:
             "- takes -o FILE.png and --overlay FILE, and neither --jsonl nor --resume; give a file instead"
         )
     model = api.load(args.weights).at_scale(args.scale)
+    if model.info.classifies:
+        return classify.infer_stdin(args, model)
     palette, values = _colours(args, model)
     picture = image.decode(read_stream(sys.stdin.buffer, "standard input"), model.info.pad, "standard input")
     result = api.run_picture(picture, model, args.backend, args.threads)
@@ -193,11 +200,14 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     sources = search.find(args.sources)
     model = api.load(args.weights).at_scale(args.scale)
     clock.lap("load weights")
+    if model.info.classifies:
+        classify.refuse_pixels(args, model)
     palette, values = _colours(args, model)
     executor = executor_of(args, len(sources))
     threads = args.threads or executor.threads
     kept = None if values is None else tuple(values.tolist())
     options = batch.Options(output, overlay, args.opacity, bool(args.legend), palette, kept, args.backend, threads)
+    options = replace(options, classifies=model.info.classifies)
     lines = show_json if args.json or args.jsonl == "-" else _ignore
     earlier = "resume" if args.resume else "force" if args.force else "refuse"
     how = batch.Run(
@@ -291,4 +301,4 @@ def _infer_lines(image: str, result: api.Result, labels: Path, overlay: Path | N
     yield from (f"wrote {path}" for path in (labels, overlay) if path)
 
 
-INFER = Command("infer", "segment images", _INFER, _infer_arguments, _infer)
+INFER = Command("infer", "segment or classify images", _INFER, _infer_arguments, _infer)

@@ -198,7 +198,7 @@ def add_weights(parser: argparse.ArgumentParser, backend: bool = True, threads: 
 
 def add_scale(parser: argparse.ArgumentParser) -> None:
     """--scale."""
-    text = "short side at which images are segmented, labels come at their own size (the model's; native: as they are)"
+    text = "short side at which images are run, labels come at their own size (the model's; native: as they are)"
     parser.add_argument("--scale", type=_scale, metavar="SIDE", help=text)
 
 

@@ -6,7 +6,7 @@ op: each primitive shows its facts as values and as intervals, and a case counts
 the op alone are in its exam. Nothing is compared with a fact.
 
 Beside the ops of section 4 there are the steps of section 7, under names of their own:
-`resize`, `cut_windows`, `merge_scores`, `class_map`, `pixel_map`.
+`resize`, `cut_windows`, `merge_scores`, `class_map`, `pixel_map`, `center_crop`.
 """
 
 from __future__ import annotations

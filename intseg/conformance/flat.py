@@ -33,8 +33,8 @@ IS_TENSOR = 2**31
 DTYPES = {"int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "int64": 6}
 WORDS = {f"int{bits}": 16 * bits + 1 for bits in range(4, 8)} | {"int8": 1, "int16": 3}
 WORDS |= {"paper": 0, "normalized": 1, "aligned": 2, "nearest": 0, "bilinear": 1}
-WORDS |= {"grid": 0, "pixel": 1}
-"""Numbers that stand for string attributes and for `upsample` and `merge`; an attribute that is absent is 0."""
+WORDS |= {"grid": 0, "pixel": 1, "segmentation": 0, "classification": 1}
+"""Numbers that stand for string attributes and for `upsample`, `merge` and `task`; an attribute that is absent is 0."""
 
 _MAX_AXES, _MAX_INPUTS, _MAX_PARAMS, _MAX_ATTRS = 4, 2, 4, 8
 
@@ -81,11 +81,11 @@ def flatten(graph: Graph, source_sha256: bytes = bytes(32)) -> bytes:
     output = next(i for i, node in enumerate(graph.nodes) if node.name == graph.output)
     body.pad()
     fields = struct.pack(
-        "<17I3Bx2I32s3I20x",
+        "<17I3Bx2I32s4I16x",
         *(len(graph.nodes), len(names), output, 0),
         *(nodes, tensors, text, len(strings.data), classes, palette),
         *(*info.window, *info.stride, info.patch, len(info.classes), WORDS[info.upsample], *info.pad),
-        *(title, recipe, source_sha256, WORDS[info.merge], *(info.working_size or (0, 0))),
+        *(title, recipe, source_sha256, WORDS[info.merge], *(info.working_size or (0, 0)), WORDS[info.task]),
     )
     sealed = fields + body.data
     start = MAGIC + struct.pack("<2I", VERSION, SEALED + len(sealed))

@@ -182,6 +182,11 @@ def _section7_reached(info: ModelInfo, tensors: Mapping[str, Array]) -> list[tup
     at: dict[str, Attr] = {"height": working[0], "width": working[1]}
     image = run_step("resize", tensors["image"], at)
     calls = [] if own else [Call("resize", (tensors["image"],), {}, at)]
+    if info.classifies:
+        pads = dict(zip(STEPS["center_crop"][0][2:], info.pad, strict=True))
+        sizes = {"window_height": info.window[0], "window_width": info.window[1]}
+        calls.append(Call("center_crop", (image,), {}, {**sizes, **pads}))
+        return [(call.op, coverage.branches(call)) for call in calls]
     calls.append(Call("cut_windows", (image,), {}, window | {"patch": step(info)}))
     if info.merge == "pixel":
         short, long = info.working_size or (0, 0)
@@ -203,9 +208,11 @@ _HOW = (
     "i are entry i of attrs in the JSON text under the metadata key intseg. Run OP and compare dtype, shape and every "
     "element with expected. Comparison is equality, without tolerance.",
     "resize, cut_windows, merge_scores and class_map are steps 0, 1 and 2, 3, 4 and 5 of SPEC.md section 7; pixel_map "
-    "is 3 to 5 where merge is pixel, short and long (0: none) the working size; windows are stacked.",
+    "is 3 to 5 where merge is pixel, short and long (0: none) the working size; center_crop is steps 1 and 2 of "
+    "section 7.4; windows are stacked.",
     "Images: load the model, run images/NAME.safetensors: image is uint8 [H, W, 3]; corners are (top, left) of the "
-    "windows, window{i}.scores their scores, merged their sum, labels the class map. Compare as above.",
+    "windows, window{i}.scores their scores, merged their sum, labels the class map; of a classifier merged is its "
+    "logits, labels its class. Compare as above.",
     "nodes of an image gives, for every node of window 0, the sha256 of the line 'dtype [d0, d1, ...]' with a line "
     "feed (extents joined by comma and space) followed by the tensor's little-endian bytes.",
     "digest is the sha256 over the lines 'ops/OP/{i} SHA' of the op cases in the order of ops, then for every image, "

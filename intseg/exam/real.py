@@ -97,7 +97,10 @@ def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Fl
     """Mean score of every cell of the patch grid over the windows that hold it, float64 (SPEC.md, section 7).
 
     Merged in pixels, they are those of every window: float64 [windows, window height / patch, window width / patch, C].
+    Logits are float64 [1, 1, C].
     """
+    if info.classifies:
+        return scores[0].reshape(1, 1, -1).astype(np.float64)
     if info.merge == "pixel":
         return np.stack(scores).astype(np.float64)
     patch = info.patch
@@ -112,6 +115,8 @@ def merge_scores(scores: Sequence[Array], tiling: Tiling, info: ModelInfo) -> Fl
 
 def labels(scores: Float, info: ModelInfo, height: int, width: int) -> Array:
     """Labels of the pixels of an image from what `merge_scores` gives: uint8 [height, width] or uint16."""
+    if info.classifies:
+        return RUN["argmax"](scores)
     if info.merge == "grid":
         return class_map(scores, info.upsample, info.patch, height, width)
     tiling = tile(info, height, width)

@@ -1,4 +1,4 @@
-"""The steps around the graph: resize, cut_windows, merge_scores, class_map, pixel_map (SPEC 7)."""
+"""The steps around the graph: resize, cut_windows, merge_scores, class_map, pixel_map, center_crop (SPEC 7)."""
 
 from __future__ import annotations
 
@@ -125,6 +125,26 @@ def _merge_branches(axis: str) -> Iterator[Branch]:
     yield Branch(f"{axis}-mixed", mixed, lambda f: len(np.unique(f[axis])) > 1)
 
 
+def _crop_facts(call: Call) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for axis, size, name in zip(("row", "column"), call.inputs[0].shape, ("height", "width"), strict=False):
+        facts[f"{axis}.spare"] = size - int(call.attrs[f"window_{name}"])
+    return facts
+
+
+def _crop_branches(axis: str) -> Iterator[Branch]:
+    spare = f"{axis}.spare"
+    for name, text, test in (
+        ("fits", "as many as the window", lambda f: f[spare] == 0),
+        ("even", "an even number too many", lambda f: f[spare] > 0 == f[spare] % 2),
+        ("up", "an odd number too many, rounded up to even", lambda f: f[spare] > 0 and f[spare] % 4 == 3),
+        ("down", "an odd number too many, rounded down to even", lambda f: f[spare] > 0 and f[spare] % 4 == 1),
+        ("padded", "an even number too few", lambda f: f[spare] < 0 == f[spare] % 2),
+        ("padded-odd", "an odd number too few: one more behind", lambda f: f[spare] < 0 != f[spare] % 2),
+    ):
+        yield Branch(f"{axis}-{name}", f"{axis}s: {text}", test)
+
+
 _WINDOWS = ((16, 32, 8, 16, 8), (16, 16, 16, 16, 8), (32, 24, 16, 16, 8))
 """Window height and width, stride, patch, in pixels."""
 
@@ -140,6 +160,12 @@ def _cut_windows(numbers: Draw) -> Iterator[Call]:
         for height, width in _SIZES:
             x = numbers.array("uint8", height, width, 3)
             yield call("cut_windows", x, **_geometry(window), pad_red=1, pad_green=128, pad_blue=255)
+
+
+def _center_crop(numbers: Draw) -> Iterator[Call]:
+    for height, width in ((8, 8), (10, 9), (9, 11), (11, 10), (6, 5), (5, 6), (7, 12), (1, 1)):
+        x = numbers.array("uint8", height, width, 3)
+        yield call("center_crop", x, window_height=8, window_width=8, pad_red=1, pad_green=128, pad_blue=255)
 
 
 def _merge_scores(numbers: Draw) -> Iterator[Call]:
@@ -230,5 +256,13 @@ EXAMS = (
             Branch("own-size", "segmented at its own size", lambda f: not f["resized"]),
         ),
         facts=_pixel_facts,
+    ),
+    Exam(
+        "center_crop",
+        "7.4",
+        digest="8dd7c147e944407b6136596abf0eb9bbf81d78b006e103a1301d10041a3569f7",
+        inputs=_center_crop,
+        branches=(*_crop_branches("row"), *_crop_branches("column")),
+        facts=_crop_facts,
     ),
 )

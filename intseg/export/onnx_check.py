@@ -69,7 +69,7 @@ class Found:
     images    that it was given
     compared  nodes
     differ    nodes with differences, in execution order
-    pixels    whose labels were compared
+    pixels    whose labels were compared; images of a classifier
     labels    that differ
     seconds   of one image, the fastest
     """
@@ -163,13 +163,15 @@ def compare(
             wanted = expected_values(graph, image)
             for name, expected in wanted.items():
                 nodes[name].add(values[name], expected)
-            pixels += image.shape[0] * image.shape[1]
+            pixels += 1 if graph.info.classifies else image.shape[0] * image.shape[1]
             labels += _labels_that_differ(values[graph.output], wanted[graph.output], graph.info)
         differ = tuple(node for node in nodes.values() if node.wrong)
         yield Found(runtime, len(given), len(nodes), differ, pixels, labels, fastest)
 
 
 def _labels_that_differ(given: Array, expected: Array, info: ModelInfo) -> int:
+    if info.classifies:
+        return int(given.shape != expected.shape or given.argmax() != expected.argmax())
     if given.shape != expected.shape or np.array_equal(given, expected):
         return 0 if given.shape == expected.shape else info.window[0] * info.window[1]
     found = [class_map(scores, info.upsample, info.patch, *info.window) for scores in (given, expected)]

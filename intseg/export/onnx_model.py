@@ -65,7 +65,8 @@ class Functions:
 def model(graph: Graph, labels: bool = False, form: str = "exact") -> onnx.ModelProto:
     """A validated graph: `image` uint8 [H, W, 3] of one window to the scores, under the name of the output node.
 
-    labels  also gives `labels`, the class of every pixel of the window (SPEC.md, section 7)
+    labels  also gives `labels`, the class of every pixel of the window (SPEC.md, section 7); of a classifier the class,
+            [1]
     form    "exact": every node an integer function; "qdq": float operators between integer tensors (onnx_qdq)
     """
     functions = Functions(QDQ_OPSET if form == "qdq" else OPSET)
@@ -99,6 +100,13 @@ def model(graph: Graph, labels: bool = False, form: str = "exact") -> onnx.Model
 
 def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> list[onnx.NodeProto]:
     """The steps of SPEC 7 after the sum, for an image of one window."""
+    if graph.info.classifies:
+        row = f"{LABELS}.row"
+        known[row] = ("int32", (1, len(graph.info.classes)))
+        function, known[LABELS] = functions.add("argmax", [known[row]], {}, {})
+        axis = helper.make_node("Constant", [], [f"{LABELS}.axis"], value_ints=[0])
+        wide = helper.make_node("Unsqueeze", [graph.output, axis.output[0]], [row], name=row)
+        return [axis, wide, helper.make_node(function, [row], [LABELS], name=LABELS, domain=DOMAIN)]
     height, patch = graph.info.window[0], graph.info.patch
     bilinear: dict[str, Attr] = {"factor": patch, "row_start": 0, "row_stop": height}
     steps: list[tuple[str, Mapping[str, Attr]]] = [("argmax", {}), ("upsample_nearest", {"factor": patch})]

@@ -95,7 +95,8 @@ def config(model: api.Model) -> dict[str, Any]:
     info = model.info
     return {
         "model_type": "intseg",
-        "architectures": ["Segmenter"],
+        "architectures": ["ViT" if info.classifies else "Segmenter"],
+        "task": info.task,
         "library_name": "intseg",
         "name": info.name,
         "recipe": info.recipe,
@@ -118,7 +119,8 @@ def preprocessor(model: api.Model) -> dict[str, Any]:
     info = model.info
     return {
         "image_processor_type": "intseg",
-        "do_resize": False,
+        "do_resize": info.working_size is not None,
+        "do_center_crop": info.classifies,
         "do_rescale": False,
         "do_normalize": False,
         "do_convert_rgb": True,
@@ -140,9 +142,10 @@ def _read_metrics(model: api.Model, path: str) -> dict[str, Any]:
         raise InputError(f"{path}: is not JSON, expected what intseg eval --json printed") from None
     measured = found.get("model") if isinstance(found, dict) else None
     sha256 = measured.get("sha256") if isinstance(measured, dict) else None
-    numbers = [found.get(key) for key in ("mIoU", "mAcc", "aAcc", "images")] if sha256 else []
+    wanted = [*(key for _, key in _metric_names(model)), "images"]
+    numbers = [found.get(key) for key in wanted] if sha256 else []
     if not numbers or any(type(value) not in (int, float) for value in numbers):
-        raise InputError(f"{path}: lacks mIoU, mAcc, aAcc, images or model; give what intseg eval --json printed")
+        raise InputError(f"{path}: lacks {', '.join(wanted)} or model; give what intseg eval --json printed")
     if sha256 != model.sha256:
         raise InputError(
             f"{path}: metrics of the model {sha256!r:.14}, expected {model.sha256[:12]}; evaluate this one"
@@ -169,7 +172,7 @@ def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None
     head = [
         f"# {title}",
         "",
-        f"An integer-only segmentation model for intseg. Recipe {recipe}, no floating point inside.",
+        f"An integer-only {info.task} model for intseg. Recipe {recipe}, no floating point inside.",
         "",
     ]
     rows: list[tuple[str, ...]] = [
@@ -179,7 +182,7 @@ def readme(model: api.Model, facts: Facts, metrics: dict[str, Any] | None = None
             "window",
             f"{info.window[0]} x {info.window[1]}, stride {info.stride[0]} x {info.stride[1]}, patch {info.patch}",
         ),
-        ("class map", info.upsample),
+        *([] if info.classifies else [("class map", info.upsample)]),
         ("parameters", f"{found.parameters:,}"),
         ("work", f"{found.macs / 1e9:.2f} GMAC, {found.bitops / 1e9:.1f} GBitOp per window"),
         ("file", f"{size / 1e6:.2f} MB, sha256 `{model.sha256}`"),
@@ -212,22 +215,27 @@ def _iou(model: api.Model, metrics: dict[str, Any] | None) -> list[float | None]
 
 def _front_matter(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
     """YAML, every value as JSON: whatever a name holds, it stays one value."""
-    lines = ["---", "library_name: intseg", "pipeline_tag: image-segmentation"]
+    task = f"image-{model.info.task}"
+    about = ["image-classification"] if model.info.classifies else ["image-segmentation", "semantic-segmentation"]
+    lines = ["---", "library_name: intseg", f"pipeline_tag: {task}"]
     if facts.license:
         lines.append(f"license: {json.dumps(facts.license)}")
-    lines.append(
-        f"tags: {json.dumps(['image-segmentation', 'semantic-segmentation', 'quantized', 'int8', 'integer-only'])}"
-    )
+    lines.append(f"tags: {json.dumps([*about, 'quantized', 'int8', 'integer-only'])}")
     if metrics is not None:
         data = facts.data or "unnamed"
-        values = [{"type": name, "value": round(metrics[key], 2)} for name, key in _METRICS]
-        task = {"type": "image-segmentation"}
-        result = {"task": task, "dataset": {"name": data, "type": data}, "metrics": values}
+        values = [{"type": name, "value": round(metrics[key], 2)} for name, key in _metric_names(model)]
+        result = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": values}
         lines.append(f"model-index: {json.dumps([{'name': model.info.name, 'results': [result]}])}")
     return [*lines, "---", ""]
 
 
 _METRICS = (("mean_iou", "mIoU"), ("mean_accuracy", "mAcc"), ("overall_accuracy", "aAcc"))
+_CLASS_METRICS = (("accuracy", "top1"), ("top_5_accuracy", "top5"))
+
+
+def _metric_names(model: api.Model) -> tuple[tuple[str, str], ...]:
+    """What hubs call a metric, and its key in what `intseg eval --json` prints."""
+    return _CLASS_METRICS if model.info.classifies else _METRICS
 
 
 def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) -> list[str]:
@@ -239,9 +247,10 @@ def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) ->
             "",
         ]
     where = f" of {_markdown(facts.data)}" if facts.data else ""
-    row = [tuple(f"{metrics[key]:.2f}" for _, key in _METRICS)]
+    names = _metric_names(model)
+    row = [tuple(f"{metrics[key]:.2f}" for _, key in names)]
     head = f"{metrics['images']} images{where}, in percent, by `intseg eval`:"
-    table = markdown([tuple(key for _, key in _METRICS), *row])
+    table = markdown([tuple(key for _, key in names), *row])
     weak = [
         f"{_markdown(name)} {value:.0f}"
         for name, value in zip(model.info.classes, _iou(model, metrics), strict=False)

@@ -245,6 +245,7 @@ def as_json(model: api.Model) -> dict[str, Any]:
     info = model.info
     return {
         "model": {"name": info.name, "recipe": info.recipe, "sha256": model.sha256, "classes": list(info.classes)},
+        "task": info.task,
         "window": list(info.window),
         "totals": asdict(totals(model.graph)),
         "nodes": [

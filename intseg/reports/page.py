@@ -155,15 +155,18 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _section(i: int, found: Look) -> str:
     """An image: the views, then areas beside margins, then the layers; what the script needs in data attributes."""
-    height, width = found.result.labels.shape
+    height, width, _ = found.result.image.shape
     notes = "".join(f"<p>Note: {escape(note)}.</p>" for note in found.result.notes)
+    info = found.result.model.info
+    for_script = (
+        f'class="image" data-patch="{info.patch}" data-names="{escape(json.dumps(info.classes))}" '
+        f'data-cells="{_cell_texts(found.cells)}"'
+    )
     parts = [
-        f'<section class="image" aria-labelledby="image-{i}" data-patch="{found.result.model.info.patch}" '
-        f'data-names="{escape(json.dumps(found.result.classes))}" data-cells="{_cell_texts(found.cells)}">'
+        f'<section aria-labelledby="image-{i}" {"" if info.classifies else for_script}>'
         f'<h2 id="image-{i}" tabindex="-1">{escape(_short(found.name))}</h2>',
         f"<p>{width} × {height} pixels.</p>{notes}",
-        _views(i, found),
-        f'<div class="pair"><div>{_areas(i, found.result)}</div><div>{_margins(i, found)}</div></div>',
+        _best(i, found) if info.classifies else _labelled(i, found),
         layer_plot.plots(i, found.layers) if found.layers else "",
         _digests(found),
         "</section>",
@@ -177,6 +180,34 @@ def _cell_texts(cells: Array) -> str:
     second = order[..., min(1, cells.shape[-1] - 1)]
     numbers = np.stack([order[..., 0], second, margins(cells)], axis=-1)
     return ",".join(map(str, [cells.shape[1], *numbers.ravel().tolist()]))
+
+
+def _labelled(i: int, found: Look) -> str:
+    """The image with the classes of its pixels, their areas, the margins."""
+    pair = f'<div class="pair"><div>{_areas(i, found.result)}</div><div>{_margins(i, found)}</div></div>'
+    return _views(i, found) + pair
+
+
+def _best(i: int, found: Look) -> str:
+    """The image and the best classes of a classifier."""
+    result, ranked = found.result, found.result.top()
+    height, width, _ = result.image.shape
+    widest = max(1, ranked[0].logit - ranked[-1].logit)
+    rows = [
+        f'<tr><td class="number">{best.index}</td><th scope="row">{escape(best.name)}</th>'
+        f'<td class="number">{best.logit:,}</td><td class="bar">'
+        f'<span style="width:{100 * (best.logit - ranked[-1].logit) / widest:.1f}%"></span></td></tr>'
+        for best in ranked
+    ]
+    alt = escape(f"{_short(found.name)}, the image")
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Number", "Class", "Logit"))
+    return (
+        f'<p><img src="{picture(result.image, lossy=True)}" width="{width}" height="{height}" alt="{alt}"></p>'
+        f"<h3>Classes</h3><p>Best minus second best logit: {int(margins(found.cells).flat[0]):,}.</p>"
+        f'<div class="scroll" role="region" aria-labelledby="best-{i}" tabindex="0"><table class="areas">'
+        f'<caption id="best-{i}">The best classes</caption><thead><tr>{head}'
+        f'<th><span class="hidden">Bar</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _views(i: int, found: Look) -> str:

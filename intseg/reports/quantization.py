@@ -45,8 +45,8 @@ from intseg.workbench.trace import scales as scales_of
 class Effect:
     """What a swap changes.
 
-    pixels      in the real graph: part of the pixels whose class changes. In the integer graph: part of the pixels
-                that agree with the real graph afterwards, minus before
+    pixels      (images of a classifier) in the real graph: part of those whose class changes. In the integer graph:
+                part of those that agree with the real graph afterwards, minus before
     scores      error of the scores, root mean square relative to the scores: in the real graph what appears, in the
                 integer graph what disappears
     miou, aacc  change in points of percent; None without labels
@@ -78,6 +78,8 @@ class NodeStats:
     saturated    part of the values at an end of the dtype
     local_db     SQNR of the op alone: against its real op on the same integers; None where there is no error
     end_db       SQNR against the real graph, with all errors of the nodes before it
+    outlier      the channel of the largest real value, that value, and how many times the median channel's largest
+                 that is; None for what has no channels
     """
 
     name: str
@@ -91,6 +93,7 @@ class NodeStats:
     saturated: float = 0.0
     local_db: float | None = None
     end_db: float | None = None
+    outlier: tuple[int, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,14 @@ class _Seen:
         self.found = NodeStats(node.name, node.op, KINDS[node.op], node.dtype, span, 2**31, -(2**31))
         self.size = self.ends = 0
         self.signal, self.noise = [0.0, 0.0], [0.0, 0.0]
+        self.reach = np.zeros(node.shape[-1] if len(node.shape) == 2 else 0)
 
     def add(self, q: Array, local: Array, end: Array) -> None:
         """One window: the integers, the op's real result on the same inputs, the real graph's values."""
         self.found.low, self.found.high = min(self.found.low, int(q.min())), max(self.found.high, int(q.max()))
         self.size, self.ends = self.size + q.size, self.ends + int(np.isin(q, self.limits).sum())
+        if self.reach.size:
+            self.reach = np.maximum(self.reach, np.abs(end * self.step + self.offset).max(axis=0))
         for i, exact in enumerate((local, end)):
             self.signal[i] += _power(exact * self.step + self.offset)
             self.noise[i] += _power((exact - q) * self.step)
@@ -148,6 +154,9 @@ class _Seen:
         self.found.used = (self.found.high - self.found.low) / (high - low)
         self.found.saturated = self.ends / self.size
         self.found.local_db, self.found.end_db = map(_decibels, self.signal, self.noise)
+        if self.reach.size > 1 and (median := float(np.median(self.reach))) > 0:
+            channel = int(self.reach.argmax())
+            self.found.outlier = channel, float(self.reach[channel]), float(self.reach[channel]) / median
         return self.found
 
 
@@ -355,7 +364,10 @@ def _measured(
     asked = questions(model.graph, per_node)
     pairs = _pairs(asked)
     runner = _Runner(model.graph, backends.resolve(backend), [variant for pair in pairs for variant in pair])
-    n_cls = len(model.info.classes)
+    classifies = model.info.classifies
+    if classifies and any(source.labels is not None for source in images):
+        raise UsageError(f"model {model.info.name} classifies images: it has no pixels to label; leave the labels out")
+    n_cls = 1 if classifies else len(model.info.classes)
     sums = {variant: _Sums(np.zeros((n_cls, n_cls), np.int64)) for pair in pairs for variant in pair}
     windows, pixels, notes = 0, 0, Notes()
     with Progress("swapping", None, "window", quiet=not progress) as shown:
@@ -367,7 +379,8 @@ def _measured(
                 notes.add(str(source.image), *said)
             found = _run_windows(runner, picture.rgb, model, shown, left)
             height, width, _ = picture.rgb.shape
-            windows, pixels = windows + len(next(iter(found.values()))), pixels + height * width
+            windows += len(next(iter(found.values())))
+            pixels += 1 if classifies else height * width
             _add(sums, pairs, found, model, (height, width), truth)
     seconds = time.perf_counter() - start
     return _report(model, asked, sums, runner, (len(images), windows, pixels), seconds, notes)

@@ -17,6 +17,7 @@ _TITLES = {
     "nodes": "node",
 }
 _WORST = 10
+_OUTLIERS = 5
 
 
 def as_json(report: QuantReport) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
         f"{report.seconds:.1f} s"
     )
     yield (
-        f"integer model against real arithmetic: {report.changed:.2%} of the pixels differ, "
+        f"integer model against real arithmetic: {report.changed:.2%} of the {_unit(report)} differ, "
         f"score error {report.score_error:.2%}"
     )
     if report.real and report.integer:
@@ -73,8 +74,9 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
             f"aAcc {report.real[1]:.2f} %, {report.integer[1]:.2f} %"
         )
     yield from (f"note: {note}" for note in report.notes)
-    yield "cost, in %: its error put into the real graph; px: pixels that change, scores: error that appears"
-    yield "gain, in %: made exact in the integer graph; px: pixels won back, scores: error that disappears"
+    unit = _unit(report)
+    yield f"cost, in %: its error put into the real graph; px: {unit} that change, scores: error that appears"
+    yield f"gain, in %: made exact in the integer graph; px: {unit} won back, scores: error that disappears"
     for group, title in _TITLES.items():
         if group in report.rows:
             yield ""
@@ -84,6 +86,22 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
     yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with every error before it"
     yield "every node:" if per_node else f"the {min(_WORST, len(ranked))} nodes with the lowest SQNR by themselves:"
     yield from table(_node_cells(report.nodes if per_node else ranked[:_WORST]))
+    yield ""
+    yield "channels that reach furthest beyond the median channel of their node:"
+    yield from table(_outlier_cells(report.nodes))
+
+
+def _unit(report: QuantReport) -> str:
+    """What has a class."""
+    return "images" if report.model.info.classifies else "pixels"
+
+
+def _outlier_cells(nodes: Sequence[NodeStats]) -> list[tuple[str, ...]]:
+    cells: list[tuple[str, ...]] = [("node", "channel", "reaches", "times the median")]
+    known = [(node.name, *node.outlier) for node in nodes if node.outlier is not None]
+    for name, channel, reach, ratio in sorted(known, key=lambda entry: -entry[3])[:_OUTLIERS]:
+        cells.append((name, str(channel), f"{reach:.3g}", f"{ratio:.1f}"))
+    return cells
 
 
 def _cost_table(rows: Sequence[Row], title: str, labelled: bool) -> Iterator[str]:

@@ -70,7 +70,7 @@ def questions(graph: Graph, per_node: bool = False) -> list[Question]:
     ranged = [node for node in nodes if node.dtype == "int8" and node.op != "quantize_input"]
     if ranged:
         found.append(_approximation("INT8 if channels had own ranges", ranged, "channels"))
-    if graph.info.upsample == "nearest":
+    if graph.info.upsample == "nearest" and not graph.info.classifies:
         in_real = Variant("real", (), "nearest"), REFERENCE
         in_integer = INTEGER, Variant("integer", (), "nearest"), REFERENCE
         found += [Question(g, "nearest for bilinear", 0, in_real, in_integer) for g in ("kinds", "approximations")]

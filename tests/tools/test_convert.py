@@ -149,7 +149,7 @@ def test_bad_arguments_are_one_line(
 
 
 def test_classes_come_from_options_the_checkpoint_or_the_data_set() -> None:
-    counts = {"camvid": 11, "cityscapes": 19, "ade20k": 150, "voc": 21, "idd_lite": 7}
+    counts = {"camvid": 11, "cityscapes": 19, "ade20k": 150, "voc": 21, "idd_lite": 7, "imagenet": 1000}
     assert {name: len(convert.classes.named(name)) for name in palettes.files()} == counts
     stated = {f"s{i}": (i, i, i) for i in range(19)}
     for given, known, first in ((None, stated, "s0"), (None, None, "road"), ("cityscapes", stated, "road")):

@@ -90,7 +90,9 @@ def expected(job: Job) -> tuple[list[str], Array]:
         )
     merged = merge_scores(scores, tiling, info)
     labels = np.ascontiguousarray(windows.labels(merged, info, height, width))
-    return [*lines, f"merged {digest(merged)}", f"labels {digest(labels)}"], labels
+    best = np.argsort(-merged.ravel().astype(np.int64), kind="stable")[:5].tolist() if info.classifies else []
+    classes = [f"class {i} {merged.flat[i]} {info.classes[i]}" for i in best]
+    return [*lines, f"merged {digest(merged)}", f"labels {digest(labels)}", *classes], labels
 
 
 def ppm(rgb: NDArray[np.uint8]) -> bytes:

@@ -17,24 +17,28 @@ Everything is deterministic: samples are evenly strided rows, not random ones.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from intseg.tools.twin.act import Quantized
 from intseg.tools.twin.attention import QAttention, QSoftmax
+from intseg.tools.twin.classifier import Classifier
+from intseg.tools.twin.fit import fit_gelu, fit_max, fit_range
 from intseg.tools.twin.layers import QLinear
-from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QMaskTransformer
+from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, QBlock, QMaskTransformer
 from intseg.tools.twin.primitives import LOG2_E
 from intseg.tools.twin.samples import Stats, augment, collect, node_of, normalise, tapped
 from intseg.tools.twin.segmenter import Segmenter
 
 MARGIN = 1.5
 """INT16 tensors have bits to spare: their range is this much wider than anything seen."""
+
+LOGIT_ROOM = 4.0
+"""The logits of a classifier are this many times as wide: saturated, two classes would be tied. Two bits of 16 cost
+nothing, whatever the ranges of a recipe are otherwise."""
 
 FEW = 8
 """Up to this many calibration images are varied by `augment`."""
@@ -52,33 +56,19 @@ FOLDS, FIT_ROWS, JUDGE_ROWS = 7, 1000, 256
 CORRECTED_VIEWS = (0, 2, 6)
 """Views of `augment` that biases are corrected on: as it is, darker, nearer."""
 
+UNUSUAL = 4.0
+"""Outputs of a token this many times as large as the median's count less for a bias."""
+
+CORRECTED_ROWS = 12
+"""Outputs of a linear layer, of all windows, from which its bias is corrected."""
+
 CORRECTED_WINDOWS, CORRECTED_LOGITS = 32, 2**26
 """Biases are corrected on so many windows at most, and on so many that a block has no more logits than this."""
 
-TABLE_REACH = (0.5, 0.75, 0.9, 0.97, 1.0)
-"""Shares of an MLP's units whose inputs the GELU's table holds as they are; the others use it at a larger size."""
-
-TABLE_LOW = (-4.0, -3.0, -2.0)
-"""Lower ends of the GELU's table."""
-
-TABLE_MARGIN = 1.05
-"""The table reaches this much further than the samples."""
-
-TAIL_GAIN = 10.0
-"""By how much a meaning for every unit must lower the error of an MLP.
-
-On a network with long tails (measure/make_hard.py) one meaning for all leaves 92.2 % of the pixels of CamVid val
-equal to float, one for each 99.4 %. Where tails are short, lines fitted to one image cost pixels: 99.47 % without
-them, 99.39 % where they halve the error, 99.36 % wherever they lower it at all.
-"""
-
-GELU_ROWS = 768
-"""Samples of a hidden layer that lines are fitted to, and as many that judge them."""
-
 
 def calibrate(
-    twin: FakeQuantSegmenter,
-    model: Segmenter,
+    twin: FakeQuant,
+    model: Segmenter | Classifier,
     batches: Sequence[Tensor],
     progress: Callable[[], None] = lambda: None,
     candidates: Sequence[Estimator] | None = None,
@@ -103,6 +93,8 @@ def calibrate(
             _ema(twin, stats)
         else:
             chosen = _fit(twin, stats, few, candidates or estimators(few))
+        if isinstance(twin, FakeQuantClassifier):
+            twin.logit_act.set_max(LOGIT_ROOM * max(stats[head].largest for head, _ in twin.heads().values()))
         for layer in twin.linears().values():
             layer.fit_weight_scale()
         if twin.recipe.ranges == "fit" and correct:
@@ -110,7 +102,7 @@ def calibrate(
     return chosen
 
 
-def sampled_nodes(twin: FakeQuantSegmenter) -> dict[str, int]:
+def sampled_nodes(twin: FakeQuant) -> dict[str, int]:
     """Channels of the nodes whose samples something is fitted to."""
     fitted, decoder = twin.recipe.ranges == "fit", twin.decoder
     found = {node: layers[0].weight.shape[1] for node, layers in readers(twin).items()} if fitted else {}
@@ -120,6 +112,7 @@ def sampled_nodes(twin: FakeQuantSegmenter) -> dict[str, int]:
         if fitted:
             width, hidden = block.attn.width, block.fc1.weight.shape[0]
             found |= {f"{name}.attn.qkv": 3 * width, f"{name}.attn.merge": width, f"{name}.mlp.fc1": hidden}
+            found |= {f"{name}.add2": width}
     if fitted and isinstance(decoder, QMaskTransformer):
         found |= dict.fromkeys(mask_ends(decoder), decoder.proj_patch.weight.shape[0])
     return found
@@ -131,12 +124,15 @@ def mask_ends(decoder: QMaskTransformer) -> tuple[str, str]:
     return f"decoder.{ends[0]}", f"decoder.{ends[1]}"
 
 
-def _restore_biases(twin: FakeQuantSegmenter, model: Segmenter) -> None:
-    """Those of the float model: an earlier calibration may have corrected them."""
+def _restore_biases(twin: FakeQuant, model: Segmenter | Classifier) -> None:
+    """Those of the float model, and its units: an earlier calibration may have corrected or divided them."""
     modules = {node: module for name, module in model.named_modules() if (node := node_of(name)) is not None}
     for node, layer in twin.linears().items():
         bias = getattr(modules[node], "bias", None)
         layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)
+        if layer.units is not None or node.endswith(".mlp.fc2"):
+            layer.weight.copy_(modules[node].weight)
+        layer.units = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,7 +140,7 @@ def _restore_biases(twin: FakeQuantSegmenter, model: Segmenter) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _ema(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
+def _ema(twin: FakeQuant, stats: dict[str, Stats]) -> None:
     for node, act in twin.acts().items():
         if node in stats:
             act.set_max(max(-stats[node].low, stats[node].high))
@@ -159,7 +155,7 @@ def _ema(twin: FakeQuantSegmenter, stats: dict[str, Stats]) -> None:
             table.set(act.scale[:1])
 
 
-def _constants(twin: FakeQuantSegmenter, margin: float) -> None:
+def _constants(twin: FakeQuant, margin: float) -> None:
     """Learned tokens share the range of what they are joined with; the position embedding has its own."""
     encoder, decoder = twin.encoder, twin.decoder
     encoder.pos_act.set_max(encoder.pos_embed.value.abs().max())
@@ -171,7 +167,7 @@ def _constants(twin: FakeQuantSegmenter, margin: float) -> None:
         act.set_max(torch.maximum(seen, constant.value.abs().max().double() * margin))
 
 
-def _blocks(twin: FakeQuantSegmenter) -> Iterator[tuple[str, QBlock]]:
+def _blocks(twin: FakeQuant) -> Iterator[tuple[str, QBlock]]:
     return ((name, module) for name, module in twin.named_modules() if isinstance(module, QBlock))
 
 
@@ -270,11 +266,10 @@ def choose(samples: Sequence[Tensor], readers: Tensor, candidates: Sequence[Esti
     return candidates[errors.index(min(errors))]
 
 
-def readers(twin: FakeQuantSegmenter) -> dict[str, tuple[QLinear, ...]]:
+def readers(twin: FakeQuant) -> dict[str, tuple[QLinear, ...]]:
     """The layers that read each INT8 LayerNorm."""
     decoder = twin.decoder
-    last = (decoder.proj_dec,) if isinstance(decoder, QMaskTransformer) else (decoder.head,)
-    layers: dict[str, tuple[QLinear, ...]] = {"encoder.norm": last}
+    layers: dict[str, tuple[QLinear, ...]] = {"encoder.norm": twin.token_readers()}
     for name, block in _blocks(twin):
         layers |= {f"{name}.norm1": (block.attn.qkv,), f"{name}.norm2": (block.fc1,)}
     if isinstance(decoder, QMaskTransformer):
@@ -282,9 +277,7 @@ def readers(twin: FakeQuantSegmenter) -> dict[str, tuple[QLinear, ...]]:
     return layers
 
 
-def _fit(
-    twin: FakeQuantSegmenter, stats: dict[str, Stats], few: bool, candidates: Sequence[Estimator]
-) -> dict[str, str]:
+def _fit(twin: FakeQuant, stats: dict[str, Stats], few: bool, candidates: Sequence[Estimator]) -> dict[str, str]:
     """Every range; what was chosen, by node."""
     widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
     chosen: dict[str, str] = {}
@@ -305,43 +298,13 @@ def _fit(
     _constants(twin, MARGIN)
     for name, block in _blocks(twin):
         chosen[f"{name}.attn.qkv"] = _fit_attention(block.attn, stats, f"{name}.attn", widen, candidates)
-        chosen[f"{name}.mlp.act"] = _fit_gelu(block, stats, f"{name}.mlp")
+        chosen[f"{name}.mlp.act"] = fit_gelu(
+            block, *(stats[f"{name}.{part}"].sampled() for part in ("mlp.fc1", "add2"))
+        )
     if isinstance(twin.decoder, QMaskTransformer):
         for node in mask_ends(twin.decoder):
             acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None], acts[node].bits))
     return chosen
-
-
-FACTORS = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-"""Of what was seen, as ranges that are tried; with 8 bits the last two or three are not."""
-
-
-def fit_range(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Per channel of x [rows, channels], the [low, high] of 2^bits levels with the least squared error."""
-    factors = FACTORS if bits < 8 else FACTORS[:7]
-    low, high = x.amin(0), x.amax(0)
-    centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9)
-    return _search(x, centre, half, factors, 2**bits - 1)
-
-
-def fit_max(x: Tensor, bits: int = 8) -> Tensor:
-    """Per channel of x [rows, channels], the symmetric range of 2^bits - 1 levels with the least squared error."""
-    factors = FACTORS if bits < 8 else FACTORS[:8]
-    zero = torch.zeros(x.shape[1], dtype=x.dtype)
-    return _search(x, zero, x.abs().amax(0).clamp(min=1e-9), factors, 2**bits - 2)[1]
-
-
-def _search(x: Tensor, centre: Tensor, half: Tensor, factors: Sequence[float], steps: int) -> tuple[Tensor, Tensor]:
-    best_error = torch.full_like(centre, torch.inf)
-    best_half = half.clone()
-    for factor in factors:
-        trial = half * factor
-        step = 2 * trial / steps
-        rounded = (torch.round(((x - centre).clamp(-trial, trial) + trial) / step) * step) - trial + centre
-        error = ((rounded - x) ** 2).sum(0)
-        better = error < best_error
-        best_error, best_half = torch.where(better, error, best_error), torch.where(better, trial, best_half)
-    return centre - best_half, centre + best_half
 
 
 def _fit_attention(
@@ -387,105 +350,42 @@ def _context_range(attn: QAttention, context: Tensor, v: Tensor) -> Tensor:
     return torch.maximum(own, typical * spread)
 
 
-def _fit_gelu(block: QBlock, stats: dict[str, Stats], name: str) -> str:
-    """The meaning of the table's inputs and outputs, for all hidden units alike or for each by itself; which it was.
-
-    For each (`_units`) where that is clearly better after fc2 (TAIL_GAIN): lines are fitted to every other sample and
-    judged by the rest.
-    """
-    x = stats[f"{name}.fc1"].sampled()
-    flat = x.flatten()
-    flat = flat[:: max(1, len(flat) // 200_000)]
-    y = F.gelu(flat)
-    if block.gelu.op != "gelu_table":  # the arithmetic of the others needs real = q * scale
-        block.fc1_act.set_max(fit_max(flat[:, None], block.fc1_act.bits))
-        block.gelu_act.set_max(fit_max(y[:, None], block.gelu_act.bits))
-        return "least squares"
-    table, errors = block.gelu.table_x, {}
-    for low in (-6.0, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5):
-        for factor in (1.05, 1.0, 0.95, 0.9, 0.8, 0.7):
-            bottom, top = torch.maximum(flat.min(), torch.tensor(low)), flat.max().clamp(min=0.1) * factor
-            table.set_range(bottom, top)
-            error = ((F.gelu(table.dequantize(table.quantize(flat))) - y) ** 2).sum()
-            errors[float(error)] = (bottom, top)
-    alike = functools.partial(_alike, block, errors[min(errors)], fit_range(y[:, None], block.gelu_act.bits))
-
-    x = x[:: max(1, len(x) // (2 * GELU_ROWS))]
-    reach = x.amax(0)
-    tops = [max(0.1, float(reach.quantile(share)) * TABLE_MARGIN) for share in TABLE_REACH]
-    each = [functools.partial(_units, block, x[::2], reach, low, top) for low in TABLE_LOW for top in tops]
-    found = [_error_after_fc2(block, x[1::2], candidate) for candidate in each]
-    best = min(found)
-    tailed = best < _error_after_fc2(block, x[1::2], alike) / TAIL_GAIN
-    (each[found.index(best)] if tailed else alike)()
-    return "a line for each unit" if tailed else "one for all units"
-
-
-def _error_after_fc2(block: QBlock, x: Tensor, assign: Callable[[], None]) -> float:
-    """Squared error that the quantized GELU of inputs x [rows, units] causes after fc2, with a candidate assigned."""
-    assign()
-    found = block.gelu_act.dequantize(block.gelu.integers()["table"][block.fc1_act.quantize(x) + 128])
-    return float((((found - F.gelu(x)) @ block.fc2.weight.double().T) ** 2).sum())
-
-
-def _alike(block: QBlock, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> None:
-    """One meaning for all units: the ranges (low, high) of the table's inputs and outputs."""
-    gelu = block.gelu
-    gelu.table_x.set_range(*inputs)
-    gelu.table_y.set_range(*outputs)
-    for act, table in ((block.fc1_act, gelu.table_x), (block.gelu_act, gelu.table_y)):
-        act.set(table.scale, table.mid)
-
-
-def _units(block: QBlock, x: Tensor, reach: Tensor, low: float, top: float) -> None:
-    """Give the table the inputs [low, top] and every unit a size at which it reaches no further.
-
-    A unit's output is the line through the table's that comes closest to its samples (which also makes its mean
-    right). x [rows, units]: inputs of the GELU.
-    """
-    gelu, y = block.gelu, F.gelu(x)
-    gelu.table_x.set_range(torch.tensor(low), torch.tensor(top))
-    curve = F.gelu(gelu.table_x.dequantize(torch.arange(-128, 128)))
-    gelu.table_y.set_range(curve.min(), curve.max())
-    size = (reach * TABLE_MARGIN / top).clamp(min=1.0)
-    block.fc1_act.set(gelu.table_x.scale * size, gelu.table_x.mid * size)
-    z = gelu.table_y.dequantize(gelu.integers()["table"])[block.fc1_act.quantize(x) + 128]
-    z_mean, y_mean = z.mean(0), y.mean(0)
-    variance = ((z - z_mean) ** 2).mean(0)
-    slope = ((z - z_mean) * (y - y_mean)).mean(0) / variance.clamp(min=1e-12)
-    slope = torch.where(variance > 1e-9, slope.clamp(size / 2, size * 2), size)
-    block.gelu_act.set(gelu.table_y.scale * slope, gelu.table_y.mid * slope + y_mean - slope * z_mean)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # fit: biases
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def correct_biases(
-    twin: FakeQuantSegmenter,
-    model: Segmenter,
+    twin: FakeQuant,
+    model: Segmenter | Classifier,
     images: Tensor,
     prepare: Callable[[QLinear, Quantized], bool] = lambda layer, x: True,
 ) -> None:
     """Take the mean error of every linear layer's outputs from its bias, one layer after the other, in place.
 
     Each is corrected with all before it corrected. Of a channel's mean error over the windows only what exceeds its
-    uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean.
+    uncertainty counts: m (1 - s^2 / m^2), not below 0, with the variance s^2 of the mean. A token whose output is many
+    times as large as usual counts little: what is cut off there must not move all others. A head that reads one token
+    of a window keeps its bias where there are few windows.
 
     images   uint8 [B, H, W, 3]
     prepare  called before a layer is corrected, with what it reads; where it says False the bias stays
     """
-    layers, expected = twin.linears(), dict[str, Tensor]()
+    layers, expected, weights = twin.linears(), dict[str, Tensor](), dict[str, Tensor]()
 
     def receive(node: str, value: Tensor) -> None:
         if node in layers:
-            expected[node] = value.double().mean(1)
+            value = value if layers[node].units is None else value[..., layers[node].units]
+            size = value.norm(dim=-1, keepdim=True).double()
+            usual = size.median(dim=1, keepdim=True).values
+            weights[node] = (UNUSUAL * usual / size.clamp(min=1e-30)).clamp(max=1) ** 2
+            weights[node] /= weights[node].sum(1, keepdim=True)
+            expected[node] = (weights[node] * value).sum(1)
 
     def correct(node: str, layer: QLinear, x: Quantized) -> None:
-        if not prepare(layer, x):
+        if not prepare(layer, x) or x.q.shape[0] * x.q.shape[1] < CORRECTED_ROWS:
             return
-        p, mean = layer.integers(), x.q.double().mean(1)
+        p, mean = layer.integers(), (weights[node] * x.q).sum(1)
         found = (mean @ p["weight"].double().T + p["bias"]) * layer.weight_scale + layer.y.mid
         error = found - expected[node]
         uncertainty = error.var(0) / len(error) if len(error) > 1 else torch.zeros_like(error[0])
@@ -509,7 +409,7 @@ def correct_biases(
     twin.train(training)
 
 
-def some_windows(twin: FakeQuantSegmenter, batches: Sequence[Tensor], views: Sequence[int]) -> Tensor:
+def some_windows(twin: FakeQuant, batches: Sequence[Tensor], views: Sequence[int]) -> Tensor:
     """Windows [B, H, W, 3] for `correct_biases`, evenly from all batches, as many as its limits allow.
 
     batches  one of each calibration image; few of them are looked at in these `views` of `augment`

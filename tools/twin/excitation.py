@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.samples import normalise, tapped
 from intseg.tools.twin.segmenter import Segmenter
 
@@ -64,7 +65,7 @@ class Excitation:
         )
 
 
-def excitation(model: Segmenter, batches: Sequence[Tensor]) -> Excitation:
+def excitation(model: Segmenter | Classifier, batches: Sequence[Tensor]) -> Excitation:
     """Run some windows of every image, uint8 [B, H, W, 3], through the float model."""
     chosen = [batch[:: max(1, len(batch) // WINDOWS)][:WINDOWS] for batch in batches]
     chosen = chosen[:: max(1, -(-len(chosen) * WINDOWS // MOST))]
@@ -75,7 +76,7 @@ def excitation(model: Segmenter, batches: Sequence[Tensor]) -> Excitation:
     return Excitation(float(dead.double().mean()), contrast, correlation)
 
 
-def _strays(model: Segmenter, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def _strays(model: Segmenter | Classifier, batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Standard deviation over the tokens, the largest of any batch, of every channel of the encoder's LayerNorms."""
     names = {name for name, module in model.encoder.named_modules(prefix="encoder") if isinstance(module, nn.LayerNorm)}
     found: dict[str, Tensor] = {}

@@ -13,10 +13,10 @@ from intseg.build import GraphBuilder
 from intseg.graph import IMAGE, Graph, ModelInfo
 from intseg.ops import OPS
 from intseg.tools.twin.layers import Constant, Layer, QLinear
-from intseg.tools.twin.model import FakeQuantSegmenter, QBlock, QLinearDecoder
+from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, QBlock, QLinearDecoder
 
 
-def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
+def export(twin: FakeQuant, info: ModelInfo) -> Graph:
     """The graph of a calibrated twin; `info` describes windows and classes. The result is not validated yet."""
     with torch.no_grad():
         return _Builder(twin, info).exported()
@@ -25,14 +25,17 @@ def export(twin: FakeQuantSegmenter, info: ModelInfo) -> Graph:
 class _Builder(GraphBuilder):
     """Every method appends nodes and returns the name of the last."""
 
-    def __init__(self, twin: FakeQuantSegmenter, info: ModelInfo) -> None:
+    def __init__(self, twin: FakeQuant, info: ModelInfo) -> None:
         super().__init__(info)
         self.twin, self.acts = twin, twin.acts()
         self.scale_names: dict[tuple[tuple[int, ...], bytes], str] = {}
 
     def exported(self) -> Graph:
-        """Encoder, decoder, scores."""
+        """Encoder, decoder, scores; encoder, heads, logits."""
         tokens = self.encoder()
+        if isinstance(self.twin, FakeQuantClassifier):
+            return self.graph(self.logits(self.twin, tokens))
+        tokens = self.rows("encoder.patches", tokens, self.twin.config.n_extra, self.shape(tokens)[0])
         decoder = self.twin.decoder
         if isinstance(decoder, QLinearDecoder):
             last = self.layer("decoder.head", decoder.head, tokens)
@@ -43,7 +46,7 @@ class _Builder(GraphBuilder):
         return self.graph(self.node("scores", "to_grid", last, height=height, width=width))
 
     def encoder(self) -> str:
-        """From the image to the INT8 patch tokens."""
+        """From the image to the INT8 tokens."""
         encoder = self.twin.encoder
         table = _integers(encoder.table(), "int8", "quantize_input.table")
         x = self.meaning(self.node("quantize_input", "quantize_input", IMAGE, table=table))
@@ -53,9 +56,16 @@ class _Builder(GraphBuilder):
         x = self.layer("encoder.pos_add", encoder.pos_add, x, self.constant("encoder.pos_embed", encoder.pos_embed))
         for i, block in enumerate(encoder.blocks):
             x = self.block(f"encoder.blocks.{i}", block, x)
-        x = self.layer("encoder.norm", encoder.norm, x)
-        tokens = self.shape(x)[0]
-        return self.rows("encoder.patches", x, self.twin.config.n_extra, tokens)
+        return self.layer("encoder.norm", encoder.norm, x)
+
+    def logits(self, twin: FakeQuantClassifier, tokens: str) -> str:
+        """From the INT8 tokens to the INT32 logits: the sum of the heads, at their mean's scale."""
+        rows = []
+        for i, (token, (name, layer)) in enumerate(twin.heads().items()):
+            rows.append(self.layer(name, layer, self.rows(token, tokens, i, i + 1)))
+        last = self.node("heads", "concat", *rows) if len(rows) == 2 else rows[0]
+        meaning = twin.logit_act.scale / len(rows), twin.logit_act.mid
+        return self.meaning(self.node("logits", "sum_rows", last), meaning)
 
     def block(self, name: str, block: QBlock, x: str) -> str:
         """norm, attention, add; norm, MLP, add."""

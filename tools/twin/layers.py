@@ -35,9 +35,11 @@ class QLinear(Layer):
 
     bits   of the weights, 2 to 8; of 8 the least value is not used
     clip   part of a row's largest weight that the largest integer stands for; larger ones saturate
+    units  the float layer's output that each output is a part of, where calibration divided some (fit.py); else None
     """
 
     op = "linear"
+    units: Tensor | None = None
     weight_scale: Tensor
     bits: Tensor
     clip: Tensor

@@ -1,4 +1,4 @@
-"""The fake-quant twin of a Segmenter: integers equal to the engine's bit for bit, gradients that pass straight through.
+"""The fake-quant twin of a Segmenter or a classifier: the engine's integers, gradients that pass straight through.
 
 An activation is a `Quantized` pair: `q`, the exact integers (int64), and `real`, the same values as floats that carry
 gradients. Every layer computes `q` with integer arithmetic written here for PyTorch, independently of the engine, and
@@ -15,7 +15,7 @@ integers stand for) and weight scales. Nothing is remembered outside of it, so s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from intseg.errors import UsageError, suggest
 from intseg.tools.twin.act import Act, Quantized
 from intseg.tools.twin.attention import QAttention, Record
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.gelu import QGelu
 from intseg.tools.twin.layers import Constant, QAdd, QL2Norm, QLayerNorm, QLinear, QMatMul
@@ -112,7 +113,7 @@ def _rows(x: Quantized, rows: slice) -> Quantized:
 class QEncoder(nn.Module):
     """uint8 windows -> INT8 tokens after the last norm, all of them."""
 
-    def __init__(self, model: Segmenter, window: tuple[int, int], recipe: Recipe) -> None:
+    def __init__(self, model: Segmenter | Classifier, window: tuple[int, int], recipe: Recipe) -> None:
         super().__init__()
         config, encoder = model.config, model.encoder
         width, grid = config.d_model, (window[0] // config.patch, window[1] // config.patch)
@@ -232,33 +233,21 @@ class QLinearDecoder(nn.Module):
         return out
 
 
-class FakeQuantSegmenter(nn.Module):
-    """The twin. Built from a float Segmenter; `calibrate.py` gives its `Act`s and weight scales their values.
+class FakeQuant(nn.Module):
+    """The twin. Built from a float model; `calibrate.py` gives its `Act`s and weight scales their values.
 
     window   pixels (height, width) of one window, multiples of the patch
-    forward  uint8 [B, H, W, 3] -> scores: q int64 and real float [B, h, w, C]
     """
 
-    def __init__(self, model: Segmenter, window: tuple[int, int], recipe: Recipe) -> None:
+    decoder: nn.Module | None
+
+    def __init__(self, model: Segmenter | Classifier, window: tuple[int, int], recipe: Recipe) -> None:
         super().__init__()
         self.config: SegmenterConfig = model.config
         self.window, self.recipe = window, recipe
         self.encoder = QEncoder(model, window, recipe)
-        mask_transformer = model.config.decoder == "mask_transformer"
-        decoder = QMaskTransformer if mask_transformer else QLinearDecoder
-        self.decoder = decoder(model.decoder, self.encoder.norm_act, recipe)
 
-    def forward(self, images: Tensor, record: Record = lambda name, value: None) -> Quantized:
-        config = self.config
-        x = _rows(self.encoder(images, record), slice(config.n_extra, None))
-        record("encoder.patches", x.q)
-        scores = self.decoder(x, record)
-        shape = (len(images), self.window[0] // config.patch, self.window[1] // config.patch, config.n_cls)
-        out = Quantized(scores.q.reshape(shape), scores.real.reshape(shape))
-        record("scores", out.q)
-        return out
-
-    def train(self, mode: bool = True) -> FakeQuantSegmenter:
+    def train(self, mode: bool = True) -> Self:
         """In training mode scales follow the weights; evaluation mode starts with the scales of the last ones."""
         super().train(mode)
         if not mode:
@@ -277,22 +266,23 @@ class FakeQuantSegmenter(nn.Module):
 
     def acts(self) -> dict[str, Act]:
         """What the integers of a node stand for, for every node with a meaning of its own."""
-        e, d = self.encoder, self.decoder
+        e = self.encoder
         acts = {"quantize_input": e.input_act, "patchify": e.patch_act, "encoder.patch_embed": e.embed_act}
         acts |= {"encoder.tokens": e.embed_act, "encoder.pos_add": e.x_act}
         for i, block in enumerate(e.blocks):
             acts |= block.acts(f"encoder.blocks.{i}")
-        acts |= {"encoder.norm": e.norm_act, "encoder.patches": e.norm_act}
-        if isinstance(d, QLinearDecoder):
-            return acts | {"decoder.head": d.score_act, "scores": d.score_act}
-        acts |= {"decoder.proj_dec": d.dec_act, "decoder.tokens": d.dec_act}
-        for i, block in enumerate(d.blocks):
-            acts |= block.acts(f"decoder.blocks.{i}")
-        acts |= {f"decoder.{name}": d.norm_act for name in ("decoder_norm", "patches", "classes")}
-        acts |= {"decoder.proj_patch": d.patch_act, "decoder.proj_classes": d.class_act}
-        if d.cosine:
-            acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
-        return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
+        return acts | {"encoder.norm": e.norm_act}
+
+    def linears(self) -> dict[str, QLinear]:
+        """Every linear layer by its node, in the order of the graph."""
+        found = {"encoder.patch_embed": self.encoder.patch_embed}
+        for i, block in enumerate(self.encoder.blocks):
+            found |= block.linears(f"encoder.blocks.{i}")
+        return found
+
+    def token_readers(self) -> tuple[QLinear, ...]:
+        """The layers that read the encoder's tokens."""
+        raise NotImplementedError
 
     def readers(self) -> dict[str, tuple[Act, ...]]:
         """By layer, the activations of at most 8 bits that it multiplies, and what has to have as many bits.
@@ -348,15 +338,99 @@ class FakeQuantSegmenter(nn.Module):
         for act, (_, wanted) in asked.items():
             act.bits = wanted
 
+
+class FakeQuantClassifier(FakeQuant):
+    """Of a ViT or DeiT: uint8 [B, H, W, 3] -> logits, q int64 and real float [B, C]; q is the sum of the heads."""
+
+    def __init__(self, model: Classifier, window: tuple[int, int], recipe: Recipe) -> None:
+        super().__init__(model, window, recipe)
+        self.decoder = None
+        self.logit_act = Act(1, 16)
+        self.head = QLinear(model.head.weight, model.head.bias, self.encoder.norm_act, self.logit_act)
+        if self.config.distilled:
+            dist = model.head_dist
+            self.head_dist = QLinear(dist.weight, dist.bias, self.encoder.norm_act, self.logit_act)
+
+    def heads(self) -> dict[str, tuple[str, QLinear]]:
+        """Node of a token -> node and layer of the head that reads it."""
+        found = {"class_token": ("head", self.head)}
+        return found | ({"distillation_token": ("head_dist", self.head_dist)} if self.config.distilled else {})
+
+    def forward(self, images: Tensor, record: Record = lambda name, value: None) -> Quantized:
+        x = self.encoder(images, record)
+        found = []
+        for i, (token, (name, layer)) in enumerate(self.heads().items()):
+            row = _rows(x, slice(i, i + 1))
+            record(token, row.q)
+            found.append(layer(row))
+            record(name, found[-1].q)
+        if len(found) == 2:
+            found = [_join(*found)]
+            record("heads", found[0].q)
+        logits = Quantized(found[0].q.sum(1), found[0].real.mean(1))
+        record("logits", logits.q)
+        return logits
+
+    def acts(self) -> dict[str, Act]:
+        acts = super().acts()
+        for token, (name, _) in self.heads().items():
+            acts |= {token: self.encoder.norm_act, name: self.logit_act}
+        return acts | ({"heads": self.logit_act} if self.config.distilled else {})
+
     def linears(self) -> dict[str, QLinear]:
-        """Every linear layer by its node, in the order of the graph."""
-        e, d = self.encoder, self.decoder
-        found = {"encoder.patch_embed": e.patch_embed}
-        for i, block in enumerate(e.blocks):
-            found |= block.linears(f"encoder.blocks.{i}")
+        return super().linears() | dict(self.heads().values())
+
+    def token_readers(self) -> tuple[QLinear, ...]:
+        return tuple(layer for _, layer in self.heads().values())
+
+
+class FakeQuantSegmenter(FakeQuant):
+    """Of a Segmenter: uint8 [B, H, W, 3] -> scores, q int64 and real float [B, h, w, C]."""
+
+    def __init__(self, model: Segmenter, window: tuple[int, int], recipe: Recipe) -> None:
+        super().__init__(model, window, recipe)
+        mask_transformer = model.config.decoder == "mask_transformer"
+        decoder = QMaskTransformer if mask_transformer else QLinearDecoder
+        self.decoder = decoder(model.decoder, self.encoder.norm_act, recipe)
+
+    def forward(self, images: Tensor, record: Record = lambda name, value: None) -> Quantized:
+        config = self.config
+        x = _rows(self.encoder(images, record), slice(config.n_extra, None))
+        record("encoder.patches", x.q)
+        scores = self.decoder(x, record)
+        shape = (len(images), self.window[0] // config.patch, self.window[1] // config.patch, config.n_cls)
+        out = Quantized(scores.q.reshape(shape), scores.real.reshape(shape))
+        record("scores", out.q)
+        return out
+
+    def acts(self) -> dict[str, Act]:
+        d = self.decoder
+        acts = super().acts() | {"encoder.patches": self.encoder.norm_act}
+        if isinstance(d, QLinearDecoder):
+            return acts | {"decoder.head": d.score_act, "scores": d.score_act}
+        acts |= {"decoder.proj_dec": d.dec_act, "decoder.tokens": d.dec_act}
+        for i, block in enumerate(d.blocks):
+            acts |= block.acts(f"decoder.blocks.{i}")
+        acts |= {f"decoder.{name}": d.norm_act for name in ("decoder_norm", "patches", "classes")}
+        acts |= {"decoder.proj_patch": d.patch_act, "decoder.proj_classes": d.class_act}
+        if d.cosine:
+            acts |= {"decoder.l2_patch": d.l2_patch_act, "decoder.l2_classes": d.l2_class_act}
+        return acts | {"decoder.masks": d.mask_act, "decoder.mask_norm": d.score_act, "scores": d.score_act}
+
+    def linears(self) -> dict[str, QLinear]:
+        d, found = self.decoder, super().linears()
         if isinstance(d, QLinearDecoder):
             return found | {"decoder.head": d.head}
         found["decoder.proj_dec"] = d.proj_dec
         for i, block in enumerate(d.blocks):
             found |= block.linears(f"decoder.blocks.{i}")
         return found | {"decoder.proj_patch": d.proj_patch, "decoder.proj_classes": d.proj_classes}
+
+    def token_readers(self) -> tuple[QLinear, ...]:
+        return (self.decoder.head if isinstance(self.decoder, QLinearDecoder) else self.decoder.proj_dec,)
+
+
+def twin_of(model: Segmenter | Classifier, window: tuple[int, int], recipe: Recipe) -> FakeQuant:
+    """The twin of a float model."""
+    kind = FakeQuantClassifier if isinstance(model, Classifier) else FakeQuantSegmenter
+    return kind(model, window, recipe)

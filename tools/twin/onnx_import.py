@@ -1,4 +1,4 @@
-"""A float ONNX file of a Segmenter, as torch.onnx.export writes it, back into the model: matched by its structure.
+"""A float ONNX file, as torch.onnx.export writes it, back into a Segmenter or a classifier: matched by its structure.
 
 Names do not count, only the operators that compute, in their order: what moves values or works on shapes is passed
 over. Whether all of it is connected as in a Segmenter is then tried: both give the same scores of an image, or the file
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intseg import files
+from intseg.tools.twin.classifier import CROP, Classifier
 from intseg.tools.twin.config import CheckpointError, SegmenterConfig
 from intseg.tools.twin.names import State
-from intseg.tools.twin.segmenter import Segmenter
+from intseg.tools.twin.segmenter import LoadInfo, Segmenter
 
 _PASSED = ("Constant", "Identity", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Expand", "Gather")
 _PASSED += ("Flatten", "Pad", "Cast", "Dropout")
@@ -26,7 +27,7 @@ _TOLERANCE = 1e-3
 """Of the largest score: two runtimes add floats in different orders."""
 
 
-def load_onnx(path: Path) -> Segmenter:
+def load_onnx(path: Path) -> Segmenter | Classifier:
     """The model of an .onnx file, in evaluation mode. Raises CheckpointError with the first node that does not fit."""
     try:
         import onnx
@@ -41,19 +42,22 @@ def load_onnx(path: Path) -> Segmenter:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise CheckpointError(f"{path}: not a whole ONNX model ({reason}); export the model again") from None
     reader = _Reader(path, made)
-    state, fields = reader.segmenter()
+    state, fields = reader.whole()
     try:
         config = SegmenterConfig(**fields)
         with torch.device("meta"):
-            model = Segmenter(config)
+            model = Classifier(config) if reader.classifies else Segmenter(config)
         model.load_state_dict(state, strict=True, assign=True)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:160]}; export a whole Segmenter") from None
     _require_same(path, made, reader.image, model.eval())
+    if reader.classifies:
+        notes = (f"crop_pct = {CROP}, normalization = {config.normalization}: an ONNX file states neither",)
+        model.info = LoadInfo("timm", (), notes)
     return model
 
 
-def _require_same(path: Path, made: Any, image: tuple[str, list[int]], model: Segmenter) -> None:
+def _require_same(path: Path, made: Any, image: tuple[str, list[int]], model: Segmenter | Classifier) -> None:
     from onnx.reference import ReferenceEvaluator
 
     name, shape = image
@@ -97,6 +101,7 @@ class _Reader:
         if more or len(shape) != 4 or shape[1] != 3 or 0 in shape:
             raise CheckpointError(f"{path}: takes {shape}, expected [1, 3, H, W] of fixed size; export it with one")
         self.image = (given.name, [1, *shape[1:]])
+        self.classifies = len(made.graph.output[0].type.tensor_type.shape.dim) == 2
         self.state: State = {}
         self.heads: list[int] = []
         self.eps: list[float] = []
@@ -205,7 +210,7 @@ class _Reader:
 
     # ------------------------------------------------------------------------------------------------------ the whole
 
-    def segmenter(self) -> tuple[State, dict[str, Any]]:
+    def whole(self) -> tuple[State, dict[str, Any]]:
         """Parameters under their published names, and the fields of the configuration."""
         conv = self.take("Conv")
         weight, bias = self.some(conv, 2)
@@ -227,13 +232,26 @@ class _Reader:
             "normalization": "deit" if len(extra) == 2 else "vit",
         }
         fields |= {"window": fields["image_size"], "stride": fields["image_size"]}
-        fields |= self._decoder(self.state)
-        if self.peek():
-            self.take("Resize")
+        if self.classifies:
+            fields |= self._heads(len(extra), min(self.image[1][2:]))
+        else:
+            fields |= self._decoder(self.state)
+            if self.peek():
+                self.take("Resize")
         if self.peek():
             self.take("nothing")
         hidden = self.state.get("encoder.blocks.0.mlp.fc1.bias", torch.zeros(1)).shape[0]
         return self.state, fields | {"n_heads": self.heads[0] if layers else 1, "mlp_dim": hidden}
+
+    def _heads(self, count: int, size: int) -> dict[str, Any]:
+        """A linear layer for every extra token, and their mean."""
+        for name in ("head", "head_dist")[:count]:
+            self.linear(name)
+        if count == 2:
+            self.take("Add")
+            self.take("Div", "Mul")
+        classes = self.state["head.bias"].shape[0]
+        return {"decoder": "linear", "n_cls": classes, "im_size": int(size / CROP)}
 
     def _decoder(self, state: dict[str, Tensor]) -> dict[str, Any]:
         if self.peek(2 if self.peek() == "MatMul" else 1) != "Concat":

@@ -38,7 +38,7 @@ def segmenter_from(
     Raises CheckpointError. `model.info` lists the parameters left aside and the values assumed.
     """
     notes: list[str] = []
-    state = {f"encoder.{name}": value for name, value in _tensors(file, notes).items()}
+    state = {f"encoder.{name}": value for name, value in tensors(file, notes).items()}
     ignored = tuple(name for name in state if UNUSED.fullmatch(name))
     state = {name: value.float() for name, value in state.items() if name not in ignored}
     folder = file if file.is_dir() else file.parent
@@ -58,7 +58,7 @@ def segmenter_from(
         dec_mlp_dim=4 * width,
         normalization=normalization
         or stated.net.get("normalization")
-        or _normalization(folder, fields["distilled"], notes),
+        or normalization_of(folder, fields["distilled"], notes),
         **fields,
     )
     old = (trained[0] // patch, trained[1] // patch)
@@ -92,13 +92,13 @@ def _decoder(model: Segmenter, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def _tensors(file: Path, notes: list[str]) -> dict[str, Tensor]:
-    """The encoder in a .safetensors or PyTorch file, under timm's names: without the prefix that a Segmenter has."""
+def tensors(file: Path, notes: list[str], prefix: str = "encoder.") -> dict[str, Tensor]:
+    """The encoder in a .safetensors or PyTorch file, under timm's names: without a prefix that there is."""
     file = next(iter(sorted(file.glob("*.safetensors")) + sorted(file.glob("*.pth"))), file) if file.is_dir() else file
     state = state_of(read_file(file), None, notes)
     found = state if isinstance(state, str) else few(list(state))
-    if isinstance(state, dict) and any(name.startswith("encoder.") for name in state):
-        state = {name.removeprefix("encoder."): v for name, v in state.items() if name.startswith("encoder.")}
+    if isinstance(state, dict) and any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
     if isinstance(state, str) or "blocks.0.attn.qkv.weight" not in state:
         raise CheckpointError(
             f"{file}: holds {found}, expected a ViT or DeiT in timm's names "
@@ -107,7 +107,7 @@ def _tensors(file: Path, notes: list[str]) -> dict[str, Tensor]:
     return require_floats(state, file)
 
 
-def _normalization(folder: Path, distilled: bool, notes: list[str]) -> Normalization:
+def normalization_of(folder: Path, distilled: bool, notes: list[str]) -> Normalization:
     """The name in STATS of the mean and std that config.json states; without one what the family usually has."""
     path = folder / "config.json"
     try:

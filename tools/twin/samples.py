@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.segmenter import Segmenter
 
@@ -24,7 +25,7 @@ SUFFIXES = (
     *("norm1", "attn.qkv", "attn.scale", "attn.pv", "attn.proj", "add1"),
     *("norm2", "mlp.fc1", "mlp.act", "mlp.fc2", "add2"),
     *("encoder.pos_add", "encoder.norm", "decoder.proj_dec", "decoder_norm"),
-    *("l2_patch", "l2_classes", "masks", "mask_norm", "head"),
+    *("l2_patch", "l2_classes", "masks", "mask_norm", "head", "head_dist"),
 )
 """How the names of the float modules with a node end."""
 
@@ -48,7 +49,7 @@ def as_node_output(node: str, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def tapped(model: Segmenter, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+def tapped(model: Segmenter | Classifier, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward of the float model reports its intermediates under the engine's node names."""
 
     def hook(node: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -156,7 +157,7 @@ def rows_of(images: int, channels: int) -> tuple[int, int]:
 
 
 def collect(
-    model: Segmenter,
+    model: Segmenter | Classifier,
     batches: Sequence[Tensor],
     cosine: bool,
     wanted: Mapping[str, int],

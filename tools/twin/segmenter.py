@@ -9,7 +9,7 @@ can read or replace it. Modules added for that hold no parameters and leave the 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -239,10 +239,13 @@ class LinearDecoder(nn.Module):
 class LoadInfo:
     """What loading a checkpoint found out."""
 
-    source: Literal["segmenter", "mmseg"] = "segmenter"
+    source: Literal["segmenter", "mmseg", "timm"] = "segmenter"
     ignored: tuple[str, ...] = ()  # parameters of the file that segmentation does not use
     notes: tuple[str, ...] = ()  # values that were assumed because nothing states them
     classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()  # names and colours that the checkpoint's meta states
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Segmenter(nn.Module):
@@ -282,8 +285,13 @@ def random_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
     The draw keeps the statistics of trained models where they matter to quantization: unit-variance products, LayerNorm
     gains of unequal size with some negative ones, non-zero biases everywhere.
     """
+    return drawn(Segmenter, config, seed)
+
+
+def drawn(kind: type[Model], config: SegmenterConfig, seed: int) -> Model:
+    """A model of this kind, its parameters drawn from `seed`."""
     with torch.device("meta"):
-        model = Segmenter(config)
+        model = kind(config)
     generator = torch.Generator().manual_seed(seed)
     state = {name: _draw(name, p.shape, generator) for name, p in model.named_parameters()}
     model.load_state_dict(state, strict=True, assign=True)

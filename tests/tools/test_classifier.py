@@ -1,0 +1,174 @@
+"""Classifiers in timm's names: read, converted, equal to their twin in every node, and what cannot be read."""
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from compare import assert_equal
+from configs import NO_DECODER, SMALL
+from patterns import pattern
+from PIL import Image
+
+import intseg
+from intseg import store
+from intseg.executor import execute
+from intseg.ops import RUN
+from intseg.tools import convert
+from intseg.tools.twin import fit
+from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.classifier import Classifier, is_classifier, load_classifier, random_classifier
+from intseg.tools.twin.config import CheckpointError
+from intseg.tools.twin.export import export
+from intseg.tools.twin.model import QBlock, twin_of
+from intseg.tools.twin.onnx_import import load_onnx
+from intseg.tools.twin.recipe import RECIPES
+
+torch.set_num_threads(1)
+
+PLAIN = dataclasses.replace(
+    SMALL,
+    image_size=(32, 32),
+    window=(32, 32),
+    stride=(32, 32),
+    decoder="linear",
+    norm_eps=1e-6,
+    im_size=35,
+    **NO_DECODER,
+)
+DISTILLED = dataclasses.replace(PLAIN, distilled=True, normalization="deit")
+CONFIGS = {"plain": PLAIN, "distilled": DISTILLED}
+
+
+def saved(model: Classifier, folder: Path, **config: object) -> Path:
+    """As timm writes it: tensors without `encoder.`, and config.json."""
+    folder.mkdir(exist_ok=True)
+    state = {name.removeprefix("encoder."): value.contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    stated = {"mean": list(model.config.mean), "std": list(model.config.std), "crop_pct": 0.9, **config}
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": stated}))
+    return folder
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_checkpoint_is_read(config: object, tmp_path: Path) -> None:
+    model = random_classifier(config, 1)
+    found = load_classifier(saved(model, tmp_path / "ck"), {"n_heads": 2})
+    assert found.config == config
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found(x), model(x))
+        assert found(x).shape == (2, 5)
+    assert not found.info.notes[1:]  # the square position embedding
+
+
+def test_logits_are_those_of_the_tokens(tmp_path: Path) -> None:
+    model = random_classifier(DISTILLED, 2)
+    with torch.no_grad():
+        x = torch.randn(1, 3, 32, 32)
+        tokens = model.encoder(x)[0]
+        wanted = (model.head(tokens[0]) + model.head_dist(tokens[1])) / 2
+        assert torch.allclose(model(x)[0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["intseg", "paper", "i-vit"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_engine_and_twin_agree_on_every_node(config: object, recipe: str) -> None:
+    model = random_classifier(config, 3)
+    batches = [torch.from_numpy(pattern(i, 32, 32)[0])[None] for i in range(2)]
+    twin = twin_of(model, (32, 32), RECIPES[recipe])
+    calibrate(twin, model, batches)
+    named = {f"class {i}": (i, i, i) for i in range(5)}
+    graph = store.loads(store.dumps(export(twin, convert.class_info(config, RECIPES[recipe], "x", named))))
+    nodes: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        logits = twin.eval()(batches[1], nodes.__setitem__)
+    seen = []
+
+    def compare(node: object, value: np.ndarray) -> None:
+        seen.append(node.name)
+        assert_equal(value, nodes[node.name][0].numpy().astype(value.dtype), node.name)
+
+    found = execute(graph, batches[1][0].numpy(), RUN, compare)
+    assert set(seen) == set(nodes)
+    assert np.array_equal(found, logits.q[0].numpy())
+    scale = graph.tensors[graph.node("logits").scale]
+    real = np.ldexp(found * scale[0].astype(float) + scale[1], -scale[2])
+    assert np.abs(real - logits.real[0].numpy()).max() < 1e-4 * np.abs(real).max()
+
+
+def test_a_unit_that_reaches_far_is_divided() -> None:
+    model = random_classifier(dataclasses.replace(PLAIN, mlp_dim=96), 4)
+    with torch.no_grad():
+        for block in model.encoder.blocks:
+            block.mlp.fc1.weight[7] *= 60
+    batches = [torch.from_numpy(pattern(i, 32, 32)[0])[None] for i in range(2)]
+    twin = twin_of(model, (32, 32), RECIPES["intseg"])
+    chosen = calibrate(twin, model, batches)
+    divided = [n for n, block in enumerate(twin.encoder.blocks) if block.fc1.units is not None]
+    assert divided
+    assert all("divided" in chosen[f"encoder.blocks.{n}.mlp.act"] for n in divided)
+    for n in divided:
+        block = twin.encoder.blocks[n]
+        assert isinstance(block, QBlock)
+        assert int((block.fc1.units == 7).sum()) > 1
+        x = torch.linspace(-3, 60, 400, dtype=torch.float64)[:, None].expand(-1, 96)[:, block.fc1.units]
+        y = block.gelu_act.dequantize(block.gelu.integers()["table"][block.fc1_act.quantize(x) + 128])
+        total = y[:, block.fc1.units == 7].sum(1)
+        assert float((total - torch.nn.functional.gelu(x[:, 0])).abs().max()) < 3
+    again = calibrate(twin, model, batches)
+    assert again == chosen
+
+
+def test_ramps_cover_what_lies_above_the_table() -> None:
+    ramps = fit._ramps(12.0, 230.0)
+    assert ramps[0][0] == 12.0
+    assert all(start - 3 * size >= 3 - 1e-9 for start, size in ramps)
+    ends = [start + 12 * size for start, size in ramps]
+    assert ends[:-1] == [start for start, _ in ramps[1:]]
+    assert ends[-1] >= 229.9
+
+
+def test_convert_and_infer(tmp_path: Path) -> None:
+    source = saved(random_classifier(DISTILLED, 5), tmp_path / "ck", interpolation="bicubic")
+    Image.fromarray(pattern(0, 40, 50)[0]).save(tmp_path / "photo.png")
+    target = tmp_path / "w.safetensors"
+    line = [str(source), "-o", str(target), "--calibrate", str(tmp_path / "photo.png"), "-q", "--heads", "2"]
+    assert convert.main(line) == 0
+    found = intseg.load(target)
+    assert found.info.classifies
+    assert found.info.working_size == (35, 16384)
+    assert len(intseg.run(tmp_path / "photo.png", found, "numpy").top()) == 5
+    assert convert.main([*line, "--upsample", "nearest"]) == 2
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_float_onnx_file_of_a_classifier(config: object, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    model = random_classifier(config, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.randn(1, 3, 32, 32),), tmp_path / "m.onnx", dynamo=False, opset_version=17)
+    found = load_onnx(tmp_path / "m.onnx")
+    assert isinstance(found, Classifier)
+    assert found.config == config
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("fc_norm.weight", "mean of all tokens"), ("blocks.0.ls1.gamma", "layer scale")]
+)
+def test_what_is_no_plain_vit_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    folder = saved(random_classifier(PLAIN, 7), tmp_path / "ck")
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({**state, name: torch.ones(32)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        load_classifier(folder)
+    del state["head.weight"]
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    assert not is_classifier(folder)
