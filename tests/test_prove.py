@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import CASES
 from tiny_model import tiny_graph
 
-from intseg import models, prove, store
+from intseg import api, models, prove, store
 from intseg.arith import sums
 from intseg.arith.bounds import Bounds, Register
 from intseg.arith.interval import Interval
@@ -446,6 +446,13 @@ def test_one_row_a_node_or_an_op(by: str, capsys: pytest.CaptureFixture[str]) ->
         ops = {proof.op for proof in proofs}
         assert {proof.op for proof in proofs if proof.name in names} == ops
         assert len(names) == len(ops)
+
+
+def test_the_page_on_trust_counts_as_many() -> None:
+    page = (ROOT / "docs" / "TRUST.md").read_text(encoding="utf-8")
+    for name in models.names():
+        found = prove_report.certify(api.load(name), witnesses=False)
+        assert f"| `{name}` | {found.registers} | {len(found.model.graph.nodes)} |" in page
 
 
 def test_json_has_both_ends_of_every_register(capsys: pytest.CaptureFixture[str]) -> None:

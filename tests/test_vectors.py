@@ -46,6 +46,12 @@ def test_every_branch_is_reached_by_op_cases_alone():
     assert set(coverage.own_branches()) <= reached
 
 
+def test_the_page_counts_as_many():
+    page = (ROOT / "docs" / "CONFORMANCE.md").read_text(encoding="utf-8")
+    assert f"| {len(CALLS)} calls of the {len(OPS)} ops and of the five steps" in page
+    assert f" finds {len(BRANCHES)} branches" in page
+
+
 def test_branches_are_well_formed():
     sections = set(
         re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", (ROOT / "SPEC.md").read_text(encoding="utf-8"), re.MULTILINE)
