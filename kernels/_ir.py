@@ -145,6 +145,11 @@ class Emit:
         builder.position_at_end(after)
         return [self.merge((value, before), (result, end)) for value, result in zip(carried, results, strict=True)]
 
+    def signed_low(self, v: Value) -> Value:
+        """The lower half of every element, with its sign, as the whole element."""
+        half = self.const(v.type, v.type.element.width // 2)
+        return self.builder.ashr(self.builder.shl(v, half), half)
+
     def merge(self, *incoming: tuple[Value, Value]) -> Value:
         """A phi of (value, block) pairs."""
         phi = self.builder.phi(incoming[0][0].type)

@@ -64,14 +64,12 @@ def requantize(e: Emit, acc: Value, quant: Value) -> Value:
     wide = ir.VectorType(I64, lanes // 2)
     by = e.const(wide, 32)
 
-    def signed_low(v: Value) -> Value:
-        return builder.ashr(builder.shl(v, by), by)
-
     pairs = builder.bitcast(acc, wide)
-    parts = [signed_low(pairs), builder.ashr(pairs, by)]
+    parts = [e.signed_low(pairs), builder.ashr(pairs, by)]
     mults = [e.load(e.offset(quant, 4 * lanes * j), wide) for j in (0, 1)]
     even, odd = (
-        builder.bitcast(builder.mul(part, signed_low(mult)), acc.type) for part, mult in zip(parts, mults, strict=True)
+        builder.bitcast(builder.mul(part, e.signed_low(mult)), acc.type)
+        for part, mult in zip(parts, mults, strict=True)
     )
     upper = upper_halves(e, even, odd)
     rounding, shift = (e.load(e.offset(quant, 4 * lanes * j), acc.type) for j in (2, 3))

@@ -44,9 +44,6 @@ def _emit_row_add(
     ints, wide = ir.VectorType(I32, lanes), ir.VectorType(I64, lanes // 2)
     low = e.const(wide, 32)
 
-    def signed_low(v: Value) -> Value:
-        return builder.ashr(builder.shl(v, low), low)
-
     branches = []
     for source, mult, shift in ((a, mult_a, shift_a), (b, mult_b, shift_b)):
         half = builder.shl(e.i64(1), builder.sub(shift, e.i64(1)))
@@ -60,8 +57,8 @@ def _emit_row_add(
             x = builder.sext(e.load(builder.add(source, at), ir.VectorType(I16, lanes)), ints)
             pairs = builder.bitcast(x, wide)
             parts = [
-                builder.ashr(builder.add(builder.mul(v, signed_low(mult)), half), shift)
-                for v in (signed_low(pairs), builder.ashr(pairs, low))
+                builder.ashr(builder.add(builder.mul(v, e.signed_low(mult)), half), shift)
+                for v in (e.signed_low(pairs), builder.ashr(pairs, low))
             ]
             even, odd = builder.add(even, parts[0]), builder.add(odd, parts[1])
         # Branches stay below 2^29: the low 32 bits of a sum are all of it.

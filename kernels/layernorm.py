@@ -111,20 +111,17 @@ def _emit_apply(
     low, one = e.const(wide, 32), e.const(wide, 1)
     pick = [i + lanes * (i % 2) for i in range(lanes)]
 
-    def signed_low(v: Value) -> Value:
-        return builder.ashr(builder.shl(v, low), low)
-
     def scaled(y: Value, params: Value, part: int, by: Value) -> Value:
         """One half vector: y is INT64 with |y| < 2^17, z = (y f) >> 1 with |z| < 2^30."""
-        z = signed_low(builder.ashr(builder.mul(y, signed_low(factor)), one))
+        z = e.signed_low(builder.ashr(builder.mul(y, e.signed_low(factor)), one))
         mult, bias = (e.load(e.offset(params, (2 * i + part) * 4 * lanes), wide) for i in (0, 1))
-        return builder.ashr(builder.add(builder.mul(z, signed_low(mult)), bias), by)
+        return builder.ashr(builder.add(builder.mul(z, e.signed_low(mult)), bias), by)
 
     def step(i: Value, carried: list[Value]) -> list[Value]:
         x = e.load(builder.add(row, builder.shl(i, e.i64(1))), ir.VectorType(I16, lanes))
         y = builder.bitcast(builder.sub(builder.sext(x, ints), means), wide)
         params = builder.add(vectors, builder.shl(i, e.i64(4)))
-        even = scaled(signed_low(y), params, 0, shifts)
+        even = scaled(e.signed_low(y), params, 0, shifts)
         odd = scaled(builder.ashr(y, low), params, 1, high_shifts)
         both = e.within(e.shuffle(builder.bitcast(even, ints), builder.bitcast(odd, ints), pick), high)
         to = builder.add(out, builder.mul(i, size))

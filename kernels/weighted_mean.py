@@ -60,15 +60,12 @@ def _mean(e: Emit, acc: Value, quant: Value, factor: Value, more: Value) -> Valu
     wide = ir.VectorType(I64, lanes // 2)
     low = e.const(wide, 32)
 
-    def signed_low(v: Value) -> Value:
-        return builder.ashr(builder.shl(v, low), low)
-
     pairs = builder.bitcast(acc, wide)
     halves = []
-    for j, part in enumerate((signed_low(pairs), builder.ashr(pairs, low))):
+    for j, part in enumerate((e.signed_low(pairs), builder.ashr(pairs, low))):
         mult = e.load(e.offset(quant, 4 * lanes * j), wide)
-        scale = builder.lshr(builder.mul(signed_low(factor), signed_low(mult)), e.const(wide, 31))
-        halves.append(builder.bitcast(builder.mul(part, signed_low(scale)), acc.type))
+        scale = builder.lshr(builder.mul(e.signed_low(factor), e.signed_low(mult)), e.const(wide, 31))
+        halves.append(builder.bitcast(builder.mul(part, e.signed_low(scale)), acc.type))
     upper = upper_halves(e, *halves)
     shift = builder.add(e.load(e.offset(quant, 12 * lanes), acc.type), more)
     half = builder.shl(e.const(acc.type, 1), builder.sub(shift, e.const(acc.type, 1)))

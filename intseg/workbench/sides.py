@@ -192,9 +192,10 @@ def open_golden(path: str | os.PathLike[str], weights: str | None) -> Trace:
 class _Held(TensorFile):
     """A tensor file whose tensors are in memory: the file itself may be gone."""
 
+    held: Mapping[str, Array]
+
     def __init__(self, file: TensorFile, held: Mapping[str, Array]) -> None:
-        self.__dict__.update(file.__dict__)
-        self.held = held
+        vars(self).update(vars(file), held=held)
 
     def read(self, name: str) -> Array:
         return self.held[name]
