@@ -291,3 +291,20 @@ def test_the_workbench(folder: Path, capsys: Capture) -> None:
     assert label in (folder / "r.html").read_text(encoding="utf-8")
     assert "pipeline_tag: image-classification" in (folder / "card" / "README.md").read_text(encoding="utf-8")
     assert "of the images differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_onnx_has_the_class_too(tmp_path: Path, heads: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    monkeypatch.chdir(tmp_path)
+    used = model(tmp_path, heads=heads, n_cls=300)
+    assert cli.main(["export", "w.safetensors", "-o", "m.onnx", "--labels"]) == 0
+    assert cli.main(["verify", "--onnx", "m.onnx", "-w", "w.safetensors"]) == 0
+    assert "ok: all equal" in capsys.readouterr().out
+    rgb = image(24, 32)
+    found = ReferenceEvaluator(onnx.load("m.onnx")).run(None, {"image": rgb})
+    result = intseg.run(rgb, used, "numpy")
+    assert np.array_equal(found[0], result.logits)
+    assert found[1].tolist() == [result.top()[0].index]

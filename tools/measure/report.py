@@ -20,6 +20,7 @@ from intseg.tools.make_docs import DOCS
 from intseg.tools.measure.tables.activations import per_block, table_1
 from intseg.tools.measure.tables.bits import bit_section
 from intseg.tools.measure.tables.choices import calibration, simplifications, table_2
+from intseg.tools.measure.tables.classify import classification
 from intseg.tools.measure.tables.confusion import figure_section, figures
 from intseg.tools.measure.tables.lam import lambda_table
 from intseg.tools.measure.tables.markdown import filled, prose, table
@@ -67,7 +68,7 @@ def introduction(results: Results) -> Iterator[str]:
 
 SECTIONS = (
     *(opening, introduction, table_3, bit_section, table_6, table_7, table_1, lambda_table, table_2, simplifications),
-    *(calibration, table_5, figure_section, per_block),
+    *(calibration, table_5, classification, figure_section, per_block),
 )
 
 

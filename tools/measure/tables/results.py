@@ -48,11 +48,14 @@ class Results:
         self.found: dict[str, dict[str, Document]] = {part: {} for part in PARTS}
         self.sizes: Document | None = None
         self.bench: Document | None = None
+        self.classifiers: dict[str, Document] = {}
         for file in sorted(folder.glob("*.json")):
             document = _read(file)
             experiment = document.get("experiment")
             if file.name == "bench.json":
                 self.bench = document
+            elif experiment == "classification":
+                self.classifiers[document["checkpoint"]["name"]] = document
             elif experiment == "sizes":
                 self.sizes = document
             elif experiment in self.found:
