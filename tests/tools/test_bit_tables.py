@@ -44,9 +44,10 @@ def test_the_plan_keeps_its_budgets_and_the_tables_hold_every_row() -> None:
             assert row["size"] <= float(name.split(" ")[-2]) * total
     front = tables.front(found)
     assert set(front) == {"uniform", *SCORES}
-    assert [len(front[way]) for way in SCORES] == [len(experiment.MEANS)] * len(SCORES)
-    text = "\n".join([*tables._front("m", found), *tables._means("m", found), *tables._importances("m", found)])
-    for words in (*experiment.ABLATION, "one image", *(f"| {beta:g} |" for beta in experiment.BETAS)):
+    assert sum(len(front[way]) for way in SCORES) == sum(map(len, experiment.MIXED.values()))
+    parts = (tables._front, tables._means, tables._synergy, tables._importances)
+    text = "\n".join(line for part in parts for line in part("m", found))
+    for words in (*experiment.ABLATION, "one image", *(f"| {beta:g} |" for beta in tables.BETAS)):
         assert words in text
     assert text.count("| uniform |") == len(experiment.UNIFORM)
 

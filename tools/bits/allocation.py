@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from intseg.errors import InputError, MismatchError, UsageError, suggest
 from intseg.files import read_text, write_atomically
@@ -315,6 +315,30 @@ def by_milp(problem: Problem, budget: Budget) -> Found:
     if solved.x is None:
         raise MismatchError(f"milp found no allocation: {solved.message}")
     return problem.found(solved.x[:single].reshape(n, count).argmax(1).tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The objective of a score
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gain_of(kind: str, bits: Sequence[int], lrp: ArrayLike, zeroed: ArrayLike, sensitivity: ArrayLike) -> Reals:
+    """What the allocation maximises, [L, len(bits)].
+
+    An importance Omega_l is worth Omega_l b, as the papers have it. Sensitivity is a cost of each number of bits by
+    itself, of mix-qvit times the relevance. All are scaled so that one bit more in every layer is worth one, as it is
+    with importances: beta means the same with every score.
+
+    lrp, zeroed   importances [L] that sum to one
+    sensitivity   KL of each layer alone at so many bits, [L, len(bits)]
+    """
+    if kind in ("lrp", "mix-qsam"):
+        gain = np.asarray(lrp if kind == "lrp" else zeroed)[:, None] * np.asarray(bits, np.float64)
+    else:
+        gain = -np.asarray(sensitivity) * (np.asarray(lrp)[:, None] if kind == "mix-qvit" else 1.0)
+    one = float((gain[:, -1] - gain[:, 0]).sum()) / max(1, bits[-1] - bits[0])
+    found: Reals = gain / one if one > 0 else gain
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

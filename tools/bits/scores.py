@@ -18,10 +18,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intseg.tools.bits.allocation import gain_of
 from intseg.tools.bits.lrp import Relevance
 from intseg.tools.bits.rounding import round_matrix, second_moments
 from intseg.tools.twin.calibrate import node_of, normalise
@@ -185,25 +186,6 @@ def normalised(values: Reals) -> Reals:
 def synergy(importance: Reals, eps: float = EPS) -> Reals:
     """S = log(1 + mean over images of 1 / (|I_l - I_(l+1)| + eps)), [L - 1], of importances [B, L]."""
     found: Reals = np.log1p((1 / (np.abs(np.diff(importance, axis=1)) + eps)).mean(0))
-    return found
-
-
-def gain_of(kind: str, bits: Sequence[int], lrp: ArrayLike, zeroed: ArrayLike, sensitivity: ArrayLike) -> Reals:
-    """What the allocation maximises, [L, len(bits)].
-
-    An importance Omega_l is worth Omega_l b, as the papers have it. Sensitivity is a cost of each number of bits by
-    itself, of mix-qvit times the relevance. All are scaled so that one bit more in every layer is worth one, as it is
-    with importances: beta means the same with every score.
-
-    lrp, zeroed   importances [L] that sum to one
-    sensitivity   KL of each layer alone at so many bits, [L, len(bits)]
-    """
-    if kind in ("lrp", "mix-qsam"):
-        gain = np.asarray(lrp if kind == "lrp" else zeroed)[:, None] * np.asarray(bits, np.float64)
-    else:
-        gain = -np.asarray(sensitivity) * (np.asarray(lrp)[:, None] if kind == "mix-qvit" else 1.0)
-    one = float((gain[:, -1] - gain[:, 0]).sum()) / max(1, bits[-1] - bits[0])
-    found: Reals = gain / one if one > 0 else gain
     return found
 
 

@@ -1,4 +1,4 @@
-"""Weights of fewer bits: uniform and mixed by every score, what each means against rounding wins, beta of synergy."""
+"""Weights of fewer bits: uniform and mixed by every score, what each means against rounding wins."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from intseg.tools.bits import choice, scores
-from intseg.tools.bits.allocation import BITS, Budget, LayerCost, Problem, allocate
+from intseg.tools.bits.allocation import BITS, Budget, LayerCost, allocate
 from intseg.tools.bits.rounding import Ways, round_weights
 from intseg.tools.convert import find_images, windows
 from intseg.tools.measure.experiment.memo import Document
 from intseg.tools.measure.experiment.subject import Subject
+from intseg.tools.measure.tables.bits import problem_of
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.recipe import RECIPES
@@ -22,8 +23,8 @@ SAMPLES = 32
 """Calibration images."""
 
 UNIFORM = (8, 6, 4, 3, 2)
-MEANS = (4.0, 3.0, 2.5)
-"""Bits a weight on average, at most."""
+MIXED = {4.0: scores.SCORES[:1], 3.0: scores.SCORES, 2.5: scores.SCORES[:1]}
+"""Scores by bits a weight on average, at most."""
 
 ABLATION: Mapping[str, Ways] = {
     "each weight to its nearest": Ways(False, False, False, True),
@@ -34,8 +35,6 @@ ABLATION: Mapping[str, Ways] = {
 """What is left out of all means, but for the last one: norms are clipped too in all other rows."""
 
 ABLATED = {4: list(ABLATION)[:1], 3: list(ABLATION)}
-BETAS, SWEPT, SWEPT_MEAN = (1e-4, 1e-3), "mix-qsam", 3.0
-"""Of synergy, in bits of average worth; zero is among the mixed rows."""
 
 
 class Rounded:
@@ -94,12 +93,6 @@ def measured(rounded: Rounded) -> Document:
     }
 
 
-def problem_of(found: Document, score: str, beta: float) -> Problem:
-    """The objective of a score, as `scores.measure` makes it of what it measured."""
-    gain = scores.gain_of(score, BITS, found["lrp"], found["mix-qsam"], found["sensitivity"])
-    return Problem([LayerCost(*layer) for layer in found["layers"]], gain, np.array(found["synergy"]), beta)
-
-
 def _plan(
     many: Rounded, one: Rounded, costs: Sequence[LayerCost], found: Document
 ) -> Iterator[tuple[str, Rounded, Sequence[int], Ways]]:
@@ -107,13 +100,10 @@ def _plan(
     every, total = len(costs), sum(layer.weights for layer in costs)
     for b in UNIFORM:
         yield f"uniform W{b}", many, [b] * every, Ways()
-    for mean in MEANS:
-        for score in scores.SCORES:
+    for mean, by in MIXED.items():
+        for score in by:
             best = allocate(problem_of(found, score, 0.0), Budget(size=int(mean * total)))
             yield f"{score}, {mean:g} bits", many, best.bits, Ways()
     for b, left in ABLATED.items():
         yield from ((f"W{b}, {what}", many, [b] * every, ABLATION[what]) for what in left)
         yield f"W{b}, one image", one, [b] * every, Ways()
-    for beta in BETAS:
-        best = allocate(problem_of(found, SWEPT, beta), Budget(size=int(SWEPT_MEAN * total)))
-        yield f"{SWEPT}, beta {beta:g}, {SWEPT_MEAN:g} bits", many, best.bits, Ways()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from intseg.tools.bits.allocation import BITS, Budget, LayerCost, Problem, allocate, gain_of
 from intseg.tools.measure.tables.markdown import accuracy, command, prose, table
 from intseg.tools.measure.tables.results import Document, Results, miou
 
@@ -14,8 +15,10 @@ IMPORTANCES = ("lrp", "mix-qsam", "mix-qvit")
 TRUE_BITS = 3
 """The sensitivity that importances are compared with: of a layer alone at so many bits."""
 
-FIRST_BITS = 2
+FIRST_BITS = BITS[0]
 """Of the sensitivities in the results."""
+
+BETAS, SWEPT, SWEPT_MEAN = (0.0, 1e-3, 1e-2, 1e-1), ("mix-qsam", "sensitivity"), 3.0
 
 LISTED = 12
 """Layers of the table of importances: the most sensitive ones."""
@@ -38,6 +41,7 @@ def bit_section(results: Results) -> Iterator[str]:
         yield f"![Size and BitOps against mIoU of {name}](pictures/results_bits_{name}.svg)"
         yield ""
         yield from _means(name, found)
+        yield from _synergy(name, found)
         yield from _importances(name, found)
     yield from results.missing("bits")
 
@@ -53,7 +57,7 @@ def front(found: Document) -> dict[str, list[tuple[float, float, Document]]]:
     series: dict[str, list[tuple[float, float, Document]]] = {}
     for name, row in found["rows"].items():
         way = name.split(" ")[0].rstrip(",")
-        if name.startswith("uniform ") or (way in SCORES and "beta" not in name):
+        if way in ("uniform", *SCORES):
             series.setdefault(way, []).append((row["size"] / 8e6, row["bitops"] / 1e9, row))
     return {way: sorted(points, key=lambda point: point[0]) for way, points in series.items()}
 
@@ -85,13 +89,30 @@ def _means(name: str, found: Document) -> Iterator[str]:
     yield from prose("""
         Only the rows "all of it" and "one image" have clipped norms.
     """)
-    swept = {key: row for key, row in rows.items() if ", beta " in key}
-    if swept:
-        score, mean = next(iter(swept)).split(", ")[0], next(iter(swept)).split(", ")[-1]
-        shown = [["0", *accuracy(rows[f"{score}, {mean}"], base)]]
-        shown += [[key.split(", beta ")[1].split(",")[0], *accuracy(row, base)] for key, row in swept.items()]
-        head = ("mIoU %", "change", "pixel accuracy %", "equal %")
-        yield from table((f"{name}, {score}, {mean}, beta of synergy", *head), shown)
+
+
+def _synergy(name: str, found: Document) -> Iterator[str]:
+    """What beta does to the allocation."""
+    true = np.array(found["scores"]["sensitivity"])
+    total = sum(weights for _, weights, _ in found["scores"]["layers"])
+    rows = []
+    for beta in BETAS:
+        for score in SWEPT:
+            best = allocate(problem_of(found["scores"], score, beta), Budget(size=int(SWEPT_MEAN * total)))
+            lost = sum(true[i, b - FIRST_BITS] for i, b in enumerate(best.bits))
+            step = np.abs(np.diff(best.bits)).mean()
+            rows.append([f"{beta:g}", score, f"{lost:.4f}", f"{step:.2f}", f"{min(best.bits)} to {max(best.bits)}"])
+    yield from prose(f"""
+        Synergy at {SWEPT_MEAN:g} bits on average: the sum of what the layers lose alone (KL) at the bits that they get,
+        how many bits neighbours differ by, and the bits in use.
+    """)
+    yield from table((f"{name}, beta", "score", "sum of KL", "step", "bits"), sorted(rows, key=lambda row: row[1]))
+
+
+def problem_of(found: Document, score: str, beta: float) -> Problem:
+    """The objective of a score from what was measured (`scores` in the results)."""
+    gain = gain_of(score, BITS, found["lrp"], found["mix-qsam"], found["sensitivity"])
+    return Problem([LayerCost(*layer) for layer in found["layers"]], gain, np.array(found["synergy"]), beta)
 
 
 def _importances(name: str, found: Document) -> Iterator[str]:
