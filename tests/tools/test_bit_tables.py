@@ -1,10 +1,13 @@
 """The tables of few bits: rank correlation, the front, the plan of the experiment."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from intseg.tools.bits.allocation import LayerCost
+from intseg.tools import make_docs
+from intseg.tools.bits.allocation import Budget, LayerCost, allocate, by_milp
 from intseg.tools.bits.scores import SCORES
 from intseg.tools.measure.experiment import bits as experiment
 from intseg.tools.measure.tables import bits as tables
@@ -50,6 +53,20 @@ def test_the_plan_keeps_its_budgets_and_the_tables_hold_every_row() -> None:
     for words in (*experiment.ABLATION, "one image", *(f"| {beta:g} |" for beta in tables.BETAS)):
         assert words in text
     assert text.count("| uniform |") == len(experiment.UNIFORM)
+
+
+def test_committed_allocations_are_the_optimum_and_that_of_an_integer_program() -> None:
+    for file in sorted((make_docs.DOCS / "results").glob("bits_*.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        found, rows = results["scores"], results["rows"]
+        total = sum(weights for _, weights, _ in found["layers"])
+        for mean, by in experiment.MIXED.items():
+            for score in by:
+                problem, budget = tables.problem_of(found, score, 0.0), Budget(size=int(mean * total))
+                best, solver = allocate(problem, budget), by_milp(problem, budget)
+                assert list(best.bits) == rows[f"{score}, {mean:g} bits"]["bits"]
+                assert best.value == pytest.approx(solver.value, rel=1e-6)
+                assert best.value >= solver.value
 
 
 def test_the_scores_of_the_tables_are_those_that_exist() -> None:

@@ -35,6 +35,9 @@ def bit_section(results: Results) -> Iterator[str]:
         others maximise the sum of what bits are worth by a score (tools/bits/scores.py) with 2 to 8 bits a layer.
         Size is that of the weights of the linear layers in 10^6 bytes, BitOps are their multiplications times the bits
         of both factors, in 10^9 for one window.
+
+        `lrp` and `mix-qsam` are worth Omega b, as published: the eighth bit as much as the third, so that a budget
+        gives some layers 8 bits and the others 2. `sensitivity` and `mix-qvit` know what each bit is worth.
     """)
     for name, found in results.each("bits"):
         yield from _front(name, found)
