@@ -1,15 +1,18 @@
 """Scores of layers: every rule of relevance conserves it, and a probe changes what it says and nothing else."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from configs import LINEAR, SMALL
+from configs import LINEAR, NO_DECODER, SMALL
 from torch import Tensor
 
-from intseg.tools.bits import lrp, scores
-from intseg.tools.twin.calibrate import normalise
+from intseg.tools.bits import choice, lrp, rounding, scores
+from intseg.tools.twin.calibrate import calibrate, normalise
+from intseg.tools.twin.classifier import random_classifier
 from intseg.tools.twin.config import SegmenterConfig
-from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.model import FakeQuantClassifier, FakeQuantSegmenter
 from intseg.tools.twin.recipe import RECIPES
 from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 
@@ -148,3 +151,26 @@ def test_synergy_is_its_formula() -> None:
     importance = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     first = np.log(1 + (1 / (0.2 + 1e-3) + 1 / 1e-3) / 2)
     assert scores.synergy(importance).tolist() == pytest.approx([first, np.log(1 + (1 / 0.101 + 1 / 0.701) / 2)])
+
+
+def test_a_classifier_of_two_heads_has_relevance_and_bits() -> None:
+    config = dataclasses.replace(SMALL, decoder="linear", distilled=True, normalization="deit", **NO_DECODER)
+    model, batches = (
+        random_classifier(config, 1),
+        [torch.randint(256, (4, *config.window, 3), generator=torch.Generator().manual_seed(0)).byte()],
+    )
+    twin = FakeQuantClassifier(model, config.window, RECIPES["intseg"])
+    calibrate(twin, model, batches)
+    names = list(twin.linears())
+    probe = scores.Probe(model, batches[0], names)
+    walk = lrp.Relevance(model, probe.x)
+    assert list(walk.start.count_nonzero(1)) == [1] * 4
+    for name in ("head", "head_dist"):
+        assert walk.found[name].tolist() == pytest.approx((walk.start.sum(1) / 2).tolist(), rel=1e-5)
+    assert set(walk.found) == set(names)
+    costs = choice.layer_costs(model, batches[0][:1], names)
+    assert {cost.name: cost.macs // cost.weights for cost in costs}["head_dist"] == 1
+    before = {name: layer.integers()["weight"] for name, layer in twin.linears().items()}
+    rounding.round_weights(twin, model, batches, dict.fromkeys(names, 3))
+    assert all(int(layer.integers()["weight"].abs().max()) <= 4 for layer in twin.linears().values())
+    assert all(int(weight.abs().max()) == 127 for weight in before.values())

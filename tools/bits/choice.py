@@ -22,12 +22,13 @@ from intseg.tools.bits.allocation import (
     uniform,
 )
 from intseg.tools.twin.calibrate import node_of, normalise
-from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.classifier import Classifier
+from intseg.tools.twin.model import FakeQuant
 from intseg.tools.twin.segmenter import Segmenter
 
 
 def allocation_of(
-    args: argparse.Namespace, model: Segmenter, names: Sequence[str], batches: Sequence[Tensor]
+    args: argparse.Namespace, model: Segmenter | Classifier, names: Sequence[str], batches: Sequence[Tensor]
 ) -> tuple[Allocation | None, list[str]]:
     """The bits of every layer, None where nothing was asked, and lines that say how they were found.
 
@@ -51,7 +52,7 @@ def allocation_of(
     return found, lines
 
 
-def as_twin_bits(twin: FakeQuantSegmenter, allocation: Allocation) -> dict[str, dict[str, int]]:
+def as_twin_bits(twin: FakeQuant, allocation: Allocation) -> dict[str, dict[str, int]]:
     """An allocation as `set_bits` takes it: the activations of every layer have as many bits."""
     found = twin.uniform_bits(8, allocation.activations)
     for name, bits in allocation.bits.items():
@@ -64,7 +65,7 @@ def _exclusive(args: argparse.Namespace, limited: bool) -> Iterator[tuple[str, b
 
 
 def _best(
-    args: argparse.Namespace, model: Segmenter, costs: Sequence[LayerCost], batches: Sequence[Tensor]
+    args: argparse.Namespace, model: Segmenter | Classifier, costs: Sequence[LayerCost], batches: Sequence[Tensor]
 ) -> tuple[Allocation, list[str]]:
     low, high = args.bit_range
     if low > high:
@@ -94,7 +95,7 @@ def spread(batches: Sequence[Tensor], most: int = scores.WINDOWS) -> Tensor:
     return flat[[i * len(flat) // min(most, len(flat)) for i in range(min(most, len(flat)))]]
 
 
-def layer_costs(model: Segmenter, images: Tensor, names: Sequence[str]) -> list[LayerCost]:
+def layer_costs(model: Segmenter | Classifier, images: Tensor, names: Sequence[str]) -> list[LayerCost]:
     """Weights of the linear layers, and their multiply-accumulates for one window: images uint8 [1, H, W, 3]."""
     rows: dict[str, int] = {}
 

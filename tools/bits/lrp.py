@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation: how much of the predicted class each linear layer carries (LRP-QViT, Mix-QViT).
 
-The relevance of the scores is the score of the predicted class, summed over all pixels. It goes back layer by layer,
-and every rule gives its inputs as much as its output had:
+The relevance of the scores is the score of the predicted class, of a segmentation summed over all pixels. It goes back
+layer by layer, and every rule gives its inputs as much as its output had:
 
 linear, product   alpha-beta: of the contributions x_i w_ij to an output the positive ones share alpha of its relevance,
                   the negative ones 1 - alpha; where only one sign is there it takes all. Both factors of a product of
@@ -19,7 +19,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.segmenter import Attention, Block, LinearDecoder, Segmenter, Upsample
 
 ALPHA = 1.0
@@ -74,13 +76,17 @@ class Relevance:
     x        normalised pixels [B, 3, H, W]
     """
 
-    def __init__(self, model: Segmenter, x: Tensor, cosine: bool = True, alpha: float = ALPHA) -> None:
+    def __init__(self, model: Segmenter | Classifier, x: Tensor, cosine: bool = True, alpha: float = ALPHA) -> None:
         self.alpha, self.found = alpha, dict[str, Tensor]()
         with torch.no_grad():
             with _taped(model) as self._tape:
                 scores = model.forward_scores(x, cosine)
-            self.start = _predicted(scores, model.config.patch)
-            r = self._decoder(model, self.start.flatten(1, 2))
+            if isinstance(model, Classifier):
+                self.start = scores * F.one_hot(scores.argmax(1), scores.shape[1])
+                r = self._heads(model, self.start[:, None])
+            else:
+                self.start = _predicted(scores, model.config.patch)
+                r = self._decoder(model, self.start.flatten(1, 2))
             self._encoder(model, r)
 
     def _input(self, module: nn.Module) -> tuple[Tensor, ...]:
@@ -92,6 +98,13 @@ class Relevance:
 
     def _layer(self, node: str, module: nn.Linear, r: Tensor) -> Tensor:
         return self._linear(node, self._input(module)[0], module.weight, r)
+
+    def _heads(self, model: Classifier, r: Tensor) -> Tensor:
+        """From the logits [B, 1, C], the mean of the heads, to all tokens of the encoder."""
+        heads = {"head": model.head} | ({"head_dist": model.head_dist} if model.config.distilled else {})
+        tokens = [self._layer(name, head, r / len(heads)) for name, head in heads.items()]
+        rest = self._input(model.encoder.norm)[0].shape[1] - len(heads)
+        return torch.cat([*tokens, r.new_zeros(len(r), rest, model.config.d_model)], 1)
 
     def _decoder(self, model: Segmenter, r: Tensor) -> Tensor:
         """From the scores [B, h w, C] to all tokens of the encoder."""
@@ -114,7 +127,7 @@ class Relevance:
         extra = r.new_zeros(len(r), model.config.n_extra, r.shape[2])
         return torch.cat([extra, r], 1)
 
-    def _encoder(self, model: Segmenter, r: Tensor) -> None:
+    def _encoder(self, model: Segmenter | Classifier, r: Tensor) -> None:
         """From all tokens after the last norm to the patch embedding."""
         for i, block in reversed(list(enumerate(model.encoder.blocks))):
             r = self._block(f"encoder.blocks.{i}", block, r)

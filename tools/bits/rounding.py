@@ -28,8 +28,9 @@ from torch import Tensor
 
 from intseg.tools.twin.act import Act, Quantized
 from intseg.tools.twin.calibrate import correct_biases, normalise, readers, some_windows, tapped
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.layers import QLinear
-from intseg.tools.twin.model import FakeQuantSegmenter
+from intseg.tools.twin.model import FakeQuant
 from intseg.tools.twin.segmenter import Segmenter
 
 VIEWS = range(7)
@@ -62,8 +63,8 @@ class Ways:
 
 
 def round_weights(
-    twin: FakeQuantSegmenter,
-    model: Segmenter,
+    twin: FakeQuant,
+    model: Segmenter | Classifier,
     batches: Sequence[Tensor],
     bits: Mapping[str, int],
     ways: Ways = Ways(),
@@ -119,6 +120,9 @@ def second_moments(x: Tensor) -> Tensor:
     rows = x.flatten(0, -2).double()
     rows = rows - rows.mean(0)
     found = rows.T @ rows / len(rows)
+    if len(rows) < len(found):  # most directions were not seen: nothing may be handed on in trust of them
+        part = len(rows) / (len(rows) + len(found))
+        found = part * found + (1 - part) * torch.diag(found.diagonal())
     return found + torch.eye(len(found), dtype=torch.float64) * (DAMPING * found.diagonal().mean()).clamp(min=1e-6)
 
 
@@ -170,7 +174,7 @@ def _refit(weight: Tensor, q: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def clip_norms(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, str]:
+def clip_norms(twin: FakeQuant, model: Segmenter | Classifier, images: Tensor) -> dict[str, str]:
     """Clip the ranges of every LayerNorm read by layers of less than 8 bits where that loses less; what was chosen."""
     read, acts = readers(twin), twin.acts()
     samples: dict[str, Tensor] = {}

@@ -26,6 +26,7 @@ from intseg.tools.bits.allocation import gain_of
 from intseg.tools.bits.lrp import Relevance
 from intseg.tools.bits.rounding import round_matrix, second_moments
 from intseg.tools.twin.calibrate import node_of, normalise
+from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.segmenter import Block, Segmenter
 
 Reals = NDArray[np.float64]
@@ -63,7 +64,9 @@ class Probe:
     names    the nodes of the linear layers, in the order of the graph
     """
 
-    def __init__(self, model: Segmenter, images: Tensor, names: Sequence[str], cosine: bool = True) -> None:
+    def __init__(
+        self, model: Segmenter | Classifier, images: Tensor, names: Sequence[str], cosine: bool = True
+    ) -> None:
         self.model, self.names, self.cosine = model, tuple(names), cosine
         self.x = normalise(images, model.config)
         found = {node_of(name): module for name, module in model.named_modules()}
@@ -131,7 +134,7 @@ class Probe:
         return torch.stack([found[name] for name in self.names], 1).double().numpy()
 
 
-def matrix_of(model: Segmenter, node: str) -> Tensor:
+def matrix_of(model: Segmenter | Classifier, node: str) -> Tensor:
     """Weights [N, K] of a linear layer of the float model; of a convolution its kernels [N, 3 P P]."""
     module = next(module for name, module in model.named_modules() if node_of(name) == node)
     if isinstance(module, nn.Linear | nn.Conv2d):
