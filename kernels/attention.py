@@ -40,6 +40,9 @@ Array = NDArray[Any]
 Strip = tuple[int, int, int, int, int]
 """See `_heads.offsets`."""
 
+Place = tuple[int, int, int, int]
+"""First row, rows, head, and columns of a head."""
+
 
 def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kernel:
     """The kernel of an attention.
@@ -47,8 +50,7 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
     kind      type of its argument `softmax`
     begin     helper (scratch, strip, values, head, tokens, dim): what a head needs once
     weigh     helper (scratch, strip, count, tokens, padded, softmax, head): rows of logits to weights, in scratch
-    multiply  helper (scratch, strip, padded, values, quant, high, out, row, count, head, dim): weights times
-              values, [-high - 1, high]
+    multiply  helper (scratch, strip, padded, values, quant, high, out, place): weights times values, at most high
     """
 
     def attention(
@@ -84,10 +86,10 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
             for i in range(start, stop, rows):
                 count, following = min(rows, stop - i), i + rows
                 score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
-                # Bytes just stored are slow to load one by one: the next queries are staged before they are needed.
+                # Bytes just stored are slow to load one by one: the next queries are staged early.
                 stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
                 weigh(scratch, strip, count, tokens, padded, softmax, h)
-                multiply(scratch, strip, padded, values, value_quant, high, out, i, count, h, dim)
+                multiply(scratch, strip, padded, values, value_quant, high, out, (i, count, h, dim))
 
     attention.__module__ = module
     common = "int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1]"
@@ -208,20 +210,10 @@ def _context_panel(
 
 @helper
 def context_strip(
-    scratch: Array,
-    strip: Strip,
-    padded: int,
-    values: Array,
-    quant: Array,
-    high: int,
-    out: Array,
-    row: int,
-    count: int,
-    head: int,
-    dim: int,
+    scratch: Array, strip: Strip, padded: int, values: Array, quant: Array, high: int, out: Array, place: Place
 ) -> None:
-    """`count` rows of one head's probabilities, in scratch, times its values, to `out` from row `row` on."""
-    columns = tile_columns()
+    """`count` rows of one head's probabilities, in scratch, times its values, to `out`."""
+    (row, count, head, dim), columns = place, tile_columns()
     steps = ceil_div(out.shape[0], 4 if biased() else 2)
     base = address(scratch)
     logits, weights, _, tile_at, zero = strip

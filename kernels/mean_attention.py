@@ -17,7 +17,7 @@ from ._heads import Scores, copy_columns, value_init
 from ._jit import helper
 from ._rows import row_max
 from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, quant_bytes, step_size, tile, tile_columns
-from .attention import Strip, fused
+from .attention import Place, Strip, fused
 from .exp_weights import pack_table, plain_weights, row_weights
 from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
 
@@ -79,19 +79,10 @@ def _weigh(
 
 @helper
 def _means(
-    scratch: Array,
-    strip: Strip,
-    padded: int,
-    values: Array,
-    quant: Array,
-    high: int,
-    out: Array,
-    row: int,
-    count: int,
-    head: int,
-    dim: int,
+    scratch: Array, strip: Strip, padded: int, values: Array, quant: Array, high: int, out: Array, place: Place
 ) -> None:
-    """`count` rows of one head's weights, in scratch, times its values, divided, to `out` from row `row` on."""
+    """`count` rows of one head's weights, in scratch, times its values, divided, to `out`."""
+    row, count, head, dim = place
     columns, steps = tile_columns(), ceil_div(out.shape[0], group_size())
     logits, weights, totals, tile_at, starts = strip
     base, sums = address(scratch), scratch.view(np.int64)
