@@ -24,6 +24,7 @@ examples:
   intseg export model.safetensors -o qdq.onnx --form qdq
   intseg verify --onnx model.onnx -w model.safetensors
   intseg export --cases -o cases               op cases as ONNX node tests
+  intseg export model.safetensors -o tosa --form tosa
 """
 
 
@@ -42,10 +43,13 @@ def _need_onnx() -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    text = "ONNX file (.onnx); with --cases a new folder"
+    text = "ONNX file (.onnx); with --cases and --form tosa a new folder"
     parser.add_argument("-o", "--output", required=True, type=WrittenFolder, metavar="FILE", help=text)
-    text = "exact: integer operators, the same bits; qdq: what vendor tools fuse, not exact, measured (exact)"
-    parser.add_argument("--form", choices=("exact", "qdq", "qoperator"), default="exact", help=text)
+    text = (
+        "exact: integer operators, the same bits; qdq: what vendor tools fuse, not exact, measured; tosa: a folder "
+        "with a TOSA 1.0 graph (JSON) for every node that TOSA can say exactly (exact)"
+    )
+    parser.add_argument("--form", choices=("exact", "qdq", "qoperator", "tosa"), default="exact", help=text)
     parser.add_argument(
         "--labels", action="store_true", help="also give the class of every pixel of the window, or of the image"
     )
@@ -55,6 +59,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _export(args: argparse.Namespace) -> Answer:
     from intseg import api, files
 
+    if args.form == "tosa":
+        return _tosa(args)
     _need_onnx()
     from intseg.export import onnx_cases, onnx_model
 
@@ -83,6 +89,24 @@ def _export(args: argparse.Namespace) -> Answer:
     lines, runs = _measured(made, graph, 1) if args.form == "qdq" else ([], [])
     answer = wrote(args.output, about, form=args.form, **facts, **({"runs": runs} if runs else {}))
     return Answer([*answer.lines, *lines], answer.document)
+
+
+def _tosa(args: argparse.Namespace) -> Answer:
+    from intseg import api
+    from intseg.export import tosa
+
+    if args.cases or args.labels:
+        raise UsageError("--form tosa: a file a node; it has neither --cases nor --labels")
+    graph = api.load(args.weights).graph
+    number, reasons = tosa.write(graph, Path(args.output))
+    ops: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        ops.setdefault(f"{graph.node(name).op}: {reason}", []).append(name)
+    lines = [f"  {count(len(names), 'node')} of {why}" for why, names in sorted(ops.items())]
+    answer = wrote(
+        args.output, f"{number} of {count(len(graph.nodes), 'node')}", form="tosa", nodes=number, cannot=reasons
+    )
+    return Answer([*answer.lines, *(["not in TOSA 1.0:", *lines] if lines else [])], answer.document)
 
 
 def _measured(made: Any, graph: Graph, windows: int) -> tuple[list[str], list[dict[str, object]]]:
