@@ -11,6 +11,7 @@ import graphs
 import numpy as np
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 from tiny_model import tiny_graph
 
 from intseg import api, store
@@ -382,6 +383,32 @@ def test_json(weights: Path, shot: Path, tmp_path: Path, capsys: Capture) -> Non
     keys = {"name", "op", "kind", "dtype", "step", "low", "high", "used", "saturated", "local_db", "end_db"}
     assert all(set(node) == keys for node in found["nodes"])
     assert {node["kind"] for node in found["nodes"]} <= {entry["name"] for entry in found["rows"]["kinds"]}
+
+
+def test_numbers_do_not_depend_on_threads(good: Graph, shot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float sums have one order: every BLAS works on one thread, and has its own number back afterwards."""
+
+    def threads() -> set[int]:
+        return {entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"}
+
+    if not threads():
+        pytest.skip("no BLAS that threadpoolctl knows")
+    inside: list[set[int]] = []
+    found, run = [], quant_report._Runner.run
+
+    def watched(*arguments: Any) -> Any:
+        inside.append(threads())
+        return run(*arguments)
+
+    monkeypatch.setattr(quant_report._Runner, "run", watched)
+    for wanted in (1, 2):
+        with threadpool_limits(wanted, "blas"):
+            report = quantization_text.as_json(measure(good, shot))
+            assert threads() == {wanted}
+        found.append({key: value for key, value in report.items() if key != "seconds"})
+    assert found[0] == found[1]
+    assert inside
+    assert all(numbers == {1} for numbers in inside)
 
 
 def test_a_data_set(good: Graph, tmp_path: Path, capsys: Capture) -> None:
