@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--root", type=Path, required=True, help="CamVid, whose val images are compared")
     p.add_argument("--step", type=int, default=16, metavar="K", help="every K-th of them (16)")
     p.add_argument("--recipe", default="intseg")
+    p.add_argument("--kinds", nargs="+", metavar="WORD", help="those that begin with these words (all)")
     args = p.parse_args(argv)
     torch.set_num_threads(1)
     model, recipe = load_checkpoint(args.checkpoint), recipe_for(args.recipe)
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     rows = [("calibration image", "dead %", "contrast", "correlation", "equal %", "with a drawn scene, equal %")]
     for name, rgb in images(pictures.decode(args.photo, info.pad).rgb):
+        if args.kinds and not name.startswith(tuple(args.kinds)):
+            continue
         found = excitation(model, [cut(rgb)])
         more = equal([drawn_scene(info.window), cut(rgb)]) if found.poor else ""
         numbers = f"{100 * found.dead:.0f}", str(found.contrast), f"{found.correlation:.2f}"

@@ -97,6 +97,7 @@ def calibrate(
             twin.logit_act.set_max(LOGIT_ROOM * max(stats[head].largest for head, _ in twin.heads().values()))
         for layer in twin.linears().values():
             layer.fit_weight_scale()
+        del stats  # the samples are the most of what there is in memory
         if twin.recipe.ranges == "fit" and correct:
             correct_biases(twin, model, some_windows(twin, batches, CORRECTED_VIEWS))
     return chosen
