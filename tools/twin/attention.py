@@ -196,14 +196,14 @@ class QAttention(nn.Module):
             (qkv.q, q, k, v, s, p, c, merged, out.q),
             strict=True,
         ):
-            record(f"{name}.{part}", value)
+            record(f"{name}.{part}", value.long())
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, softmax and context of some windows, int64."""
+        """Scores and softmax, which are large, as INT16, and the context as int64, of some windows."""
         s = self.scores.exact(q, k)
         p = self.softmax.exact(s)
-        return s, p, self.context.exact(p, v)
+        return s.short(), p.short(), self.context.exact(p, v)
 
     def _surrogate(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         """Float attention on the dequantized q, k, v, with the exact probabilities forward."""
