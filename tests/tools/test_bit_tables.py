@@ -25,7 +25,7 @@ def document(layers: int = 6) -> dict[str, object]:
     }
     costs = [LayerCost(*layer) for layer in found["layers"]]
     rows = {}
-    for name, _, bits, _ in experiment._plan(None, None, costs, found):
+    for name, _, bits, _ in experiment._plan(None, costs, found):
         size = sum(layer.weights * b for layer, b in zip(costs, bits, strict=True))
         right = 50 + size // 1000
         rows[name] = {
@@ -50,7 +50,7 @@ def test_the_plan_keeps_its_budgets_and_the_tables_hold_every_row() -> None:
     assert sum(len(front[way]) for way in SCORES) == sum(map(len, experiment.MIXED.values()))
     parts = (tables._front, tables._means, tables._synergy, tables._importances)
     text = "\n".join(line for part in parts for line in part("m", found))
-    for words in (*experiment.ABLATION, "one image", *(f"| {beta:g} |" for beta in tables.BETAS)):
+    for words in ("each weight to its nearest", *(f"| {beta:g} |" for beta in tables.BETAS)):
         assert words in text
     assert text.count("| uniform |") == len(experiment.UNIFORM)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,19 +22,14 @@ from intseg.tools.twin.recipe import RECIPES
 SAMPLES = 32
 """Calibration images."""
 
-UNIFORM = (8, 6, 4, 3, 2)
-MIXED = {4.0: scores.SCORES[:1], 3.0: scores.SCORES, 2.5: scores.SCORES[:1]}
+UNIFORM = (8, 4, 3)
+MIXED = {3.0: scores.SCORES}
 """Scores by bits a weight on average, at most."""
 
-ABLATION: Mapping[str, Ways] = {
-    "each weight to its nearest": Ways(False, False, False, True),
-    "ranges by least squares": Ways(False, True, False, True),
-    "errors handed on": Ways(False, False, True, True),
-    "both": Ways(False, True, True, True),
-}
-"""What is left out of all means, but for the last one: norms are clipped too in all other rows."""
+NEAREST = Ways(clip_norms=False, fit_ranges=False, compensate=False)
+"""Each weight rounded by itself, full ranges; biases corrected."""
 
-ABLATED = {4: list(ABLATION)[:1], 3: list(ABLATION)}
+ABLATED = (4, 3)
 
 
 class Rounded:
@@ -68,11 +63,11 @@ class Rounded:
 
 def bits(subject: Subject) -> Document:
     """The Pareto front of uniform and mixed bits, importances beside sensitivities, ablation, beta."""
-    many, one = Rounded(subject, SAMPLES), Rounded(subject, 1)
+    many = Rounded(subject, SAMPLES)
     found = subject.memo("scores", lambda: measured(many))
     costs = [LayerCost(*layer) for layer in found["layers"]]
     rows = {}
-    for name, rounded, chosen, ways in _plan(many, one, costs, found):
+    for name, rounded, chosen, ways in _plan(many, costs, found):
         rows[name] = subject.memo(name, functools.partial(rounded.row, costs, chosen, ways))
     return {"float": subject.floats(), "samples": SAMPLES, "scores": found, "rows": rows}
 
@@ -94,7 +89,7 @@ def measured(rounded: Rounded) -> Document:
 
 
 def _plan(
-    many: Rounded, one: Rounded, costs: Sequence[LayerCost], found: Document
+    many: Rounded, costs: Sequence[LayerCost], found: Document
 ) -> Iterator[tuple[str, Rounded, Sequence[int], Ways]]:
     """(name, calibration, bits of every layer, means) of every row."""
     every, total = len(costs), sum(layer.weights for layer in costs)
@@ -104,6 +99,5 @@ def _plan(
         for score in by:
             best = allocate(problem_of(found, score, 0.0), Budget(size=int(mean * total)))
             yield f"{score}, {mean:g} bits", many, best.bits, Ways()
-    for b, left in ABLATED.items():
-        yield from ((f"W{b}, {what}", many, [b] * every, ABLATION[what]) for what in left)
-        yield f"W{b}, one image", one, [b] * every, Ways()
+    for b in ABLATED:
+        yield f"W{b}, each weight to its nearest", many, [b] * every, NEAREST

@@ -89,9 +89,6 @@ def _means(name: str, found: Document) -> Iterator[str]:
             (f"{name}, W{bits}A8", "mIoU %", "change", "pixel accuracy %", "equal %"),
             [[what, *accuracy(row, base)] for what, row in own.items()],
         )
-    yield from prose("""
-        Only the rows "all of it" and "one image" have clipped norms.
-    """)
 
 
 def _synergy(name: str, found: Document) -> Iterator[str]:
