@@ -51,7 +51,6 @@ def _inputs(numbers):
 EXAMS = (
     Exam(
         "square_half",
-        "4.24",
         inputs=_inputs,
         kind="square",
         branches=(Branch("odd", "odd x: the floor of the half matters", lambda f: f["in0"] % 2 == 1),),

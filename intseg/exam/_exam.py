@@ -16,7 +16,7 @@ import numpy as np
 from intseg.arith.interval import Interval
 from intseg.arith.recorder import Change
 from intseg.arith.variant import Variant
-from intseg.ops import RUN, Array, Attr, Call
+from intseg.ops import OPS, RUN, Array, Attr, Call
 
 from ._draw import Draw, Drawn, Numbers
 
@@ -110,7 +110,7 @@ class Exam:
     """What an op is tried with.
 
     op         its name, or that of a step of SPEC.md section 7
-    section    of SPEC.md
+    section    of SPEC.md; 4.N of an op by its number
     digest     sha256 over the results of `calls`
     kind       the kind its nodes are grouped under in reports; none for one that only moves values
     approximates  in words, what it is less exact than, apart from the rounding of its result; none for one that is
@@ -130,8 +130,8 @@ class Exam:
     """
 
     op: str
-    section: str
     inputs: Callable[[Draw], Iterator[Call]]
+    section: str = ""
     digest: str = ""
     kind: str = ""
     approximates: str = ""
@@ -146,6 +146,10 @@ class Exam:
     factors: Callable[[Mapping[str, Any]], Iterable[tuple[str, float, int]]] | None = None
     facts: Callable[[Call], Facts] | None = None
     units: tuple[Unit, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.section:
+            object.__setattr__(self, "section", f"4.{OPS[self.op].number}")
 
     def calls(self) -> list[Call]:
         """The calls that reach every case, the same on every machine."""

@@ -93,7 +93,6 @@ def _factors(attrs: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
 EXAMS = (
     Exam(
         "add",
-        "4.4",
         digest="eb1e794c7af45157904201d747c56964165cb9f0ed74319e28df30f8f2ef2005",
         kind="residual add",
         approximates="rounding branches before sums",

@@ -98,7 +98,6 @@ def _real(a: Float, b: Float, *, mult: Array, shift: Array, transpose_b: int, ou
 EXAMS = (
     Exam(
         "matmul",
-        "4.6",
         digest="0bc129c5c5abc9cc5b5a732208c1f2bd7a111c896e12260bea990936276d0a90",
         kind="attention product",
         inputs=_inputs,

@@ -46,7 +46,6 @@ def _draw(d: Draw) -> Drawn:
 EXAMS = (
     Exam(
         "patchify",
-        "4.2",
         digest="1af1fd002026115f9953c4752918be40ef7ce965c9a9f64a6bc723a468f1eb96",
         inputs=_inputs,
         draw=_draw,

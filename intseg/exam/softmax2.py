@@ -79,7 +79,6 @@ _TABLES: tuple[Known, ...] = (
 EXAMS = (
     Exam(
         "softmax2",
-        "4.8",
         digest="a3ed2691a3e6a253e7ab32abef993c72f99238f63cd217ef91159febee65ad16",
         kind="softmax",
         approximates="base-2 softmax for softmax",

@@ -102,7 +102,6 @@ def _any_to_grid(d: Draw) -> Drawn:
 EXAMS = (
     Exam(
         "concat",
-        "4.13",
         digest="368564d96b6b5a1fb0caca9c51d7c44b3f59f0282eacf9fa9a6c01dbb243113a",
         inputs=_concat,
         draw=_any_concat,
@@ -112,7 +111,6 @@ EXAMS = (
     ),
     Exam(
         "slice",
-        "4.14",
         digest="6f2b61e72663bdf9a42ebf1814b1f60cfc6cd770c8d0ee7f46514eb6f0f3a671",
         inputs=_slice,
         draw=_any_slice,
@@ -121,7 +119,6 @@ EXAMS = (
     ),
     Exam(
         "split_heads",
-        "4.15",
         digest="597bc68dbd376ca5fa80a57433254b14a6a7fc20a8286c056ec24e5800bc8cc5",
         inputs=_split_heads,
         draw=_any_split_heads,
@@ -145,7 +142,6 @@ EXAMS = (
     ),
     Exam(
         "merge_heads",
-        "4.16",
         digest="e4bae2d5e77c78b1b93fcb402005304fdda688c247f7058e384a1f31cd380cfc",
         inputs=_merge_heads,
         draw=_any_merge_heads,
@@ -155,7 +151,6 @@ EXAMS = (
     ),
     Exam(
         "to_grid",
-        "4.17",
         digest="143803f6fffde400fffcc50f97d62eddd66e8805751c26101c31f5c3622c7ea6",
         inputs=_to_grid,
         draw=_any_to_grid,

@@ -89,13 +89,12 @@ def _worst(at: Extremes) -> list[Operands]:
 EXAMS = (
     Exam(
         "weighted_mean",
-        "4.22",
         digest="a44d86c7c17191e5ffb5dabf6fabec7b40645a09f664261c090ef9363af1f0eb",
         kind="attention product",
+        branches=_BRANCHES,
         inputs=_inputs,
         draw=_draw,
         real=_real,
-        branches=_BRANCHES,
         mistakes=(Mistake("signed_weights", "weights read as signed bytes", {"acc": _signed}),),
         worst=_worst,
     ),

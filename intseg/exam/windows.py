@@ -208,7 +208,7 @@ def _pixel_map(numbers: Draw) -> Iterator[Call]:
 EXAMS = (
     Exam(
         "resize",
-        "7.1",
+        section="7.1",
         digest="71d185c145863694d850b7b89fde06d0b34c0c6394c55369f25c696ae19699a5",
         inputs=_resize,
         branches=(*_resize_branches("row"), *_resize_branches("column")),
@@ -216,7 +216,7 @@ EXAMS = (
     ),
     Exam(
         "cut_windows",
-        "7",
+        section="7",
         digest="5440d47ada5b8b94723fbadbd558529796c060be6e95afee566607e4b62a8bae",
         inputs=_cut_windows,
         branches=(*_cut_branches("row"), *_cut_branches("column")),
@@ -224,7 +224,7 @@ EXAMS = (
     ),
     Exam(
         "merge_scores",
-        "7",
+        section="7",
         digest="ded12366bd062e3ef5756bf36668b429836aa93b05b18418d831f7b3dd00ff11",
         inputs=_merge_scores,
         branches=(*_merge_branches("row"), *_merge_branches("column"), *dtypes("int8", "int16")),
@@ -232,7 +232,7 @@ EXAMS = (
     ),
     Exam(
         "class_map",
-        "7",
+        section="7",
         digest="32b02308fa5936e985b0fd607982a7675cd11241cf26eca2432a6d7cc040fac1",
         inputs=_class_map,
         branches=(
@@ -245,7 +245,7 @@ EXAMS = (
     ),
     Exam(
         "pixel_map",
-        "7",
+        section="7",
         digest="cb89ee0b9313596cd74957f3867a0430883b3e085a1b0552ab96434670dafa0b",
         inputs=_pixel_map,
         branches=(
@@ -259,7 +259,7 @@ EXAMS = (
     ),
     Exam(
         "center_crop",
-        "7.4",
+        section="7.4",
         digest="8dd7c147e944407b6136596abf0eb9bbf81d78b006e103a1301d10041a3569f7",
         inputs=_center_crop,
         branches=(*_crop_branches("row"), *_crop_branches("column")),
