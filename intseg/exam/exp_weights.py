@@ -86,14 +86,14 @@ EXAMS = (
         digest="24d34c74b1caeb6718c75be0f32a823030555fdfecc2ab78eb7dd41fbf96f646",
         kind="softmax",
         approximates="table for exponentials",
-        branches=_BRANCHES,
-        inputs=_inputs,
-        draw=_draw,
-        real=_real,
         mistakes=(
             Mistake("nearest", "weights rounded to nearest instead of dithered", {"dithered": _nearest}),
             Mistake("dither_in_order", "the dither's steps in rising order", {"dithered": _in_order}),
         ),
+        branches=_BRANCHES,
+        inputs=_inputs,
+        draw=_draw,
+        real=_real,
         worst=_worst,
     ),
 )

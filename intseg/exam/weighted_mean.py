@@ -91,11 +91,11 @@ EXAMS = (
         "weighted_mean",
         digest="a44d86c7c17191e5ffb5dabf6fabec7b40645a09f664261c090ef9363af1f0eb",
         kind="attention product",
+        mistakes=(Mistake("signed_weights", "weights read as signed bytes", {"acc": _signed}),),
         branches=_BRANCHES,
         inputs=_inputs,
         draw=_draw,
         real=_real,
-        mistakes=(Mistake("signed_weights", "weights read as signed bytes", {"acc": _signed}),),
         worst=_worst,
     ),
 )
