@@ -76,6 +76,7 @@ def test_what_cannot_be_had_fails_only_by_name(
     assert captured.err.count("\n") >= 2
     assert machines.main(["--table", str(tmp_path / "found.json")]) == 0
     assert "not to be had" in capsys.readouterr().out
+    assert [machine.short for machine in machines.chosen([], short=True)] == [False, True]
     with pytest.raises(SystemExit, match="unknown machine 'vax', expected here, arm"):
         machines.main(["vax"])
 
