@@ -522,10 +522,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "31 + 16 + 8 + 4 + 2 + 1 + 1 bits are enough for every INT64": (
         "arith/shifting.py:bit_length: for step in (3[2 -> 1], 16, 8, 4, 2, 1):",
     ),
-    "the machine always says how many bits": (
-        "arith/saturation.py:saturate: e: str, bits: int=[0 -> 1]",
-        "arith/saturation.py:saturate: e: str, bits: int=[0 -> -1]",
-    ),
     "2^31 - 1 is prime: differs at d = 1, hidden by the shift, and at d = 2^31 - 1, reached by no op; no divisor of "
     "2^46 - 1 lies in [2^30, 2^31)": ("arith/division.py:int_div:  int=0, less: int=[1 -> 2]",),
     "the operand fits INT16 and the other one, INT32, widens the product": (
