@@ -328,6 +328,7 @@ def test_files_say_what_they_are_and_nothing_of_the_machine(data: Path, results:
     files = sorted((results / "results").iterdir())
     parts = [
         "activations_tiny",
+        "bits_tiny",
         "calibration_tiny",
         "ptq_tiny",
         "qat_tiny",
@@ -340,7 +341,7 @@ def test_files_say_what_they_are_and_nothing_of_the_machine(data: Path, results:
         text = file.read_text()
         assert str(data) not in text
         assert "/" not in json.loads(text)["command"].replace("tools/measure/experiments.py", "")
-    command = json.loads(files[3].read_text())["command"]
+    command = json.loads(files[4].read_text())["command"]
     assert command.endswith("--checkpoint tiny=checkpoint --qat tiny:paper=trained.safetensors")
 
 
@@ -487,8 +488,8 @@ def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     assert report.main(["--docs", str(tmp_path)]) == 0
     page = (tmp_path / "RESULTS.md").read_text()
-    assert page.count("Not measured: no checkpoint at all.") == 6
-    assert page.count("## ") == 10
+    assert page.count("Not measured: no checkpoint at all.") == 7
+    assert page.count("## ") == 12
     assert not (tmp_path / "pictures").exists()
 
 
@@ -501,7 +502,7 @@ def test_checkpoints_without_an_experiment_are_named(docs: Path) -> None:
     assert Results(docs / "results").names == ["tiny", "bundled", "another"]
     assert report.main(["--docs", str(docs)]) == 0
     page = (docs / "RESULTS.md").read_text()
-    assert page.count("Not measured: bundled, another.") == 4  # Tables 1 and 2, simplifications, calibration
+    assert page.count("Not measured: bundled, another.") == 5  # Tables 1 and 2, simplifications, calibration, bits
     assert page.count("| bundled | S | recipe |") == 1
 
 
