@@ -23,17 +23,27 @@ import numpy as np
 
 from intseg import store
 from intseg.graph import Graph
+from intseg.ops import OPS
 from intseg.reports.table import table
 from intseg.tools.measure import bench
 
 BITS = (8, 7, 6, 5, 4, 3, 2)
 
 
-def narrowed(graph: Graph, bits: int) -> Graph:
-    """The graph with weights of linear layers shifted into so many bits, and packed unless these are 8."""
+def narrowed(graph: Graph, weights: int, activations: int = 8) -> Graph:
+    """The graph with weights of linear layers in so many bits, packed unless these are 8, and INT8 activations too."""
     names = [node.params["weight"] for node in graph.nodes if node.op == "linear"]
-    tensors = dict(graph.tensors) | {name: graph.tensors[name] >> np.int8(8 - bits) for name in names}
-    return dataclasses.replace(graph, tensors=tensors, packed=dict.fromkeys(names, bits) if bits < 8 else {})
+    tables = [node.params["table"] for node in graph.nodes if "table" in node.params and node.dtype == "int8"]
+    tensors = dict(graph.tensors) | {name: graph.tensors[name] >> np.int8(8 - weights) for name in names}
+    tensors |= {name: graph.tensors[name] >> np.int8(8 - activations) for name in tables}
+    nodes = [
+        dataclasses.replace(node, attrs={**node.attrs, "out": f"int{activations}"})
+        if activations < 8 and node.dtype == "int8" and "out" in OPS[node.op].attrs
+        else node
+        for node in graph.nodes
+    ]
+    packed = dict.fromkeys(names, weights) if weights < 8 else {}
+    return dataclasses.replace(graph, nodes=tuple(nodes), tensors=tensors, packed=packed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from intseg.graph import Graph, validate
 from intseg.plan.plan import Plan
 from intseg.reports import inspect as inspect_model
 from intseg.tools.measure import bench
+from intseg.tools.measure.bench_bits import narrowed
 from intseg.tools.measure.experiment.memo import Document
 from intseg.tools.twin.config import config_for
 from intseg.tools.twin.segmenter import Segmenter
@@ -53,6 +54,13 @@ def traffic(graph: Graph) -> Document:
     }
 
 
+def _counted(graph: Graph) -> Document:
+    """BitOps of a window, bits moved node by node and bytes of parameters, each as many bits as it has."""
+    validate(graph)
+    found = inspect_model.totals(graph)
+    return {"bitops": found.bitops, "moved": found.traffic_bits, "bytes": found.parameter_bytes}
+
+
 def sizes(names: Sequence[str]) -> Document:
     """Parameters, file sizes and traffic of the published sizes at 512 x 512 with 150 classes."""
     found = {}
@@ -69,6 +77,7 @@ def sizes(names: Sequence[str]) -> Document:
             "linear_macs": linear,
             "product_macs": products,
             "traffic": traffic(graph),
+            "bits": {f"w{w}a{a}": _counted(narrowed(graph, w, a)) for w, a in ((8, 8), (4, 8), (4, 4))},
         }
         print(f"  {name}: {(linear + products) / 1e9:.2f} GMAC", flush=True)
     return {"image": 512, "classes": 150, "bits_per_mac": PAPER_BITS, "sizes": found}

@@ -99,7 +99,24 @@ def table_7(results: Results) -> Iterator[str]:
     rows += [["**the engine's plan**", *(f"**{8e-12 * fused[n]:.5f}**" for n in names)]]
     rows += [["times less than the paper's INT8", *(f"{PAPER_TRAFFIC[n][1] / (8e-12 * fused[n]):.0f}" for n in names)]]
     yield from table(("", *names), rows)
+    yield from _fewer_bits({name: found[name].get("bits", {}) for name in names})
     yield from _needs({name: found[name]["traffic"] for name in names})
+
+
+def _fewer_bits(counted: Mapping[str, Document]) -> Iterator[str]:
+    """BitOps, traffic and size where weights and activations have fewer bits."""
+    ways = next(iter(counted.values()), {})
+    if not ways:
+        return
+    yield "Weights of linear layers and INT8 activations in fewer bits, each counted with the bits that it has:"
+    yield ""
+    rows = []
+    for way in ways:
+        title = f"W{way[1]} A{way[3]}"
+        rows += [[f"{title}, 10^12 BitOps", *(f"{its[way]['bitops'] / 1e12:.2f}" for its in counted.values())]]
+        rows += [[f"{title}, node by node", *(f"{its[way]['moved'] / 1e12:.5f}" for its in counted.values())]]
+        rows += [[f"{title}, MB of parameters", *(f"{its[way]['bytes'] / 1e6:.2f}" for its in counted.values())]]
+    yield from table(("", *counted), rows)
 
 
 NEEDS = {
