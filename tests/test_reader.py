@@ -41,6 +41,9 @@ MUTANTS = {
     "windows not weighed": ("common / a.weights[i]", "1"),
     "last window twice": ("start + window < a.padded", "start + window <= a.padded"),
     "padding is black": (": m->pad[c];", ": 0;"),
+    "packed weights without sign": ("return u >> (bits - 1) ? u - ((int64_t)1 << bits) : u;", "return u;"),
+    "packed bits from the next byte missing": ("if (low + (uint64_t)bits > 8)", "if (low + (uint64_t)bits > 16)"),
+    "always saturated at 8 bits": ("(type > I64 ? type / 16 :", "(type > I64 ? 8 :"),
 }
 
 
