@@ -380,7 +380,7 @@ def test_json(weights: Path, shot: Path, tmp_path: Path, capsys: Capture) -> Non
         costs = [(entry["in_real"]["pixels"], entry["in_real"]["scores"]) for entry in rows]
         assert costs == sorted(costs, reverse=True)
         assert all(set(entry["in_real"]) == {"pixels", "scores", "miou", "aacc"} for entry in rows)
-    keys = {"name", "op", "kind", "dtype", "step", "low", "high", "used", "saturated", "local_db", "end_db"}
+    keys = {"name", "op", "kind", "dtype", "step", "low", "high", "used", "saturated", "local_db", "end_db", "outlier"}
     assert all(set(node) == keys for node in found["nodes"])
     assert {node["kind"] for node in found["nodes"]} <= {entry["name"] for entry in found["rows"]["kinds"]}
 
