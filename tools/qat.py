@@ -4,8 +4,7 @@
 
 The twin computes the engine's integers in every forward; gradients pass straight through (--precision bfloat16 is for
 their matrix products alone). Ranges come from calibration. With the symmetric ranges of `paper` and `i-vit` they
-follow what training sees (momentum 0.01) for the first --freeze steps; fitted ranges stay. With weights of fewer bits
-(--uniform, --bits, --budget-mb) training goes on from the model that convert would write. The folder receives
+follow what training sees (momentum 0.01) for the first --freeze steps; fitted ranges stay. The folder receives
 state.pth, log.jsonl, curves.png and, at every report, model.safetensors with the moving average of the parameters:
 the same bits as the twin in eval mode.
 """
@@ -21,9 +20,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from intseg import store
-from intseg.cli.convert import bit_arguments
-from intseg.tools.bits.choice import allocation_of, as_twin_bits
-from intseg.tools.bits.rounding import round_weights
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, save_twin, windows
 from intseg.tools.ends import ended
 from intseg.tools.evaluate import twin_labels
@@ -53,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--calibrate", type=Path, required=True, nargs="+", help="images or folders of images")
     p.add_argument("--samples", type=int, help="use this many of them, evenly spaced")
     p.add_argument("--freeze", type=int, default=200, help="steps after which symmetric ranges stay")
-    bit_arguments(p)
     add_common(p, steps=1000, lr=1e-4)
     return p
 
@@ -74,13 +69,7 @@ def _train(args: argparse.Namespace) -> None:
     info = model_info(model.config, recipe, args.output.name, named, source="QAT by intseg")
     files = find_images(args.calibrate, args.samples)
     twin, batches = FakeQuantSegmenter(model, info.window, recipe), [windows(file, info) for file in files]
-    allocation, found = allocation_of(args, model, list(twin.linears()), batches)
-    print("\n".join(found), end="\n" * bool(found))
-    if allocation:
-        twin.set_bits(as_twin_bits(twin, allocation))
-    calibrate(twin, model, batches, correct=allocation is None)
-    if allocation:
-        round_weights(twin, model, batches, allocation.bits)
+    calibrate(twin, model, batches)
     settings = settings_from(args, info.window, drop_path=0.0)
     args.output.mkdir(parents=True, exist_ok=True)
 
