@@ -3,8 +3,8 @@
     python tools/measure/classify.py vit_tiny_patch16_224 --name vit_tiny --root imagenet_val --calibrate street.png
 
 One calibration image, which is none of those that are measured. The float model, the twin and the engine see the same
-window of an image (SPEC.md, 7.4). The twin of recipe intseg is compared with the engine on every `--twin`-th image
-(all), those of others on a tenth of these.
+window of an image (SPEC.md, 7.4). The twin of recipe intseg is compared with the engine on every image, those of others
+on every `--twin`-th (all).
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibrate", type=Path, required=True, help="one image, none of those")
     parser.add_argument("--recipes", nargs="+", default=["intseg", "paper", "i-vit"], choices=RECIPES)
     parser.add_argument("--every", type=int, default=1, help="only every so many-th image")
-    parser.add_argument("--twin", type=int, default=1, help="compare the twin on every so many-th image")
+    parser.add_argument("--twin", type=int, default=1, help="twins of other recipes on every so many-th image")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of results/")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
