@@ -49,7 +49,8 @@ class Progress:
         self._bar.update(steps)
         if self._lines and _now() - self._said >= EVERY:
             self._said = _now()
-            print(f"intseg: {self.line()}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"intseg: {self.line()}\n")
+            sys.stderr.flush()
 
     def expect(self, total: int) -> None:
         """So many steps are there in all, as is known now."""

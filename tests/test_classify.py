@@ -182,14 +182,14 @@ def test_infer_refuses_what_is_about_pixels(folder: Path, capsys: Capture, optio
 
 
 def test_a_batch_is_resumed(folder: Path, capsys: Capture) -> None:
-    line = "infer 0.png 1.png 2.png -w w.safetensors -o out --jsonl out/all.jsonl -q"
+    line = "infer 0.png 1.png 2.png -w w.safetensors -o out --jsonl out/all.jsonl -q --resume"
     assert cli.main(line.split()) == 0
     whole = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     records = [json.loads(entry) for entry in whole["all.jsonl"].splitlines()]
     assert records[1]["top"][0]["name"] == intseg.run("1.png", "w.safetensors").label
     assert set(whole) >= {"0_classes.json", "1_classes.json", "2_classes.json"}
     (folder / "out" / "1_classes.json").unlink()
-    assert cli.main([*line.split(), "--resume"]) == 0
+    assert cli.main(line.split()) == 0
     again = [json.loads(entry) for entry in (folder / "out" / "all.jsonl").read_text().splitlines()]
     assert [entry | {"ms": 0} for entry in again] == [entry | {"ms": 0} for entry in records]
     assert (folder / "out" / "1_classes.json").read_bytes() == whole["1_classes.json"]

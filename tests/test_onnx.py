@@ -94,7 +94,8 @@ def test_a_model_is_standard_operators_on_integers(path: Path) -> None:
     onnx.checker.check_model(made, full_check=True)
     assert {entry.domain: entry.version for entry in made.opset_import} == ALLOWED
     assert {node.domain for function in made.functions for node in function.node} == {""}
-    assert {node.op_type for node in made.graph.node} == {function.name for function in made.functions}
+    own = {"Constant", "Unsqueeze"} if graph.info.classifies else set()  # the logits as the one row of argmax
+    assert {node.op_type for node in made.graph.node} - own == {function.name for function in made.functions}
     assert not floats(made)
     assert [node.name for node in made.graph.node][: len(graph.nodes)] == [node.name for node in graph.nodes]
     assert len(made.SerializeToString()) < 1.1 * path.stat().st_size + 2_000_000
@@ -125,7 +126,7 @@ def test_the_form_that_tools_fuse_is_close(path: Path) -> None:
     onnx.checker.check_model(made, full_check=True)
     stay = json.loads(next(entry.value for entry in made.metadata_props if entry.key == "exact_nodes"))
     ops = {node.name: node.op for node in graph.nodes}
-    assert {ops[name] for name in stay} <= {*MOVERS, "quantize_input"}
+    assert {ops[name] for name in stay} <= {*MOVERS, "quantize_input", "sum_rows"}
     assert {name for node in made.graph.node if node.domain for name in node.output} - {"labels", "labels.argmax"} >= {
         *stay
     }

@@ -131,14 +131,14 @@ def test_lost_workers_and_a_lost_node(cluster: Any, monkeypatch: pytest.MonkeyPa
 
         return wrap
 
-    assert infer("-o", "one", "--jsonl", "one/all.jsonl") == 0
+    assert infer("-o", "one", "--jsonl", "one/all.jsonl", "--resume") == 0
     monkeypatch.setattr(cli_infer, "_bar", bar)
     lost: list[int] = []
     over = threading.Event()
     killer = threading.Thread(target=kill_working, args=(3, lost, over))
     killer.start()
     try:
-        assert infer("-o", "out", "--jsonl", "out/all.jsonl", "--ray", cluster.address) == 0
+        assert infer("-o", "out", "--jsonl", "out/all.jsonl", "--ray", cluster.address, "--resume") == 0
     finally:
         over.set()
         killer.join()

@@ -270,7 +270,8 @@ def test_the_keyboard_reaches_everything_in_order(shown: browser.Browser) -> Non
 
 @in_browser
 def test_the_slider_moves_with_the_arrow_keys(shown: browser.Browser) -> None:
-    shown.evaluate("document.getElementById('opacity-1').focus()")
+    shown.evaluate("slider = document.getElementById('opacity-1')")
+    shown.evaluate("slider.value = 50, slider.dispatchEvent(new Event('input')), slider.focus()")
     shown.press("ArrowRight", 39)
     opacity = "getComputedStyle(document.getElementById('classes-{}')).opacity"
     assert shown.evaluate(opacity.format(1)) == "0.55"

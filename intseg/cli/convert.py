@@ -23,7 +23,7 @@ mmsegmentation, a ViT or DeiT classifier in timm's names, or their float ONNX fi
 examples:
   intseg convert checkpoint.pth -o model.safetensors --calibrate photo.png
   intseg convert ck/ -o model.safetensors --calibrate photos --samples 32
-  intseg convert ck/ -o small.safetensors --calibrate photos --samples 32 --budget-mb 3.5
+  intseg convert ck/ -o small.safetensors --calibrate photos --budget-mb 3.5
 """
 
 
