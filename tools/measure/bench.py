@@ -417,7 +417,7 @@ def peak_memory_mb(graph: Graph, folder: Path, threads: int) -> float:
 
 _INFER = """
 import sys
-from intseg.cli import main
+from intseg.cli.main import main
 sys.exit(main(["infer", {image!r}, "-o", {out!r}]))
 """
 
