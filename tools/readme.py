@@ -62,12 +62,13 @@ def quantization(name: str) -> str:
     command = f"$ intseg quant-report {name} golden/images/street.png"
     head = [command, found[0].rpartition(",")[0], found[1], "..."]
     tables = [list(lines) for full, lines in itertools.groupby(found[4:], bool) if full]
-    shown = ([*lines[:most], *["  ..."] * (len(lines) > most)] for lines, most in zip(tables, _ROWS, strict=True))
+    cuts = [*[99] * _WHOLE, *[_ROWS] * len(tables)]
+    shown = ([*lines[:most], *["  ..."] * (len(lines) > most)] for lines, most in zip(tables, cuts, strict=False))
     return "\n".join(["```", *head, "\n\n".join("\n".join(lines) for lines in shown), "```"])
 
 
-_ROWS = (99, 99, 8, 7)
-"""Lines of the tables of a quantization report that its page shows: approximations, kinds, layers, nodes."""
+_WHOLE, _ROWS = 2, 8
+"""Tables of a quantization report that its page shows whole, approximations and kinds; lines of the others."""
 
 PARTS: Mapping[str, Callable[[str], str]] = {
     "street": lambda text: street(),
