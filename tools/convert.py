@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,19 +96,16 @@ def model_info(
         min(size, max(step // cell, -(-size // (2 * cell))) * cell if step >= cell else size)
         for step, size in zip(steps, (height, width), strict=True)
     )
-    info = ModelInfo(
-        name=name,
-        recipe=recipe.name,
-        classes=tuple(named),
-        palette=tuple(named.values()),
-        window=(height, width),
-        stride=(rows, columns),
-        patch=patch,
-        pad=_grey(config),
-        upsample=recipe.upsample,
-        source=source,
-        merge=merge,
-    )
+    facts = {"stride": (rows, columns), "upsample": recipe.upsample, "merge": merge}
+    return _info(config, recipe, named, scale, name=name, window=(height, width), source=source, **facts)
+
+
+def _info(
+    config: SegmenterConfig, recipe: Recipe, named: dict[str, classes.Colour], scale: int | str | None, **facts: Any
+) -> ModelInfo:
+    """What the checkpoint says beside `facts`; images are brought to its short side, or to `scale`."""
+    colours, pad = tuple(named.values()), _grey(config)
+    info = ModelInfo(recipe=recipe.name, classes=tuple(named), palette=colours, patch=config.patch, pad=pad, **facts)
     return at_scale(info, config.im_size if scale is None else scale)
 
 
@@ -144,20 +142,8 @@ def class_info(
     """What is known of an integer classifier: one window, in the middle of images brought to a short side."""
     patch = config.patch
     height, width = (-(-size // patch) * patch for size in window or config.window)
-    info = ModelInfo(
-        name=name,
-        recipe=recipe.name,
-        classes=tuple(named),
-        palette=tuple(named.values()),
-        window=(height, width),
-        stride=(height, width),
-        patch=patch,
-        pad=_grey(config),
-        upsample="nearest",
-        source=source,
-        task="classification",
-    )
-    return at_scale(info, config.im_size if scale is None else scale)
+    facts = {"stride": (height, width), "upsample": "nearest", "task": "classification"}
+    return _info(config, recipe, named, scale, name=name, window=(height, width), source=source, **facts)
 
 
 def _grey(config: SegmenterConfig) -> tuple[int, int, int]:
