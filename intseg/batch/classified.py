@@ -20,6 +20,7 @@ from intseg.batch.sources import lines, walk
 from intseg.errors import InputError, UsageError
 from intseg.images import decode as pictures
 from intseg.images.notes import Notes
+from intseg.progress import shown
 
 TOP = 5
 KIND = "eval classes"
@@ -226,10 +227,7 @@ def _ranked(
 ) -> Iterator[tuple[Example, Found]]:
     items = (Item(example, pictures.read(example.image)) for example in examples)
     found: Iterable[Found] = executor.run(task, items if executor.ships else map(Item, examples))
-    if progress:
-        from tqdm import tqdm
-
-        found = tqdm(found, total=total, initial=total - len(examples), unit="image", disable=None, leave=False)
+    found = shown(found, "evaluating", total, "image", total - len(examples), quiet=not progress)
     yield from zip(examples, found, strict=True)
 
 
