@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from compare import assert_equal
 
-from intseg import store, windows
+from intseg import packing, store, windows
 from intseg.conformance import vectors
 from intseg.exam import real
 from intseg.graph import Graph, Node, types
@@ -97,11 +97,29 @@ def test_a_model_is_standard_operators_on_integers(path: Path) -> None:
     own = {"Constant", "Unsqueeze"} if graph.info.classifies else set()  # the logits as the one row of argmax
     assert {node.op_type for node in made.graph.node} - own == {function.name for function in made.functions}
     assert not floats(made)
-    assert [node.name for node in made.graph.node][: len(graph.nodes)] == [node.name for node in graph.nodes]
+    names = [node.name for node in made.graph.node if node.name not in graph.packed]
+    assert names[: len(graph.nodes)] == [node.name for node in graph.nodes]
     assert len(made.SerializeToString()) < 1.1 * path.stat().st_size + 2_000_000
     assert onnx_model.model(graph, labels=True).SerializeToString(deterministic=True) == made.SerializeToString(
         deterministic=True
     )
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (8, 16)])
+def test_packed_bytes_are_unpacked(bits: int, shape: tuple[int, ...]) -> None:
+    functions, low = onnx_model.Functions(), -(2 ** (bits - 1))
+    values = np.resize(np.arange(low, -low), shape).astype(np.int8)
+    stream = packing.pack(values, bits)
+    stream = np.pad(stream, (0, -(-values.size // 8) * bits - len(stream)))
+    name, opsets = functions.unpack(bits, shape), [onnx.helper.make_opsetid("", onnx_model.OPSET)]
+    node = onnx.helper.make_node(name, ["packed"], ["result"], domain=onnx_model.DOMAIN)
+    kinds = (onnx.TensorProto.UINT8, stream.shape), (onnx.TensorProto.INT8, shape)
+    infos = [onnx.helper.make_tensor_value_info(n, *k) for n, k in zip(("packed", "result"), kinds, strict=True)]
+    graph = onnx.helper.make_graph([node], "unpack", infos[:1], infos[1:])
+    opsets.append(onnx.helper.make_opsetid(onnx_model.DOMAIN, 1))
+    made = onnx.helper.make_model(graph, functions=functions.protos, opset_imports=opsets, ir_version=9)
+    assert_equal(run_model(made, {"packed": stream}), values)
 
 
 def images(graph: Graph, count: int) -> list[Array]:
@@ -147,14 +165,17 @@ def test_the_form_that_tools_fuse_is_close(path: Path) -> None:
 
 
 def alone(made: Any, node: Node) -> Any:
-    """The float operators of a node as a model."""
+    """The float operators of a node as a model, with what unpacks its weights."""
     nodes = [n for n in made.graph.node if n.name.startswith(f"{node.name}/")]
+    read = {name for n in nodes for name in n.input}
+    nodes = [n for n in made.graph.node if n.op_type.startswith("unpack") and n.output[0] in read] + nodes
     known = {info.name: info for info in (*made.graph.value_info, *made.graph.input, *made.graph.output)}
     used = {name for n in nodes for name in n.input}
     initializers = [tensor for tensor in made.graph.initializer if tensor.name in used]
     inputs = [known[name] for name in dict.fromkeys(node.inputs) if name in known]
     graph = onnx.helper.make_graph(nodes, "node", inputs, [known[node.name]], initializers)
-    return onnx.helper.make_model(graph, opset_imports=list(made.opset_import), ir_version=made.ir_version)
+    about = {"opset_imports": list(made.opset_import), "ir_version": made.ir_version}
+    return onnx.helper.make_model(graph, functions=list(made.functions), **about)
 
 
 def test_one_window_has_the_labels_of_either_merge() -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from intseg import store
+from intseg import packing, store
 from intseg._version import __version__
 from intseg.export.onnx_machine import DTYPES, OnnxMachine, Tensor
 from intseg.export.onnx_qdq import OPSET as QDQ_OPSET
 from intseg.export.onnx_qdq import Lowering
 from intseg.graph import IMAGE, Graph
-from intseg.ops import OPS, Attr
+from intseg.ops import OPS, Array, Attr
 
 OPSET = 18
 IR_VERSION = 9
@@ -49,17 +51,40 @@ class Functions:
         given = [machine.input(name, *operand) for name, operand in zip(names, inputs, strict=True)]
         roles = {role: machine.input(role, *operand) for role, operand in params.items()}
         found: Tensor = define(machine, *given, **roles, **attrs)
-        body = machine.finish(found)
+        about = f"{inspect.getdoc(define)}\n\nattributes: {json.dumps(dict(attrs))}"
+        return self._known(op, [*names, *roles], machine.finish(found), about), (found.dtype, found.shape)
+
+    def unpack(self, bits: int, shape: tuple[int, ...]) -> str:
+        """Name of the function from the bytes of a packed tensor to its elements INT8 (SPEC 6.1).
+
+        Eight elements are `bits` bytes; one begins in a byte and may end in the next.
+        """
+        machine, count = OnnxMachine(), math.prod(shape)
+        groups, starts = -(-count // 8), bits * np.arange(8)
+        given = machine.input("packed", "uint8", (groups * bits,))
+        stream = machine.widen(machine.reshape(given, groups, bits))
+        ends = starts // 8 + 1 < bits  # of the last byte there is no next one, and none of its elements needs it
+        first, second = (machine.gather(stream, n, 1) for n in (starts // 8, np.where(ends, starts // 8 + 1, 0)))
+        value = machine.arithmetic("Div", first + second * np.where(ends, 256, 0), 2 ** (starts % 8))
+        value = machine.low_bits(value, bits)
+        negative = machine.arithmetic("GreaterOrEqual", value, 2 ** (bits - 1), "bool")
+        found = machine.saturate(machine.where(negative, value - 2**bits, value), "int8")
+        flat = machine.rows(machine.reshape(found, 8 * groups), 0, count)
+        body = machine.finish(machine.reshape(flat, *shape))
+        return self._known("unpack", ["packed"], body, f"int{bits} {list(shape)}, low bits first (SPEC 6.1)")
+
+    def _known(self, op: str, inputs: Sequence[str], body: Sequence[onnx.NodeProto], about: str) -> str:
+        """Name of a function, which is added if there is no equal one."""
         opset = helper.make_opsetid("", self.opset)
-        made = helper.make_function(DOMAIN, op, [*names, *roles], ["result"], body, [opset], [])
-        made.doc_string = f"{inspect.getdoc(define)}\n\nattributes: {json.dumps(dict(attrs))}"
+        made = helper.make_function(DOMAIN, op, inputs, ["result"], body, [opset], [])
+        made.doc_string = about
         key = made.SerializeToString(deterministic=True)
         if key not in self._names:
             count = sum(name.split("_of_")[0] == op for name in self._names.values())
             made.name = f"{op}_of_{count}" if count else op
             self._names[key] = made.name
             self.protos.append(made)
-        return self._names[key], (found.dtype, found.shape)
+        return self._names[key]
 
 
 def model(graph: Graph, labels: bool = False, form: str = "exact") -> onnx.ModelProto:
@@ -85,17 +110,32 @@ def model(graph: Graph, labels: bool = False, form: str = "exact") -> onnx.Model
         lowering.nodes += _labels(graph, functions, known)
         outputs.append(_info(LABELS, known[LABELS]))
     used = {name for node in lowering.nodes for name in node.input}
-    tensors = [numpy_helper.from_array(array, name) for name, array in sorted(graph.tensors.items()) if name in used]
+    unpacking = [_unpacking(graph, functions, name) for name in sorted(graph.packed) if name in used]
+    held = {node.input[0]: _padded(graph, node.output[0]) for node in unpacking}
+    held |= {name: array for name, array in graph.tensors.items() if name in used - graph.packed.keys()}
     made = helper.make_graph(
-        lowering.nodes,
+        [*unpacking, *lowering.nodes],
         graph.info.name or "intseg",
         [_info(IMAGE, known[IMAGE])],
         outputs,
-        [*tensors, *lowering.initializers],
+        [*(numpy_helper.from_array(held[name], name) for name in sorted(held)), *lowering.initializers],
         value_info=[_info(node.name, known[node.name]) for node in graph.nodes if node.name != graph.output],
     )
     facts = {"form": form} | ({"exact_nodes": json.dumps(lowering.exact)} if form == "qdq" else {})
     return _finished(made, functions, graph, facts)
+
+
+def _padded(graph: Graph, name: str) -> Array:
+    """The bytes of a packed tensor, with zeros to whole groups of eight elements."""
+    array, bits = graph.tensors[name], graph.packed[name]
+    stream = packing.pack(array, bits)
+    return np.pad(stream, (0, -(-array.size // 8) * bits - len(stream)))
+
+
+def _unpacking(graph: Graph, functions: Functions, name: str) -> onnx.NodeProto:
+    """The node that gives a packed tensor: its bytes are what the model holds."""
+    function = functions.unpack(graph.packed[name], graph.tensors[name].shape)
+    return helper.make_node(function, [f"{name}.packed"], [name], name=name, domain=DOMAIN)
 
 
 def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> list[onnx.NodeProto]:
