@@ -135,7 +135,7 @@ def _padded(graph: Graph, name: str) -> Array:
 def _unpacking(graph: Graph, functions: Functions, name: str) -> onnx.NodeProto:
     """The node that gives a packed tensor: its bytes are what the model holds."""
     function = functions.unpack(graph.packed[name], graph.tensors[name].shape)
-    return helper.make_node(function, [f"{name}.packed"], [name], name=name, domain=DOMAIN)
+    return helper.make_node(function, [f"{name}/packed"], [name], name=name, domain=DOMAIN)
 
 
 def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> list[onnx.NodeProto]:
