@@ -17,7 +17,7 @@ def test_every_command_on_every_graph() -> None:
     counts, wrong = commands.campaign(CASES)
     assert wrong == []
     assert sum(counts.values()) == len(CASES) * len(commands.LINES)
-    assert counts[0] > 0.9 * sum(counts.values())
+    assert counts[0] > 0.8 * sum(counts.values())
 
 
 def test_every_command_is_tried() -> None:

@@ -152,11 +152,16 @@ for words in json.loads(sys.argv[2]):
 """
 
 
-def run(*words: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+def run(*words: str, cwd: Path, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False
     )
+
+
+def run_bare(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """With the modules of cwd and those that are installed, but no hook that an editable install has put among them."""
+    return run("-S", *words, cwd=cwd, path=os.pathsep.join([str(cwd), *filter(None, sys.path)]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -201,16 +206,16 @@ def test_a_checkout_without_symbolic_links_says_what_to_do(tmp_path: Path) -> No
         (tmp_path / "intseg" / name).write_text(f"../{name}", encoding="utf-8")
     image = str(GOLDEN / "images" / "small.png")
     for words in (("infer", image, "-w", MODEL, "-o", "labels.png"), ("train", "-o", "runs")):
-        done = run("-m", "intseg.cli", *words, cwd=tmp_path, path=tmp_path)
+        done = run_bare("-m", "intseg.cli", *words, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert (
             " is a file, expected a link: git made this checkout without symbolic links; run pip install ."
             in done.stderr
         )
         assert done.stderr.count("\n") == 1
-    done = run("-c", "import intseg; intseg.run", cwd=tmp_path, path=tmp_path)
+    done = run_bare("-c", "import intseg; intseg.run", cwd=tmp_path)
     assert done.stderr.splitlines()[-1].startswith("ImportError: intseg/kernels is a file, expected a link")
-    assert run("-m", "intseg.cli", "--help", cwd=tmp_path, path=tmp_path).returncode == 0
+    assert run_bare("-m", "intseg.cli", "--help", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["C:\\x", "C:x", "..\\x", "a/../../x", "/x", "a//x", "./x", "", "a\0b"])
