@@ -216,9 +216,37 @@ def test_eval_on_a_list(folder: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert cli.main(["eval", "--layout", "imagenet", "--merge", "1.journal", "2.journal", "--json"]) == 0
     merged = json.loads(capsys.readouterr().out)
-    assert {key: merged[key] for key in ("top1", "top5", "images")} == {
-        key: found[key] for key in ("top1", "top5", "images")
+    assert merged == {key: value for key, value in found.items() if key != "left out"}
+
+
+def test_an_evaluation_beside_an_earlier_one(folder: Path, capsys: Capture) -> None:
+    labelled(folder)
+    store.save(tiny_classifier(seed=9, working_size=(36, 500)), folder / "other.safetensors")
+    line = "eval --layout imagenet --root . --labels list.txt -w"
+    assert cli.main([*line.split(), "other.safetensors", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    (folder / "before.json").write_text(json.dumps(before))
+    ours, theirs = ([intseg.run(f"{i}.png", f"{w}.safetensors") for i in range(3)] for w in ("w", "other"))
+    same = sum(a.label == b.label for a, b in zip(ours, theirs, strict=True))
+    assert cli.main([*line.split(), "w.safetensors", "--compare-with", "before.json", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["compared"] == {
+        "with": "tiny classifier",
+        "top1": found["top1"] - before["top1"],
+        "top5": found["top5"] - before["top5"],
+        "same first": same,
+        "equal logits": 0,
     }
+    assert cli.main([*line.split(), "other.safetensors", "--compare-with", "before.json"]) == 0
+    assert "the same class first in 3, all logits equal in 3 of 3 images" in capsys.readouterr().out
+    for change, words in (
+        ({"each": dict(list(before["each"].items())[1:])}, "has no '0.png', this evaluation has it"),
+        ({"each": {name: [6 - one[0], *one[1:]] for name, one in before["each"].items()}}, "expected the same; run"),
+        ({"each": [1]}, "is not what intseg eval --json prints"),
+    ):
+        (folder / "bad.json").write_text(json.dumps(before | change))
+        assert cli.main([*line.split(), "w.safetensors", "--compare-with", "bad.json"]) in (2, 4)
+        assert words in capsys.readouterr().err
 
 
 def test_a_changed_image_is_counted_again(folder: Path) -> None:
@@ -253,6 +281,7 @@ def test_eval_on_folders(folder: Path, capsys: Capture) -> None:
         ("eval --layout imagenet --root . -w s.safetensors --labels list.txt", "needs a classifier"),
         ("eval --layout imagenet --root . -w w.safetensors --ignore 3", "has no label images"),
         ("eval --layout imagenet --root . -w w.safetensors --labels bad.txt", "is no image and class"),
+        ("eval --layout imagenet --root . -w w.safetensors --labels twice.txt", "has '0.png' twice"),
         ("quant-report w.safetensors 0.png --labels 0.png", "it has no pixels to label"),
         ("infer 0.png -w w.safetensors -o a.png", "this file is written as .json"),
     ],
@@ -260,6 +289,7 @@ def test_eval_on_folders(folder: Path, capsys: Capture) -> None:
 def test_what_cannot_be_meant(folder: Path, capsys: Capture, line: str, words: str) -> None:
     labelled(folder)
     (folder / "bad.txt").write_text("0.png 7\n")
+    (folder / "twice.txt").write_text("0.png 1\n0.png 2\n")
     store.save(tiny_graph(), folder / "s.safetensors")
     for name in ("val", "valannot"):
         (folder / name).mkdir()

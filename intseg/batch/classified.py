@@ -26,6 +26,9 @@ TOP = 5
 KIND = "eval classes"
 """Of its journals."""
 
+DIGITS = 16
+"""Of a digest of logits in JSON."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -89,7 +92,7 @@ def _numbers_of(folders: Sequence[str], classes: Sequence[str], part: Path) -> d
 
 
 def _of_list(path: Path, folder: Path, classes: Sequence[str]) -> Iterator[Example]:
-    named = _by_word(classes)
+    named, seen = _by_word(classes), set[str]()
     for line in lines(path):
         name, _, word = line.rpartition(" ")
         known = int(word) if word.isdecimal() and len(word) < 6 else named.get(word, -1)
@@ -98,6 +101,9 @@ def _of_list(path: Path, folder: Path, classes: Sequence[str]) -> Iterator[Examp
                 f"{path}: {line!r:.80} is no image and class, expected 'name.jpg 17' with a number below {len(classes)}"
             )
         name = name.strip()
+        if name in seen:
+            raise InputError(f"{path}: has {name!r:.80} twice, expected every image once; leave one out")
+        seen.add(name)
         files.require_inside(folder / name, folder)
         yield Example(folder / name, known, name)
 
@@ -107,12 +113,17 @@ def _of_list(path: Path, folder: Path, classes: Sequence[str]) -> Iterator[Examp
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in an image: the class, the place of the right one in the order of the logits, from 1 on."""
+    """What was found in an image: the class, the place of the right one in the order of the logits, from 1 on.
+
+    image   sha256 of its file
+    logits  sha256 of the INT32 logits, little-endian
+    """
 
     image: str
     label: int
     index: int
     rank: int
+    logits: str
     notes: tuple[str, ...]
 
 
@@ -123,6 +134,7 @@ class Accuracy:
     images         how many
     first, within  how many have the right class first, and among the best 5
     name, sha256   of the model
+    found          by the name of the image in the data set
     """
 
     images: int
@@ -130,6 +142,7 @@ class Accuracy:
     within: int
     name: str
     sha256: str
+    found: Mapping[str, Found]
     notes: Notes = field(default_factory=Notes)
 
     @property
@@ -145,8 +158,9 @@ class Accuracy:
     def as_json(self) -> dict[str, Any]:
         """What `intseg eval --json` prints."""
         counts = {"top1": number(self.top1), "top5": number(self.top5), "images": self.images, "right": self.first}
+        each = {name: [one.label, one.index, one.logits[:DIGITS]] for name, one in self.found.items()}
         about = {"notes": self.notes.as_json(), "model": {"name": self.name, "sha256": self.sha256}}
-        return {**counts, "right in 5": self.within, **about}
+        return {**counts, "right in 5": self.within, **about, "each": each}
 
 
 @dataclass(frozen=True)
@@ -180,7 +194,7 @@ def evaluate(
     part = [example for example in examples if shard is None or shard.has(example.name)]
     if journal is None:
         found = _ranked(part, task, executor, len(part), progress)
-        return _accuracy(_told(found, each), model.info.name, model.sha256)
+        return _accuracy(_told(found, each), model)
     names = "\n".join(f"{example.name}\t{example.label}" for example in examples)
     header = {
         "model": model.identity,
@@ -194,7 +208,7 @@ def evaluate(
         for example, one in _ranked(left, task, executor, len(part), progress):
             book.add(journals.item_of(example.name), vars(one) | {"notes": list(one.notes)})
             known[example.name] = one
-    return _accuracy(_told(((e, known[e.name]) for e in part), each), model.info.name, model.sha256)
+    return _accuracy(_told(((e, known[e.name]) for e in part), each), model)
 
 
 def require_classifier(model: api.Model) -> None:
@@ -211,15 +225,19 @@ def _told(
 ) -> Iterator[tuple[str, Found]]:
     for example, one in found:
         each(example, one)
-        yield str(example.image), one
+        yield journals.item_of(example.name), one
 
 
-def _accuracy(found: Iterable[tuple[str, Found]], name: str, sha256: str) -> Accuracy:
-    images, first, within, notes = 0, 0, 0, Notes()
-    for file, one in found:
-        images, first, within = images + 1, first + (one.rank == 1), within + (one.rank <= TOP)
+def _accuracy(found: Iterable[tuple[str, Found]], model: api.Model) -> Accuracy:
+    return _summed(dict(found), model.info.name, model.sha256)
+
+
+def _summed(found: Mapping[str, Found], name: str, sha256: str) -> Accuracy:
+    notes = Notes()
+    for file, one in found.items():
         notes.add(file, *one.notes)
-    return Accuracy(images, first, within, name, sha256, notes)
+    ranks = [one.rank for one in found.values()]
+    return Accuracy(len(ranks), ranks.count(1), sum(rank <= TOP for rank in ranks), name, sha256, found, notes)
 
 
 def _ranked(
@@ -244,7 +262,8 @@ def rank(item: Item, model: api.Model, backend: str, threads: int | None) -> Fou
     result = api.run_picture(picture, model, backend, threads)
     order = [best.index for best in result.top(len(model.info.classes))]
     digest = hashlib.sha256(data).hexdigest()
-    return Found(digest, example.label, order[0], 1 + order.index(example.label), result.notes)
+    logits = hashlib.sha256(result.logits.astype("<i4").tobytes()).hexdigest()
+    return Found(digest, example.label, order[0], 1 + order.index(example.label), logits, result.notes)
 
 
 def _restored(line: Mapping[str, Any], example: Example | None) -> Found | None:
@@ -255,7 +274,7 @@ def _restored(line: Mapping[str, Any], example: Example | None) -> Found | None:
     if not all(isinstance(note, str) for note in notes):
         return None
     label, index, place = map(int, numbers)
-    found = Found(str(line.get("image")), label, index, place, tuple(notes))
+    found = Found(str(line.get("image")), label, index, place, str(line.get("logits")), tuple(notes))
     if example is not None and (found.label != example.label or found.image != files.sha256(example.image)):
         return None
     return found
@@ -283,5 +302,5 @@ def merge(paths: Sequence[str]) -> Accuracy:
             f"{', '.join(paths)}: hold {len(found)} of {first.get('images')} images; finish every shard, "
             "and name all journals"
         )
-    ordered = ((name, found[name]) for name in sorted(found))
-    return _accuracy(ordered, str(first.get("model name")), str(first.get("model"))[:64])
+    ordered = {name: found[name] for name in sorted(found)}
+    return _summed(ordered, str(first.get("model name")), str(first.get("model"))[:64])

@@ -1,4 +1,4 @@
-"""An evaluation against an earlier one of the same pixels."""
+"""An evaluation against an earlier one of the same pixels, or of the same images of a classifier."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from intseg import files
+from intseg.batch.classified import DIGITS, Accuracy
 from intseg.batch.evaluate import Evaluation
 from intseg.batch.metrics import MAX_COUNT, Counts, metrics, number
 from intseg.errors import InputError, UsageError, one_line
@@ -65,17 +66,14 @@ def read_earlier(path: str | os.PathLike[str], classes: Sequence[str]) -> Earlie
     Raises InputError for a file that is not that, UsageError when it has other classes.
     """
     path = Path(path)
-    text = files.read_text(path, "", "give a file of intseg eval --json", pipes=True)
     try:
-        found = files.parse_json(text)
+        found = files.parse_json(_text(path))
         names = tuple(str(name) for name in found["classes"])
         rows = [[int(count) for count in row] for row in found["confusion"]]
         matrix = np.array(rows, np.int64).reshape(len(names), len(names))
         name = one_line(str(found["model"]["name"]))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{path}: is not what intseg eval --json prints ({type(error).__name__}); redirect its output to a file"
-        ) from None
+        raise _not_that(path, error) from None
     if (matrix < 0).any() or sum(map(sum, rows)) > MAX_COUNT:
         found = matrix.min() if (matrix < 0).any() else sum(map(sum, rows))
         raise InputError(f"{path}: counts {found} pixels, expected 0 to 2^62; write the file again")
@@ -85,6 +83,15 @@ def read_earlier(path: str | os.PathLike[str], classes: Sequence[str]) -> Earlie
             "expected equal ones; compare models of one data set"
         )
     return Earlier(path, name, matrix)
+
+
+def _text(path: Path) -> str:
+    return files.read_text(path, "", "give a file of intseg eval --json", pipes=True)
+
+
+def _not_that(path: Path, error: Exception) -> InputError:
+    name = type(error).__name__
+    return InputError(f"{path}: is not what intseg eval --json prints ({name}); redirect its output to a file")
 
 
 def compare(found: Evaluation, earlier: Earlier) -> Comparison:
@@ -104,6 +111,63 @@ def compare(found: Evaluation, earlier: Earlier) -> Comparison:
         tuple(_minus(a, b) for a, b in zip(new.acc, old.acc, strict=True)),
         earlier.name,
     )
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """One evaluation of a classifier beside another of the same images.
+
+    top1, top5  differences, in points of percent
+    same        images in which both find the same class first
+    equal       images in which all logits are equal
+    images      how many there are
+    name        of the other model
+    """
+
+    top1: float
+    top5: float
+    same: int
+    equal: int
+    images: int
+    name: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `intseg eval --json` prints under "compared"."""
+        points = {"top1": number(self.top1), "top5": number(self.top5)}
+        return {"with": self.name, **points, "same first": self.same, "equal logits": self.equal}
+
+
+def compare_classes(found: Accuracy, path: str | os.PathLike[str]) -> ClassComparison:
+    """An evaluation of a classifier beside the one that `intseg eval --json` wrote to a file.
+
+    Raises InputError for a file that is not that, UsageError when it has other images or other classes of them.
+    """
+    path = Path(path)
+    try:
+        earlier = files.parse_json(_text(path))
+        each = {
+            str(name): (int(label), int(index), str(logits)) for name, (label, index, logits) in earlier["each"].items()
+        }
+        top1, top5 = (100 * int(earlier[key]) / len(each) for key in ("right", "right in 5"))
+        name = one_line(str(earlier["model"]["name"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise _not_that(path, error) from None
+    for image in sorted(each.keys() ^ found.found.keys()):
+        here, there = ("has no", "has it") if image in found.found else ("has", "has not")
+        raise UsageError(
+            f"{path}: {here} {image!r:.80}, this evaluation {there}, expected the same images; run both with the same "
+            "--root, --split, --labels and --limit"
+        )
+    for image, one in found.found.items():
+        if one.label != each[image][0]:
+            raise UsageError(
+                f"{path}: has class {each[image][0]} for {image!r:.80}, this evaluation {one.label}, expected the "
+                "same; run both with the same --labels"
+            )
+    pairs = [(one, each[image]) for image, one in found.found.items()]
+    same = sum(one.index == index for one, (_, index, _) in pairs)
+    equal = sum(one.logits[:DIGITS] == logits for one, (_, _, logits) in pairs)
+    return ClassComparison(found.top1 - top1, found.top5 - top5, same, equal, len(pairs), name)
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -131,7 +131,7 @@ def _real(result: api.Result, logit: int) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ eval
 
-_LABELS = ("ignore", "label_offset", "label_map", "orientation", "images", "compare_with")
+_LABELS = ("ignore", "label_offset", "label_map", "orientation", "images")
 """Options of `eval` about label images."""
 
 
@@ -145,7 +145,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
         option = (given or "reduce_zero_label").replace("_", "-")
         raise UsageError(f"layout imagenet has no label images, --{option} is about these; leave it out")
     if args.merge:
-        return _measured(classified.merge(args.merge))
+        return _measured(args, classified.merge(args.merge))
     if not args.root:
         raise UsageError("layout imagenet needs --root DIR; see intseg eval --help")
     if args.shard and not args.resume:
@@ -164,14 +164,24 @@ def evaluate(args: argparse.Namespace) -> Answer:
         shard=shard_of(args),
         executor=executor_of(args, len(examples)),
     )
-    return _measured(found, {"left out": list(notes)})
+    return _measured(args, found, {"left out": list(notes)})
 
 
-def _measured(found: classified.Accuracy, more: Mapping[str, Any] | None = None) -> Answer:
+def _measured(args: argparse.Namespace, found: classified.Accuracy, more: Mapping[str, Any] | None = None) -> Answer:
+    from intseg.batch.compare import compare_classes
+
+    compared = compare_classes(found, args.compare_with) if args.compare_with else None
     for note in found.notes.lines():
         say(f"note: {note}")
+    changes = [f" ({change:+.2f})" for change in (compared.top1, compared.top5)] if compared else [""] * 2
     lines = [
-        f"top-1 {found.top1:.2f} %   top-5 {found.top5:.2f} %",
+        f"top-1 {found.top1:.2f} %{changes[0]}   top-5 {found.top5:.2f} %{changes[1]}",
         f"{count(found.images, 'image')}, {found.name}, sha256 {found.sha256[:12]}",
     ]
-    return Answer(lines, {**found.as_json(), **(more or {})})
+    if compared:
+        same = f"the same class first in {compared.same}, all logits equal in {compared.equal}"
+        lines.append(
+            f"changes since {compared.name}, in points of percent; {same} of {count(compared.images, 'image')}"
+        )
+    extra = {"compared": compared.as_json()} if compared else {}
+    return Answer(lines, {**found.as_json(), **(more or {}), **extra})
