@@ -221,11 +221,8 @@ def linear(
     """
     depth, width, columns, rows = x.shape[1], mult.shape[0], tile_columns(), tile_rows()
     steps = ceil_div(depth, group_size())
-    stride = steps * step_size()
-    words = scratch.view(np.int16)
-    wide = kind == RAW
-    base = address(scratch)
-    tile_at = ROW_BLOCK * stride
+    stride, words, wide = steps * step_size(), scratch.view(np.int16), kind == RAW
+    base, tile_at = address(scratch), ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
         count = min(ROW_BLOCK, stop - block)
         for r in range(count):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from functools import cache
 from pathlib import Path
 
 import graphs
@@ -16,6 +17,7 @@ from intseg.cli import main as cli
 from intseg.conformance import flat
 from intseg.errors import InputError, ModelError
 from intseg.exam import EXAMS
+from intseg.graph import Graph
 from intseg.ops import OPS
 
 SPEC = (Path(__file__).parent.parent / "SPEC.md").read_text(encoding="utf-8")
@@ -37,22 +39,37 @@ def get(data: bytes, table: dict[str, tuple[int, str]], name: str, start: int = 
     return struct.unpack_from(f"<{count}{'i' if word == 'i32' else 'I'}", data, start + byte)
 
 
-def test_the_file_is_as_the_readme_says():
+HEADER = fields("Header")
+
+
+@cache
+def tiny() -> tuple[Graph, bytes]:
+    """A graph and its file."""
     graph = graphs.tiny()
-    data = flat.flatten(graph, bytes(range(32)))
-    header, node, tensor = fields("Header"), fields("Node record"), fields("Tensor record")
+    return graph, flat.flatten(graph, bytes(range(32)))
+
+
+def names_of_tensors() -> list[str]:
+    graph, _ = tiny()
+    return sorted(set(graph.tensors) - {"scale", "pos.scale"})
+
+
+def text(offset: int) -> str:
+    """The text at an offset, where the header says that texts are."""
+    _, data = tiny()
+    (texts,), (size,) = get(data, HEADER, "offset of the texts"), get(data, HEADER, "size of the texts")
+    assert 0 <= offset < size
+    return data[texts + offset :].split(b"\0", 1)[0].decode()
+
+
+def test_the_header_is_as_the_readme_says():
+    (graph, data), header = tiny(), HEADER
     assert data[:8] == b"INTSEGFL"
     assert get(data, header, "version") == (1,)
     assert get(data, header, "size of the file") == (len(data),)
     assert data[16:48] == hashlib.sha256(data[48:]).digest()
     assert data[128:160] == bytes(range(32))
     assert data[160:192] == bytes(32)
-
-    (texts,), (size,) = get(data, header, "offset of the texts"), get(data, header, "size of the texts")
-
-    def text(offset: int) -> str:
-        assert 0 <= offset < size
-        return data[texts + offset :].split(b"\0", 1)[0].decode()
 
     info = graph.info
     assert get(data, header, "window") == info.window
@@ -67,6 +84,9 @@ def test_the_file_is_as_the_readme_says():
     assert tuple(map(text, struct.unpack_from("<3I", data, names))) == info.classes
     assert data[palette : palette + 12] == b"".join(bytes((*colour, 0)) for colour in info.palette)
 
+
+def test_the_tensors_are_as_the_readme_says():
+    (graph, data), header, tensor = tiny(), HEADER, fields("Tensor record")
     (count,), (start,) = get(data, header, "number of tensors"), get(data, header, "offset of the tensor records")
     tensors = []
     for place in range(start, start + count * 32, 32):
@@ -79,8 +99,11 @@ def test_the_file_is_as_the_readme_says():
         array = np.frombuffer(data, CODES[code], int(np.prod(shape[:rank])), offset).reshape(shape[:rank])
         assert array.dtype.name == graph.tensors[tensors[-1]].dtype.name
         assert np.array_equal(array, graph.tensors[tensors[-1]])
-    assert tensors == sorted(set(graph.tensors) - {"scale", "pos.scale"})
+    assert tensors == names_of_tensors()
 
+
+def test_the_nodes_are_as_the_readme_says():
+    (graph, data), header, node, tensors = tiny(), HEADER, fields("Node record"), names_of_tensors()
     (count,), (start,) = get(data, header, "number of nodes"), get(data, header, "offset of the node records")
     assert count == len(graph.nodes)
     references = {"image": 0} | {n.name: i for i, n in enumerate(graph.nodes, 1)}

@@ -372,16 +372,7 @@ def correct_biases(
     images   uint8 [B, H, W, 3]
     prepare  called before a layer is corrected, with what it reads; where it says False the bias stays
     """
-    layers, expected, weights = twin.linears(), dict[str, Tensor](), dict[str, Tensor]()
-
-    def receive(node: str, value: Tensor) -> None:
-        if node in layers:
-            value = value if layers[node].units is None else value[..., layers[node].units]
-            size = value.norm(dim=-1, keepdim=True).double()
-            usual = size.median(dim=1, keepdim=True).values
-            weights[node] = (UNUSUAL * usual / size.clamp(min=1e-30)).clamp(max=1) ** 2
-            weights[node] /= weights[node].sum(1, keepdim=True)
-            expected[node] = (weights[node] * value).sum(1)
+    layers = twin.linears()
 
     def correct(node: str, layer: QLinear, x: Quantized) -> None:
         if not prepare(layer, x) or x.q.shape[0] * x.q.shape[1] < CORRECTED_ROWS:
@@ -399,8 +390,7 @@ def correct_biases(
     training = twin.training
     twin.eval()
     with torch.no_grad():
-        with tapped(model, receive):
-            model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
+        expected, weights = _exact_means(twin, layers, model, images)
         handles = [layer.register_forward_pre_hook(before(node)) for node, layer in layers.items()]
         try:
             twin(images)
@@ -408,6 +398,29 @@ def correct_biases(
             for handle in handles:
                 handle.remove()
     twin.train(training)
+
+
+def _exact_means(
+    twin: FakeQuant, layers: dict[str, QLinear], model: Segmenter | Classifier, images: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of each linear layer, by node: the float model's mean output of a window, [B, D], and the tokens' weights in it.
+
+    The weights [B, L, 1] sum to 1 over a window's tokens.
+    """
+    expected, weights = dict[str, Tensor](), dict[str, Tensor]()
+
+    def receive(node: str, value: Tensor) -> None:
+        if node in layers:
+            value = value if layers[node].units is None else value[..., layers[node].units]
+            size = value.norm(dim=-1, keepdim=True).double()
+            usual = size.median(dim=1, keepdim=True).values
+            weights[node] = (UNUSUAL * usual / size.clamp(min=1e-30)).clamp(max=1) ** 2
+            weights[node] /= weights[node].sum(1, keepdim=True)
+            expected[node] = (weights[node] * value).sum(1)
+
+    with tapped(model, receive):
+        model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
+    return expected, weights
 
 
 def some_windows(twin: FakeQuant, batches: Sequence[Tensor], views: Sequence[int]) -> Tensor:

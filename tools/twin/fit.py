@@ -167,39 +167,44 @@ def _divided(
     fc1, fc2 = block.fc1, block.fc2
     whole = [t.detach().clone() for t in (fc1.weight, fc1.bias, fc2.weight)]
     spare = (F.gelu(x).var(0) * (fc2.weight.double() ** 2).sum(0)).argsort().tolist()
-
-    def divide(assign: Callable[[], None]) -> bool:
-        assign()
-        top = float(block.gelu.table_x.dequantize(torch.tensor(127)).max())
-        far = (reach > 2 * top).nonzero().flatten().tolist()
-        parts = [(unit, *ramp) for unit in far for ramp in _ramps(top, float(reach[unit]) * TABLE_MARGIN)]
-        if not far or len(far) > MOST_DIVIDED or top < LEAST_TOP:
-            return False
-        units, step_y = torch.arange(len(reach)), block.gelu.table_y.scale
-        lowest = float(block.gelu.integers()["table"][0])
-        for place, (unit, start, size) in zip([u for u in spare if u not in far], parts, strict=False):
-            units[place] = unit
-            block.fc1_act.scale[place] = block.gelu.table_x.scale * size
-            block.fc1_act.mid[place] = start + block.gelu.table_x.mid * size
-            block.gelu_act.scale[place] = step_y * size
-            block.gelu_act.mid[place] = -lowest * step_y * size  # far below its start a ramp is exactly zero
-        fc1.units = units
-        fc1.weight.copy_(whole[0][units]), fc1.bias.copy_(whole[1][units]), fc2.weight.copy_(whole[2][:, units])
-        return True
-
-    def undo() -> None:
-        fc1.units = None
-        for parameter, value in zip((fc1.weight, fc1.bias, fc2.weight), whole, strict=True):
-            parameter.copy_(value)
-
     found: dict[float, Callable[[], None]] = {}
     for assign in clipped:
-        if divide(assign):
+        assign()
+        if _divide(block, whole, spare, reach):
             found[error()] = assign
-        undo()
+        _put_units(block, whole, None)
     if not found or min(found) > enough:
         return False
-    return divide(found[min(found)])
+    found[min(found)]()
+    return _divide(block, whole, spare, reach)
+
+
+def _divide(block: QBlock, whole: Sequence[Tensor], spare: Sequence[int], reach: Tensor) -> bool:
+    """Divide the far units for the table that is assigned, False where none or too many reach far; see `_divided`."""
+    top = float(block.gelu.table_x.dequantize(torch.tensor(127)).max())
+    far = (reach > 2 * top).nonzero().flatten().tolist()
+    parts = [(unit, *ramp) for unit in far for ramp in _ramps(top, float(reach[unit]) * TABLE_MARGIN)]
+    if not far or len(far) > MOST_DIVIDED or top < LEAST_TOP:
+        return False
+    units, step_y = torch.arange(len(reach)), block.gelu.table_y.scale
+    lowest = float(block.gelu.integers()["table"][0])
+    for place, (unit, start, size) in zip([u for u in spare if u not in far], parts, strict=False):
+        units[place] = unit
+        block.fc1_act.scale[place] = block.gelu.table_x.scale * size
+        block.fc1_act.mid[place] = start + block.gelu.table_x.mid * size
+        block.gelu_act.scale[place] = step_y * size
+        block.gelu_act.mid[place] = -lowest * step_y * size  # far below its start a ramp is exactly zero
+    _put_units(block, whole, units)
+    return True
+
+
+def _put_units(block: QBlock, whole: Sequence[Tensor], units: Tensor | None) -> None:
+    """Rows of fc1 and columns of fc2 for these units of `whole` (fc1's weight and bias, fc2's weight), None for all."""
+    block.fc1.units = units
+    rows = slice(None) if units is None else units
+    block.fc1.weight.copy_(whole[0][rows])
+    block.fc1.bias.copy_(whole[1][rows])
+    block.fc2.weight.copy_(whole[2][:, rows])
 
 
 def _ramps(top: float, reach: float) -> list[tuple[float, float]]:
