@@ -283,12 +283,12 @@ def _map(classes: Sequence[str], mapping: str) -> dict[str, int]:
 def _inline_pairs(text: str) -> dict[str, int]:
     pairs = {}
     for pair in text.split(","):
-        name, _, value = pair.rpartition("=")
-        if not name or not re.fullmatch("[0-9]{1,9}", value.strip()):
+        name, _, value = (part.strip() for part in pair.rpartition("="))
+        if not name or not re.fullmatch("[0-9]{1,9}", value):
             raise UsageError(
                 f"label map: {pair!r:.60}, expected NAME=VALUE with a whole number from 0 to {_VALUES - 1}"
             )
-        pairs[name.strip()] = int(value)
+        pairs[name] = int(value)
     return pairs
 
 

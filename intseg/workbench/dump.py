@@ -79,7 +79,7 @@ def _axes(order: str, rank: int) -> tuple[int, ...]:
         return tuple(range(rank))
     if order == "F":
         return tuple(range(rank))[::-1]
-    axes = tuple(int(part) if re.fullmatch(r"\s*[0-9]{1,3}\s*", part) else -1 for part in order.split(","))
+    axes = tuple(int(part) if re.fullmatch("[0-9]{1,3}", part) else -1 for part in map(str.strip, order.split(",")))
     if sorted(axes) != list(range(rank)):
         raise UsageError(f"order {order!r} is not C, F or a permutation of the {rank} axes; use --tensors to choose")
     return axes

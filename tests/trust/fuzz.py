@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guard import Failure, Guard, key_of, save, smaller
+from guard import Failure, Guard, Seen, key_of, put, save, smaller
 from hostile.cases import KINDS, Case, drawn
 from hostile.kind import Files
 from hostile.plants import PLANTS
@@ -70,11 +70,12 @@ class Read:
 
 @dataclass
 class Counts:
-    """What happened to files. `stages` counts (kind, outcome, stage)."""
+    """What happened to files. `stages` counts (kind, outcome, stage), `slowest` has seconds of CPU time by kind."""
 
     files: int = 0
     cpu: float = 0.0
-    slowest: float = 0.0
+    slowest: dict[str, float] = field(default_factory=dict)
+    same: int = 0
     memory: int = 0
     stages: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
@@ -93,11 +94,20 @@ class Counts:
         """Count what another worker did."""
         self.files += other.files
         self.cpu += other.cpu
-        self.slowest, self.memory = max(self.slowest, other.slowest), max(self.memory, other.memory)
+        self.memory, self.same = max(self.memory, other.memory), self.same + other.same
+        for kind, seconds in other.slowest.items():
+            self.slowest[kind] = max(self.slowest.get(kind, 0.0), seconds)
         self.stages += other.stages
         known = {failure.key for failure in self.failures}
         self.failures += [failure for failure in other.failures if failure.key not in known]
         self.repeated += other.repeated + sum(failure.key in known for failure in other.failures)
+
+    def by(self, what: str) -> Counter[str]:
+        """Files by "kind", "outcome" or "stage"."""
+        found: Counter[str] = Counter()
+        for key, n in self.stages.items():
+            found[key[("kind", "outcome", "stage").index(what)]] += n
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints and a worker hands over."""
@@ -109,9 +119,8 @@ class Counts:
         """What a worker counted before it died."""
         counts = Counts()
         for line in path.read_text(encoding="ascii").splitlines():
-            entry = json.loads(line)
-            failure = Failure(**entry["failure"]) if entry["failure"] else None
-            counts.count(Read(tuple(entry["stage"]), entry["key"], failure))
+            kind, outcome, stage, key, failure = json.loads(line)
+            counts.count(Read((kind, outcome, stage), key, Failure(**failure) if failure else None))
         return counts
 
     @staticmethod
@@ -129,18 +138,15 @@ def work(job: dict[str, Any]) -> Counts:
     folder = Path(job["folder"])
     tempfile.tempdir = str(folder)
     for name in job["kinds"]:
-        for base in range(KINDS[name].bases):  # what is loaded on first use is loaded now
+        for base in range(min(KINDS[name].bases, 50)):  # what is loaded on first use is loaded now
             files = Case(name, base, ()).files()
-            place = folder / "warm"
-            for path, data in files.items():
-                (place / path).parent.mkdir(parents=True, exist_ok=True)
-                (place / path).write_bytes(data)
+            put(str(folder / "warm"), files)
             with contextlib.suppress(IntsegError):
-                KINDS[name].read(place, files)
-            shutil.rmtree(place, ignore_errors=True)
+                KINDS[name].read(folder / "warm", files)
+        shutil.rmtree(folder / "warm", ignore_errors=True)
     for name in job["plants"]:
         PLANTS[name]()
-    guard = Guard(folder, job["limit"], job["memory"])
+    guard, known, kinds = Guard(folder, job["limit"], job["memory"]), Seen(Path(job["seen"])), tuple(job["kinds"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts, start = Counts(), time.process_time()
     seen = set(job["known"])
@@ -153,8 +159,11 @@ def work(job: dict[str, Any]) -> Counts:
             if time.time() > job["deadline"]:
                 break
             progress[:] = index.to_bytes(8, "little")
-            case = drawn(job["seed"], index, tuple(job["kinds"]))
+            case = drawn(job["seed"], index, kinds, job["held"])
             files, error = built(case)
+            if error is None and not known.add(case.kind, files):
+                counts.same += 1
+                continue
             stage = outcome = ""
             if error is None:
                 stage, outcome, error = guard.read(case.kind, files)
@@ -170,7 +179,8 @@ def work(job: dict[str, Any]) -> Counts:
                     reduced = smaller(case, _same(guard, case.kind, entry.key), job["shrink"]) if files else None
                     save(entry.failure, case, files, reduced, Path(job["out"]))
             counts.count(entry)
-            journal.write(json.dumps(asdict(entry)).encode() + b"\n")
+            failure = asdict(entry.failure) if entry.failure else None
+            journal.write(json.dumps([*entry.stage, entry.key, failure]).encode() + b"\n")
     counts.cpu, counts.slowest = time.process_time() - start, guard.slowest
     counts.memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return counts
@@ -206,6 +216,7 @@ class Settings:
     recycle: int
     shrink: float
     out: Path
+    held: int = 1
     plants: tuple[str, ...] = ()
 
 
@@ -255,6 +266,8 @@ def _run_worker(settings: Settings, folder: Path, first: int, count: int, deadli
             "out": str(settings.out.absolute()),
             "plants": list(settings.plants),
             "deadline": deadline,
+            "held": settings.held,
+            "seen": str(folder.parent / "seen"),
             "folder": str(folder),
             "known": [failure.key for failure in (*total.failures, *counts.failures)],
         }
@@ -299,7 +312,7 @@ def _cpu_time(pid: int) -> float:
 
 def _add_crash(counts: Counts, settings: Settings, index: int, code: int, errors: bytes) -> None:
     """A worker that died: the case it was reading is the failure."""
-    case = drawn(settings.seed, index, settings.kinds)
+    case = drawn(settings.seed, index, settings.kinds, settings.held)
     what = "killed: too long in one file" if code == -signal.SIGKILL else f"the process ended with {code}"
     details = errors.decode("utf-8", "replace")[-4000:]
     failure = Failure(case.kind, settings.seed, index, what, f"{case.kind} crash {code}", details)
@@ -320,24 +333,38 @@ def lines(counts: Counts, seconds: float) -> Iterator[str]:
         if not mine:
             continue
         size = sum(mine.values())
-        yield f"{kind}: {size} files"
+        yield f"{kind}: {size} files, the slowest {counts.slowest.get(kind, 0):.2f} s"
         for (outcome, stage), n in sorted(mine.items(), key=lambda item: (item[0][0], -item[1])):
             yield f"  {outcome:9} {stage:{width}} {n:9}  {n / size:6.1%}"
-    outcomes: Counter[str] = Counter()
-    for (_, outcome, _), n in counts.stages.items():
-        outcomes[outcome] += n
-    yield (
-        f"{counts.files} files in {seconds:.0f} s, {counts.files / max(seconds, 0.001):.0f} a second; "
-        f"{counts.cpu:.0f} s of CPU time, {counts.files / max(counts.cpu, 0.001):.0f} a second of it"
-    )
-    yield (
-        f"accepted {outcomes['accepted']}, refused {outcomes['refused']}, failed {outcomes['failed']}; "
-        f"slowest file {counts.slowest:.2f} s of CPU time, memory of a worker grew by {counts.memory / 2**20:.0f} MiB"
-    )
+    yield _rate(counts, seconds)
     for failure in counts.failures:
         yield f"FAILURE {failure.key}: {failure.error}"
         yield f"        {failure.folder}"
     yield f"{len(counts.failures)} different failures" if counts.failures else "no failure"
+
+
+def _rate(counts: Counts, seconds: float) -> str:
+    outcomes = counts.by("outcome")
+    return (
+        f"{counts.files:,} different files in {seconds:,.0f} s, {counts.files / max(seconds, 0.001):,.0f} a second; "
+        f"{counts.cpu:,.0f} s of CPU time, {counts.files / max(counts.cpu, 0.001):,.0f} a second of it; "
+        f"accepted {outcomes['accepted']:,}, refused {outcomes['refused']:,}, failed {outcomes['failed']:,}, "
+        f"left out as read before {counts.same:,}; memory of a worker grew by {counts.memory / 2**20:.0f} MiB"
+    )
+
+
+def table(counts: Counts, seconds: float) -> Iterator[str]:
+    """A finished campaign in Markdown."""
+    yield "| kind | files | accepted | refused | failed | slowest |\n|---|---|---|---|---|---|"
+    for kind in KINDS:
+        n = {what: sum(c for key, c in counts.stages.items() if key[:2] == (kind, what)) for what in OUTCOMES}
+        if sum(n.values()):
+            row = [f"{sum(n.values()):,}", *(f"{n[what]:,}" for what in OUTCOMES)]
+            yield f"| {kind} | {' | '.join(row)} | {counts.slowest.get(kind, 0):.2f} s |"
+    yield f"\n{_rate(counts, seconds)}"
+
+
+OUTCOMES = ("accepted", "refused", "failed")
 
 
 def replay(folder: Path, limit: float, memory: int) -> int:
@@ -360,6 +387,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other files (0)")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; may be repeated")
+    parser.add_argument(
+        "--held", type=int, default=1, metavar="N", help="what is read from memory N times as often (1)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="worker processes at a time (1)")
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of CPU time for one file (1)")
     parser.add_argument("--memory", type=int, default=1024, help="MiB that a worker may grow by (1024); 0: no limit")
@@ -367,6 +397,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shrink", type=float, default=10, help="seconds of CPU time to make a failure smaller (10)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder of the failures")
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="the table of counts that --json printed")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read a saved failure again")
     parser.add_argument(
         "--plant", action="append", choices=list(PLANTS), help="break a reader first: the run must fail"
@@ -382,6 +413,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = work(json.loads(args.worker))
         print(json.dumps(found.as_json()))
         return 0
+    if args.show:
+        document = json.loads(args.show.read_text(encoding="ascii"))
+        seconds = document.pop("seconds")
+        print("\n".join(table(Counts.of_json(document), seconds)))
+        return 0
     if args.replay:
         return replay(args.replay, args.limit, args.memory)
     count = args.count if args.count or args.seconds else 20_000
@@ -396,6 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recycle=args.recycle,
         shrink=args.shrink,
         out=args.out,
+        held=args.held,
         plants=tuple(args.plant or ()),
     )
     start = time.time()
@@ -403,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.time() - start
     print("\n".join(lines(found, seconds)), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**found.as_json(), "seconds": seconds, "rate": found.files / max(seconds, 0.001)}))
+        print(json.dumps({**found.as_json(), "seconds": round(seconds, 1)}))
     return 1 if found.failures else 0
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from hostile.held import Arrays, Headers, Names, Numbers, Pictures, Records, Words
 from hostile.images import Images, Labels
 from hostile.journals import Evaluations, Journals
 from hostile.kind import Files, Kind
@@ -31,6 +33,13 @@ KINDS: dict[str, Kind] = {
         Texts(),
         Folders(),
         CacheEntries(),
+        Words(),
+        Arrays(),
+        Headers(),
+        Records(),
+        Names(),
+        Numbers(),
+        Pictures(),
     )
 }
 
@@ -49,15 +58,16 @@ class Case:
 
 
 @functools.cache
-def _population(kinds: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    return list(kinds), [KINDS[name].weight for name in kinds]
+def _population(kinds: tuple[str, ...], held: int) -> tuple[list[str], list[int]]:
+    weights = (KINDS[name].weight * (held if KINDS[name].held else 1) for name in kinds)
+    return list(kinds), list(itertools.accumulate(weights))
 
 
-def drawn(seed: int, index: int, kinds: tuple[str, ...]) -> Case:
-    """Case number `index` of a seed among some kinds."""
+def drawn(seed: int, index: int, kinds: tuple[str, ...], held: int = 1) -> Case:
+    """Case number `index` of a seed among some kinds; what is read from memory comes `held` times as often."""
     r = Random((seed << 40) + index)
-    names, weights = _population(kinds)
-    (kind,) = r.choices(names, weights)
+    names, until = _population(kinds, held)
+    (kind,) = r.choices(names, cum_weights=until)
     count = r.choice((1, 1, 1, 2, 2, 3, 6))
     return Case(kind, r.randrange(KINDS[kind].bases), tuple(r.getrandbits(32) for _ in range(count)))
 

@@ -22,6 +22,7 @@ from hostile.spoil import spoil
 from intseg.batch import metrics
 from intseg.images import decode as pictures
 from intseg.images.labels import decode_labels
+from intseg.ops import Array
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -144,29 +145,42 @@ def image_bases() -> tuple[tuple[str, bytes], ...]:
     return tuple(found)
 
 
-class Images(Kind):
-    """Images in every format of the list, as images and as labels."""
+class Spoiled(Kind):
+    """Pictures with changes of bytes, and of the chunks of a PNG with right checksums."""
+
+    file = "image.png"
+
+    def base(self, base: int) -> tuple[str, bytes]:
+        """The format of a base, and its bytes."""
+        return image_bases()[base]
+
+    def build(self, base: int, steps: Sequence[int]) -> Files:
+        kind, data = self.base(base)
+        for seed in steps:
+            r = Random(seed)
+            data = _spoil_png(data, r) if kind == "png" and r.random() < 0.7 else spoil(data, r)
+        return {self.file: data}
+
+    def patience(self, files: Files) -> float:
+        return _patience(files[self.file])
+
+
+def checked(rgb: Array) -> None:
+    """Raise Disagreement for what is no picture."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+        raise Disagreement(f"decoded to {rgb.dtype} {rgb.shape}")
+
+
+class Images(Spoiled):
+    """Images in every format of the list."""
 
     name, weight, bases = "image", 18, 43
     stages = (("opened", "not opened"), ("_convert", "not decoded"))
 
-    def build(self, base: int, steps: Sequence[int]) -> Files:
-        kind, data = image_bases()[base]
-        for seed in steps:
-            r = Random(seed)
-            data = _spoil_png(data, r) if kind == "png" and r.random() < 0.7 else spoil(data, r)
-        return {"image.png": data}
-
     def read(self, folder: Path, files: Files) -> str:
-        path, data = folder / "image.png", files["image.png"]
-        source = path if len(data) % 2 else data
-        rgb = pictures.decode(source, (1, 2, 3)).rgb
-        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-            raise Disagreement(f"decoded to {rgb.dtype} {rgb.shape}")
+        path, data = folder / self.file, files[self.file]
+        checked(pictures.decode(path if len(data) % 2 else data, (1, 2, 3)).rgb)
         return "decoded"
-
-    def patience(self, files: Files) -> float:
-        return _patience(files["image.png"])
 
 
 def _patience(data: bytes) -> float:
@@ -178,26 +192,18 @@ def _patience(data: bytes) -> float:
     return 1.0
 
 
-class Labels(Kind):
+class Labels(Spoiled):
     """Label images, read and counted."""
 
-    name, weight, bases = "labels", 6, 6
+    name, weight, bases, file = "labels", 6, 6, "labels.png"
     stages = (("opened", "not opened"), ("decode_labels", "not decoded"), ("confusion", "labels out of range"))
 
-    def build(self, base: int, steps: Sequence[int]) -> Files:
-        chosen = [image_bases()[i] for i in (1, 3, 4, 6, 27, 35)]
-        kind, data = chosen[base]
-        for seed in steps:
-            r = Random(seed)
-            data = _spoil_png(data, r) if kind == "png" and r.random() < 0.7 else spoil(data, r)
-        return {"labels.png": data}
+    def base(self, base: int) -> tuple[str, bytes]:
+        return image_bases()[(1, 3, 4, 6, 27, 35)[base]]
 
     def read(self, folder: Path, files: Files) -> str:
-        labels = decode_labels(folder / "labels.png")
+        labels = decode_labels(folder / self.file)
         if labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 2 or not labels.size:
             raise Disagreement(f"decoded to {labels.dtype} {labels.shape}")
         metrics.confusion(labels, np.zeros(labels.shape, np.uint8), 8, 255)
         return "counted"
-
-    def patience(self, files: Files) -> float:
-        return _patience(files["labels.png"])

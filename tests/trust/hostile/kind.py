@@ -25,6 +25,9 @@ class Kind:
 
     bases: int
 
+    held = False
+    """Whether the reader takes bytes: nothing is put into a folder."""
+
     def build(self, base: int, steps: Sequence[int]) -> Files:
         """The files of a case: base number `base` with one mutation for every seed in `steps`."""
         raise NotImplementedError

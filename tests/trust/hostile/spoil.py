@@ -236,4 +236,24 @@ def spoil_header(header: dict[str, Any], r: Random) -> object:
     return header
 
 
+def spoil_npy(data: bytes, r: Random) -> bytes:
+    """Another header of a npy file: shapes that lie, dtypes that are none."""
+    start = data.find(b"{")
+    stop = data.find(b"\n", start)
+    if start < 0 or stop < 0:
+        return data
+    shape = r.choice(
+        ("(2**40,)", "(1099511627776,)", "(4, 3)", "(12,)", "()", "(-1,)", "(4,)", "[4, 3]", "(0, 9)", "(4, 3, 1)")
+    )
+    dtype = r.choice(
+        ("'<i2'", "'>i2'", "'<i8'", "'O'", "'<f4'", "'<U9'", "[('a', '<i2')]", "'|V2'", "('<i2', (9999999,))", "'x'")
+    )
+    order = r.choice(("False", "True", "None"))
+    head = f"{{'descr': {dtype}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
+    if r.random() < 0.1:
+        head = r.choice((b"(" * 5000, b"{'a': " * 100, b"__import__('os')", b"9" * 9000, b"'\\ud800'"))
+    size = (len(head) + 1).to_bytes(2, "little")
+    return data[:8] + size + head + b"\n" + data[stop + 1 :]
+
+
 BY_CODE = {code: dtype for dtype, code in _CODES.items()}

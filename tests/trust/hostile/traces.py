@@ -15,7 +15,7 @@ import numpy as np
 
 from hostile.graphs import BLOCK, block_graph, linear_graph
 from hostile.kind import Files, Kind
-from hostile.spoil import joined, packed, spoil, spoil_header, spoil_json, spoil_tensor, text
+from hostile.spoil import joined, packed, spoil, spoil_header, spoil_json, spoil_npy, spoil_tensor, text
 from hostile.weights import rename_tensors
 from intseg import api, store
 from intseg.ops import Array
@@ -224,7 +224,7 @@ class Tables(Kind):
         for seed in steps:
             r = Random(seed)
             lie = name == "head.npy" and r.random() < 0.4
-            data = _spoil_npy(data, r) if lie else spoil(data, r, 128)
+            data = spoil_npy(data, r) if lie else spoil(data, r, 128)
         return {name: data}
 
     def read(self, folder: Path, files: Files) -> str:
@@ -233,23 +233,3 @@ class Tables(Kind):
         path = folder if len(files[name]) % 3 == 0 and name.endswith("npy") else folder / name
         report = diff.compare(golden, sides.open_other(path, golden), diff.Settings(seconds=0.0, partial=True))
         return "equal" if report.equal else "different"
-
-
-def _spoil_npy(data: bytes, r: Random) -> bytes:
-    """Another header: shapes that lie, dtypes that are none."""
-    start = data.find(b"{")
-    stop = data.find(b"\n", start)
-    if start < 0 or stop < 0:
-        return data
-    shape = r.choice(
-        ("(2**40,)", "(1099511627776,)", "(4, 3)", "(12,)", "()", "(-1,)", "(4,)", "[4, 3]", "(0, 9)", "(4, 3, 1)")
-    )
-    dtype = r.choice(
-        ("'<i2'", "'>i2'", "'<i8'", "'O'", "'<f4'", "'<U9'", "[('a', '<i2')]", "'|V2'", "('<i2', (9999999,))", "'x'")
-    )
-    order = r.choice(("False", "True", "None"))
-    head = f"{{'descr': {dtype}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
-    if r.random() < 0.1:
-        head = r.choice((b"(" * 5000, b"{'a': " * 100, b"__import__('os')", b"9" * 9000, b"'\\ud800'"))
-    size = (len(head) + 1).to_bytes(2, "little")
-    return data[:8] + size + head + b"\n" + data[stop + 1 :]
