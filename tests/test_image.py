@@ -430,6 +430,7 @@ def test_stored_values(tmp_path: Path) -> None:
         ("road=-1,*=0", "NAME=VALUE"),
         ("road=65536,*=0", "expected 0 to 65535"),
         ("road=", "NAME=VALUE"),
+        (f"road={'9' * 5000}", "NAME=VALUE"),
     ],
 )
 def test_bad_label_maps(mapping: str, reason: str) -> None:

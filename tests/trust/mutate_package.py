@@ -71,6 +71,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/workbench/memory_files.py": ("test_dump",),
     "intseg/workbench/trace.py": ("test_trace", "test_guards"),
     "intseg/cli": ("test_cli", "test_batch"),
+    "kernels/resize.py": ("test_windows",),
+    "kernels/pixel_map.py": ("test_windows",),
+    "kernels/class_map.py": ("test_windows", "test_kernels"),
     "kernels": ("test_kernels",),
 }
 """Module or folder -> the test files that judge it."""
@@ -325,7 +328,8 @@ class Workshop:
             if file == mutant.file and (function == mutant.function or file.startswith("kernels")):
                 found |= tests
         if mutant.file.startswith("kernels") and not found:
-            found = {name: s for tests in self.calls.values() for name, s in tests.items() if "test_kernels" in name}
+            files = tests_of(mutant.file)
+            found = {n: s for tests in self.calls.values() for n, s in tests.items() if n.partition("::")[0] in files}
         order = sorted((Test(n, s) for n, s in found.items() if n not in self.failed), key=lambda test: test.seconds)
         total = [sum(test.seconds for test in order[:i]) for i in range(len(order))]
         return [test for test, before in zip(order, total, strict=True) if before <= most]
