@@ -1,7 +1,11 @@
 """Labelled pictures for tests that need some: coarse blocks of classes, each in its colour, with noise."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 CLASSES = 12
 """Of CamVid: eleven and void, which is the last."""
@@ -15,3 +19,12 @@ def pattern(seed: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDAr
     colours = np.random.default_rng(0).integers(30, 226, (CLASSES, 3))
     rgb = colours[labels] + rng.integers(-30, 30, (height, width, 3))
     return rgb.astype(np.uint8), labels
+
+
+def write_set(root: Path, split: str, seeds: Iterable[int], height: int, width: int, labels: str = "{}annot") -> None:
+    """Patterns as a labelled set in CamVid's layout, or with another name for the folder of labels."""
+    for place in (root / split, root / labels.format(split)):
+        place.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for place, array in zip((split, labels.format(split)), pattern(seed, height, width), strict=True):
+            Image.fromarray(array).save(root / place / f"{seed}.png")

@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from patterns import pattern
-from PIL import Image
+from patterns import write_set
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,11 +74,7 @@ def make_data(folder: Path) -> None:
         stride=(24, 40), d_decoder=32, dec_layers=1, dec_heads=2, dec_mlp_dim=64,
     )  # fmt: skip
     save_checkpoint(random_segmenter(config, 3), folder / "checkpoint")
-    for name in ("photos", "truth"):
-        (folder / name).mkdir()
-    for i in range(3):
-        for name, array in zip(("photos", "truth"), pattern(i, 40, 60), strict=True):
-            Image.fromarray(array).save(folder / name / f"{i}.png")
+    write_set(folder, "photos", range(3), 40, 60, "truth")
 
 
 def test_the_commands_of_the_faq(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
+import twins
 from configs import LINEAR
 from configs import SMALL as CONFIG
 from graphs import SOFTMAX
 from torch import Tensor
+from twins import integers, smooth
 
-from intseg.graph import ModelInfo
 from intseg.ops import MOVERS
 from intseg.tools.twin import calibrate as cal
 from intseg.tools.twin import recipe
@@ -20,8 +21,6 @@ from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.segmenter import Segmenter, random_segmenter
-
-torch.set_num_threads(1)
 
 CONFIGS = {
     "mask": CONFIG,
@@ -35,38 +34,10 @@ RECIPES = {
 }
 
 
-def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tensor:
-    """Smooth random uint8 windows [count, H, W, 3]."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 5, 5, generator=generator) * 255
-    smooth = torch.nn.functional.interpolate(coarse, size=config.window, mode="bilinear", align_corners=False)
-    return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
-
-
 def calibrated(
     recipe: str, batches: list[Tensor], config: SegmenterConfig = CONFIG
 ) -> tuple[FakeQuantSegmenter, Segmenter]:
-    model = random_segmenter(config, 1)
-    twin = FakeQuantSegmenter(model, config.window, RECIPES[recipe])
-    cal.calibrate(twin, model, batches)
-    return twin.eval(), model
-
-
-def node_ops(twin: FakeQuantSegmenter) -> dict[str, str]:
-    """Op of every node."""
-    config = twin.config
-    info = ModelInfo(
-        name="random",
-        recipe=twin.recipe.name,
-        classes=tuple(str(i) for i in range(config.n_cls)),
-        palette=tuple((i, i, i) for i in range(config.n_cls)),
-        window=config.window,
-        stride=config.stride,
-        patch=config.patch,
-        pad=(0, 0, 0),
-        upsample=twin.recipe.upsample,
-    )
-    return {node.name: node.op for node in export(twin, info).nodes}
+    return twins.calibrated(RECIPES[recipe], batches, config)
 
 
 def float_nodes(model: Segmenter, images: Tensor, cosine: bool) -> dict[str, Tensor]:
@@ -77,13 +48,6 @@ def float_nodes(model: Segmenter, images: Tensor, cosine: bool) -> dict[str, Ten
     return found
 
 
-def integer_nodes(twin: FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        twin(images, found.__setitem__)
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Determinism
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,7 +55,7 @@ def integer_nodes(twin: FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_calibrations_are_the_same_bytes(recipe: str) -> None:
-    batches = [windows(2, 1), windows(1, 2)]
+    batches = [smooth(2, 1), smooth(1, 2)]
     first, second = (calibrated(recipe, batches)[0].state_dict() for _ in range(2))
     assert list(first) == list(second)
     for name, value in first.items():
@@ -100,16 +64,16 @@ def test_two_calibrations_are_the_same_bytes(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_calibrating_again_forgets_the_first_time(recipe: str) -> None:
-    twin, model = calibrated(recipe, [windows(1, 3) // 8])
-    cal.calibrate(twin, model, [windows(2, 1)])
-    fresh, _ = calibrated(recipe, [windows(2, 1)])
+    twin, model = calibrated(recipe, [smooth(1, 3) // 8])
+    cal.calibrate(twin, model, [smooth(2, 1)])
+    fresh, _ = calibrated(recipe, [smooth(2, 1)])
     for name, value in fresh.state_dict().items():
         assert torch.equal(twin.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("recipe", ["paper", "intseg"])
 def test_neither_model_nor_images_change(recipe: str) -> None:
-    model, images = random_segmenter(CONFIG, 1), windows(2, 1)
+    model, images = random_segmenter(CONFIG, 1), smooth(2, 1)
     state, kept = copy.deepcopy(model.state_dict()), images.clone()
     cal.calibrate(FakeQuantSegmenter(model, CONFIG.window, RECIPES[recipe]), model, [images])
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
@@ -120,7 +84,7 @@ def test_neither_model_nor_images_change(recipe: str) -> None:
 def test_progress_is_called_once_a_batch() -> None:
     model, calls = random_segmenter(CONFIG, 1), []
     twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
-    cal.calibrate(twin, model, [windows(1, i) for i in range(3)], lambda: calls.append(1))
+    cal.calibrate(twin, model, [smooth(1, i) for i in range(3)], lambda: calls.append(1))
     assert len(calls) == 3
 
 
@@ -148,7 +112,7 @@ def test_one_image_is_its_own_average() -> None:
 @pytest.mark.parametrize("recipe", ["i-vit", "paper"])
 def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
     """Every node's scale from the taps and the formula alone."""
-    batches = [windows(2, 1), windows(1, 2), windows(3, 3)]
+    batches = [smooth(2, 1), smooth(1, 2), smooth(3, 3)]
     twin, model = calibrated(recipe, batches)
     low: dict[str, float] = {}
     high: dict[str, float] = {}
@@ -177,7 +141,7 @@ def test_ema_ranges_of_a_model_by_hand(recipe: str) -> None:
 
 
 def test_a_gelu_table_of_moving_averages_is_the_gelu() -> None:
-    images = windows(2, 1)
+    images = smooth(2, 1)
     model = random_segmenter(CONFIG, 1)
     twin = FakeQuantSegmenter(model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], ranges="ema"))
     cal.calibrate(twin, model, [images])
@@ -191,7 +155,7 @@ def test_a_gelu_table_of_moving_averages_is_the_gelu() -> None:
 @pytest.mark.parametrize("ranges", ["ema", "fit"])
 def test_logits_of_softmax2_have_room(ranges: str) -> None:
     """Large logits: the default of 10 fraction bits would saturate them."""
-    model, images = random_segmenter(CONFIG, 1), windows(2, 1)
+    model, images = random_segmenter(CONFIG, 1), smooth(2, 1)
     model.encoder.blocks[0].attn.qkv.weight.data *= 20
     twin = FakeQuantSegmenter(
         model, CONFIG.window, dataclasses.replace(RECIPES["intseg"], softmax=SOFTMAX, ranges=ranges)
@@ -205,7 +169,7 @@ def test_logits_of_softmax2_have_room(ranges: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_weight_scales_use_all_127_steps(recipe: str) -> None:
-    twin, _ = calibrated(recipe, [windows(2, 1)])
+    twin, _ = calibrated(recipe, [smooth(2, 1)])
     for layer in twin.linears().values():
         weight = layer.integers()["weight"]
         assert torch.equal(weight.abs().amax(dim=1), torch.full((len(weight),), 127))
@@ -230,7 +194,7 @@ def test_samples_are_evenly_strided_rows(count: int, rows: int, kept: int) -> No
 
 
 def test_augment() -> None:
-    images = windows(2, 1)
+    images = smooth(2, 1)
     kept = images.clone()
     views, again = cal.augment(images), cal.augment(images)
     assert torch.equal(images, kept)
@@ -247,7 +211,7 @@ def test_augment() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 40), (33, 17)])
-def test_augment_of_small_windows(size: tuple[int, int]) -> None:
+def test_augment_of_small_smooth(size: tuple[int, int]) -> None:
     images = torch.randint(0, 256, (1, *size, 3), generator=torch.Generator().manual_seed(0)).byte()
     assert {view.shape for view in cal.augment(images)} == {images.shape}
 
@@ -256,7 +220,7 @@ def test_augment_of_small_windows(size: tuple[int, int]) -> None:
 def test_only_few_images_are_varied(batches: int, expected: int) -> None:
     model, calls = random_segmenter(CONFIG, 1), []
     twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
-    cal.calibrate(twin, model, [windows(1, i) for i in range(batches)], lambda: calls.append(1))
+    cal.calibrate(twin, model, [smooth(1, i) for i in range(batches)], lambda: calls.append(1))
     assert len(calls) == expected
 
 
@@ -315,14 +279,14 @@ def test_only_what_is_read_counts_for_the_choice() -> None:
 def test_what_was_chosen_is_told(config: str, count: int) -> None:
     model = random_segmenter(CONFIGS[config], 1)
     twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
-    chosen = cal.calibrate(twin, model, [windows(1, i, CONFIGS[config]) for i in range(count)])
+    chosen = cal.calibrate(twin, model, [smooth(1, i, CONFIGS[config]) for i in range(count)])
     ends = ("norm1", "norm2", "encoder.norm", "decoder_norm", "attn.qkv", "mlp.act")
     assert {node for node in chosen if not node.endswith(ends)} == set()
     assert set(chosen) == {node for node in twin.acts() if node.endswith(ends)}
     names = {str(candidate) for candidate in cal.estimators(count <= cal.FEW)}
     assert {chosen[node].removeprefix("v: ") for node in chosen if not node.endswith("act")} <= names
     with_ema = FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
-    assert cal.calibrate(with_ema, model, [windows(1, 0, CONFIGS[config])]) == {}
+    assert cal.calibrate(with_ema, model, [smooth(1, 0, CONFIGS[config])]) == {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -332,33 +296,33 @@ def test_what_was_chosen_is_told(config: str, count: int) -> None:
 
 def mean_errors(twin: FakeQuantSegmenter, model: Segmenter, images: Tensor) -> dict[str, float]:
     """Squared mean error per channel of the linear layers' outputs, added up, by node."""
-    floats, integers = float_nodes(model, images, twin.recipe.cosine), integer_nodes(twin, images)
+    floats, q = float_nodes(model, images, twin.recipe.cosine), integers(twin, images)
     found = {}
     for node, layer in twin.linears().items():
-        error = layer.y.dequantize(integers[node]) - floats[node].double()
+        error = layer.y.dequantize(q[node]) - floats[node].double()
         found[node] = float((error.flatten(0, -2).mean(0) ** 2).sum())
     return found
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_biases_take_up_mean_errors(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = windows(8, 1, CONFIGS[config])
+    images = smooth(8, 1, CONFIGS[config])
     twin, model = calibrated("intseg", [images], CONFIGS[config])
     with monkeypatch.context() as patch:
         patch.setattr(cal, "correct_biases", lambda *arguments: None)
         plain, _ = calibrated("intseg", [images], CONFIGS[config])
     for seed in (1, 2):  # the calibration images, and others
-        before, after = (mean_errors(which, model, windows(8, seed, CONFIGS[config])) for which in (plain, twin))
+        before, after = (mean_errors(which, model, smooth(8, seed, CONFIGS[config])) for which in (plain, twin))
         assert sum(after.values()) < 0.8 * sum(before.values()), seed
 
 
 def test_a_bias_takes_up_what_is_certain_of_an_error() -> None:
     """m (1 - s^2 / m^2) of the windows' mean errors, by hand, for the first layer: its input has no error."""
-    images = windows(3, 1)
+    images = smooth(3, 1)
     twin, model = calibrated("intseg", [images])
     layer, node = twin.encoder.patch_embed, "encoder.patch_embed"
     layer.bias.data += torch.linspace(-0.01, 0.01, len(layer.bias))
-    start, pixels = layer.bias.detach().clone(), integer_nodes(twin, images)["patchify"].double()
+    start, pixels = layer.bias.detach().clone(), integers(twin, images)["patchify"].double()
     real = pixels @ (layer.integers()["weight"].double() * layer.weight_scale[:, None]).T
     real += layer.integers()["bias"] * layer.weight_scale
     error = (real - float_nodes(model, images, True)[node].double()).mean(1)
@@ -390,9 +354,9 @@ def test_fitted_ranges_are_the_best_tried() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_ranges_cover_the_calibration_image(config: str) -> None:
     """`intseg`: no INT16 node saturates on what it was calibrated on, and of INT8 nodes a few values at most."""
-    images = windows(2, 4, CONFIGS[config])
+    images = smooth(2, 4, CONFIGS[config])
     twin, _ = calibrated("intseg", [images], CONFIGS[config])
-    found, acts = integer_nodes(twin, images), twin.acts()
+    found, acts = integers(twin, images), twin.acts()
     for node, act in acts.items():
         limit = 2 ** (act.bits - 1)
         saturated = float(((found[node] == -limit) | (found[node] == limit - 1)).double().mean())
@@ -403,7 +367,7 @@ def test_ranges_cover_the_calibration_image(config: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_calibration_leaves_no_range_at_its_default(recipe: str) -> None:
-    twin, _ = calibrated(recipe, [windows(2, 1)])
+    twin, _ = calibrated(recipe, [smooth(2, 1)])
     for node, act in twin.acts().items():
         assert not torch.equal(act.scale, torch.ones_like(act.scale)), node
         assert (act.scale > 0).all(), node
@@ -415,36 +379,39 @@ def test_calibration_leaves_no_range_at_its_default(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_node_with_a_meaning_has_a_tap(recipe: str, config: str) -> None:
     """Except those that only move integers, and the input, whose range follows from the pixels."""
-    twin, model = calibrated(recipe, [windows(1, 1, CONFIGS[config])], CONFIGS[config])
-    floats = float_nodes(model, windows(1, 1, CONFIGS[config]), RECIPES[recipe].cosine)
-    integers, ops = integer_nodes(twin, windows(1, 1, CONFIGS[config])), node_ops(twin)
+    twin, model = calibrated(recipe, [smooth(1, 1, CONFIGS[config])], CONFIGS[config])
+    floats = float_nodes(model, smooth(1, 1, CONFIGS[config]), RECIPES[recipe].cosine)
+    found, ops = (
+        integers(twin, smooth(1, 1, CONFIGS[config])),
+        {node.name: node.op for node in export(twin, twins.info_of(twin)).nodes},
+    )
     moved = {node for node, op in ops.items() if op in (*MOVERS, "quantize_input")}
     merged = {node for node in moved if node.endswith(".attn.merge")}  # the float model has its context merged only
     assert set(twin.acts()) - moved <= set(floats)
     assert merged <= set(floats)
     for node, value in floats.items():
         if node in ops:
-            assert value.shape == integers[node].shape, node
+            assert value.shape == found[node].shape, node
 
 
 @pytest.mark.parametrize(("recipe", "floor"), [("intseg", 20.0), ("paper", 3.0)])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_integers_follow_the_float_model(config: str, recipe: str, floor: float) -> None:
     """Signal to quantization noise of every node, in decibels, on an image that calibration did not see."""
-    twin, model = calibrated(recipe, [windows(2, 1, CONFIGS[config])], CONFIGS[config])
-    images = windows(2, 8, CONFIGS[config])
-    floats, integers = float_nodes(model, images, RECIPES[recipe].cosine), integer_nodes(twin, images)
+    twin, model = calibrated(recipe, [smooth(2, 1, CONFIGS[config])], CONFIGS[config])
+    images = smooth(2, 8, CONFIGS[config])
+    floats, found = float_nodes(model, images, RECIPES[recipe].cosine), integers(twin, images)
     for node, act in twin.acts().items():
         if node in floats:
             real = floats[node].double()
-            noise = float(((act.dequantize(integers[node]) - real) ** 2).sum())
+            noise = float(((act.dequantize(found[node]) - real) ** 2).sum())
             assert 10 * math.log10(float((real**2).sum()) / noise) > floor, node
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_labels_follow_the_float_model(config: str) -> None:
-    twin, model = calibrated("intseg", [windows(2, 1, CONFIGS[config])], CONFIGS[config])
-    images = windows(2, 8, CONFIGS[config])
+    twin, model = calibrated("intseg", [smooth(2, 1, CONFIGS[config])], CONFIGS[config])
+    images = smooth(2, 8, CONFIGS[config])
     with torch.no_grad():
         scores = model.forward_scores(cal.normalise(images, model.config), True)
         same = (twin(images).q.argmax(-1) == scores.argmax(-1)).double().mean()
@@ -454,7 +421,7 @@ def test_labels_follow_the_float_model(config: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_as_published_means_and_deviations(config: str) -> None:
     """The input table stands for (pixel / 255 - mean) / std to within half a step."""
-    twin, _ = calibrated("intseg", [windows(1, 1, CONFIGS[config])], CONFIGS[config])
+    twin, _ = calibrated("intseg", [smooth(1, 1, CONFIGS[config])], CONFIGS[config])
     act, c = twin.encoder.input_act, CONFIGS[config]
     pixels = torch.arange(256, dtype=torch.float64)[:, None] / 255
     real = (pixels - torch.tensor(c.mean, dtype=torch.float64)) / torch.tensor(c.std, dtype=torch.float64)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from configs import CAMVID
-from patterns import pattern
+from patterns import write_set
 from PIL import Image
 
 import intseg
@@ -28,11 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder, calibration images, and a labelled set in CamVid's layout."""
     root = tmp_path_factory.mktemp("data")
     save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
-    for i in range(3):
-        rgb, labels = pattern(i, 40, 60)
-        for folder, array in (("val", rgb), ("valannot", labels), ("photos", rgb)):
-            (root / folder).mkdir(exist_ok=True)
-            Image.fromarray(array).save(root / folder / f"{i}.png")
+    write_set(root, "val", range(3), 40, 60)
+    shutil.copytree(root / "val", root / "photos")
     return root
 
 

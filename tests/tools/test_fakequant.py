@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from configs import NO_DECODER, SMALL
 from torch import Tensor
+from twins import calibrated, integers, noisy
 
 from intseg import arith
 from intseg.errors import UsageError
@@ -22,8 +22,6 @@ from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.primitives import bit_length, clamp_bits, dyadic, int_div, isqrt, product, rsr, shift_exp
 from intseg.tools.twin.segmenter import Segmenter, random_segmenter
-
-torch.set_num_threads(1)
 
 CONFIG = dataclasses.replace(SMALL, image_size=(16, 24), window=(16, 24), stride=(8, 16))
 LINEAR = dataclasses.replace(CONFIG, decoder="linear", **NO_DECODER)
@@ -36,27 +34,13 @@ RECIPES = {
 }
 
 
-def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tensor:
-    """Random uint8 windows [count, H, W, 3], each with its own brightness."""
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.randint(0, 150, (count, 1, 1, 3), generator=generator)
-    return (low + torch.randint(0, 106, (count, *config.window, 3), generator=generator)).byte()
-
-
 def build(recipe: str, config: SegmenterConfig = CONFIG, seed: int = 0) -> FakeQuantSegmenter:
     """A calibrated twin of a random model, in evaluation mode."""
-    model = random_segmenter(config, seed)
-    twin = FakeQuantSegmenter(model, config.window, RECIPES[recipe])
-    calibrate(twin, model, [windows(2, seed, config)])
-    return twin.eval()
+    return calibrated(RECIPES[recipe], [noisy(2, seed, config)], config, seed)[0]
 
 
-def integers(twin: FakeQuantSegmenter, images: Tensor) -> dict[str, Tensor]:
-    """Every intermediate of the twin."""
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        twin(images, found.__setitem__)
-    return found
+def windows(count: int, seed: int = 0, config: SegmenterConfig = CONFIG) -> Tensor:
+    return noisy(count, seed, config)
 
 
 def same_integers(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -310,16 +294,6 @@ def test_training_reduces_a_loss(recipe: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # State
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_state_survives_a_file(recipe: str, tmp_path: Path) -> None:
-    """Saved to disk and loaded into a twin of another random model that was never calibrated."""
-    twin, images = build(recipe), windows(2, 9)
-    torch.save(twin.state_dict(), tmp_path / "twin.pth")
-    other = FakeQuantSegmenter(random_segmenter(CONFIG, 77), CONFIG.window, RECIPES[recipe])
-    other.load_state_dict(torch.load(tmp_path / "twin.pth", weights_only=True), strict=True)
-    assert same_integers(integers(other.eval(), images), integers(twin, images))
 
 
 def test_state_is_all_there_is() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from configs import CAMVID
+from configs import CAMVID, NO_DECODER
 from patterns import pattern
 from PIL import Image
 
@@ -22,9 +22,7 @@ from intseg.tools.twin.segmenter import Segmenter, random_segmenter
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 
 SMALL = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride=(32, 48))
-LINEAR = dataclasses.replace(
-    SMALL, decoder="linear", d_decoder=0, dec_layers=0, dec_heads=0, dec_mlp_dim=0, distilled=True, normalization="deit"
-)
+LINEAR = dataclasses.replace(SMALL, decoder="linear", distilled=True, normalization="deit", **NO_DECODER)
 
 
 def exported(config: SegmenterConfig, path: Path) -> Segmenter:

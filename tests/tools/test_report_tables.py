@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configs import CAMVID as CONFIG
-from patterns import pattern
-from PIL import Image
+from patterns import write_set
 from torch.nn import functional as F
 
 from intseg import api
@@ -45,13 +44,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled set in CamVid's layout and a checkpoint in its folder "checkpoint"."""
     root = tmp_path_factory.mktemp("data")
     save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
-    for split, seeds in (("train", range(3)), ("val", range(5, 8))):
-        for folder in (split, f"{split}annot"):
-            (root / folder).mkdir()
-        for seed in seeds:
-            rgb, labels = pattern(seed, 40, 56)
-            Image.fromarray(rgb).save(root / split / f"{seed}.png")
-            Image.fromarray(labels).save(root / f"{split}annot" / f"{seed}.png")
+    write_set(root, "train", range(3), 40, 56)
+    write_set(root, "val", range(5, 8), 40, 56)
     return root
 
 
@@ -160,10 +154,7 @@ def test_calibrations_are_counted_on_images_that_they_did_not_see(data: Path, re
     assert found["images"] == 2  # of three, one calibrates
     root = tmp_path / "data"
     shutil.copytree(data, root)
-    for seed in range(8, 12):
-        rgb, labels = pattern(seed, 40, 56)
-        Image.fromarray(rgb).save(root / "train" / f"{seed}.png")
-        Image.fromarray(labels).save(root / "trainannot" / f"{seed}.png")
+    write_set(root, "train", range(8, 12), 40, 56)
     assert run(root, tmp_path, "calibration") == 0
     found = json.loads((tmp_path / "calibration_tiny.json").read_text())["results"]
     names = ["0", "1", "10", "11", "2", "8", "9"]

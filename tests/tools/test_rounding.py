@@ -4,9 +4,10 @@ import pytest
 import torch
 from configs import SMALL
 from torch import Tensor
+from twins import calibrated, info_of, smooth
 
 from intseg.executor import execute
-from intseg.graph import ModelInfo, validate
+from intseg.graph import validate
 from intseg.ops import RUN
 from intseg.tools.bits import rounding as rd
 from intseg.tools.twin import calibrate as cal
@@ -15,22 +16,12 @@ from intseg.tools.twin.act import Act
 from intseg.tools.twin.export import export
 from intseg.tools.twin.layers import QLinear
 from intseg.tools.twin.recipe import RECIPES
-from intseg.tools.twin.segmenter import Segmenter, random_segmenter
-
-torch.set_num_threads(1)
-
-
-def windows(count: int, seed: int) -> Tensor:
-    """Smooth random uint8 windows [count, H, W, 3]."""
-    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 255
-    smooth = torch.nn.functional.interpolate(coarse, size=SMALL.window, mode="bilinear", align_corners=False)
-    return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
+from intseg.tools.twin.segmenter import Segmenter
 
 
 def twin_and_model(bits: int, ways: rd.Ways) -> tuple[fq.FakeQuantSegmenter, Segmenter]:
-    model, batches = random_segmenter(SMALL, 1), [windows(2, 0)]
-    twin = fq.FakeQuantSegmenter(model, SMALL.window, RECIPES["intseg"])
-    cal.calibrate(twin, model, batches)
+    batches = [smooth(2)]
+    twin, model = calibrated(RECIPES["intseg"], batches)
     rd.round_weights(twin, model, batches, dict.fromkeys(twin.linears(), bits), ways)
     return twin.eval(), model
 
@@ -86,21 +77,17 @@ def test_a_row_of_zeros_and_one_column() -> None:
 @pytest.mark.parametrize("ways", [rd.Ways(), rd.Ways(False, False, False, False)])
 def test_the_engine_has_the_bits_of_the_twin(ways: rd.Ways) -> None:
     twin, _ = twin_and_model(3, ways)
-    info = ModelInfo(
-        *("rounded", "intseg", tuple("abcde"), tuple((i, i, i) for i in range(5)), SMALL.window, SMALL.stride, 8),
-        *((0, 0, 0), "bilinear"),
-    )
-    image = windows(1, 5)
+    image = smooth(1, 5)
     with torch.no_grad():
         expected = twin(image).q[0]
-    graph = export(twin, info)
+    graph = export(twin, info_of(twin))
     validate(graph)
     assert execute(graph, image[0].numpy(), RUN).tolist() == expected.tolist()
 
 
 def test_means_lower_the_error_of_the_scores() -> None:
     errors = []
-    image = windows(4, 7)
+    image = smooth(4, 7)
     for ways in (rd.Ways(False, False, False, False), rd.Ways()):
         twin, model = twin_and_model(3, ways)
         with torch.no_grad():
@@ -110,9 +97,8 @@ def test_means_lower_the_error_of_the_scores() -> None:
 
 
 def test_norms_are_clipped_only_before_few_bits() -> None:
-    model, batches = random_segmenter(SMALL, 1), [windows(2, 0)]
-    twin = fq.FakeQuantSegmenter(model, SMALL.window, RECIPES["intseg"])
-    cal.calibrate(twin, model, batches)
+    batches = [smooth(2)]
+    twin, model = calibrated(RECIPES["intseg"], batches)
     before = {node: act.scale.clone() for node, act in twin.acts().items()}
     bits = dict.fromkeys(twin.linears(), 8) | {"encoder.blocks.1.mlp.fc1": 2}
     chosen = rd.round_weights(twin, model, batches, bits)

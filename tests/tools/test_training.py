@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import yaml
 from configs import CAMVID as CONFIG
-from patterns import pattern
+from patterns import pattern, write_set
 from PIL import Image
 
 import intseg
@@ -32,13 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled set in CamVid's layout and a checkpoint."""
     root = tmp_path_factory.mktemp("data")
     save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
-    for split, seeds in (("train", range(5)), ("val", range(5, 7))):
-        for folder in (split, f"{split}annot"):
-            (root / folder).mkdir()
-        for seed in seeds:
-            rgb, labels = pattern(seed, 48, 64)
-            Image.fromarray(rgb).save(root / split / f"{seed}.png")
-            Image.fromarray(labels).save(root / f"{split}annot" / f"{seed}.png")
+    write_set(root, "train", range(5), 48, 64)
+    write_set(root, "val", range(5, 7), 48, 64)
     return root
 
 
