@@ -1,5 +1,7 @@
 """Labelled pictures for tests that need some: coarse blocks of classes, each in its colour, with noise."""
 
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,3 +30,14 @@ def write_set(root: Path, split: str, seeds: Iterable[int], height: int, width: 
     for seed in seeds:
         for place, array in zip((split, labels.format(split)), pattern(seed, height, width), strict=True):
             Image.fromarray(array).save(root / place / f"{seed}.png")
+
+
+def png_of(width: int, height: int, bits: int, colour_type: int, rows: Iterable[bytes]) -> bytes:
+    """A PNG of depths that Pillow does not write, from the bytes of its rows."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+    packed = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")

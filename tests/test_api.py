@@ -201,14 +201,6 @@ def test_models_and_backends_are_remembered(weights: Path, tmp_path: Path) -> No
     assert model.sha256[:12] in repr(model)
 
 
-def test_threads_may_run_at_once(weights: Path) -> None:
-    images = [random_image(30 + i, 40) for i in range(6)]
-    alone = [intseg.run(image, weights, "numpy").labels for image in images]
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda image: intseg.run(image, weights, "numpy").labels, images))
-    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
 def test_bad_weights(tmp_path: Path, weights: Path) -> None:
     good = weights.read_bytes()
     for name, data in {
@@ -225,11 +217,9 @@ def test_bad_weights(tmp_path: Path, weights: Path) -> None:
             intseg.load(path)
 
 
-def test_bad_backend_and_threads(weights: Path) -> None:
+def test_bad_backend(weights: Path) -> None:
     with pytest.raises(UsageError, match="backend"):
         intseg.run(random_image(2, 2), weights, "cuda")
-    with pytest.raises(UsageError, match="threads"):
-        intseg.run(random_image(2, 2), weights, "numpy", threads=0)
 
 
 def test_bundled_names(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +239,6 @@ def test_bundled_names(weights: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_bundled_models_are_valid() -> None:
     for name in models.names():
         assert intseg.load(name).info.name
-
-
-def test_import_is_light() -> None:
-    heavy = ("numba", "torch", "PIL", "tqdm", "scipy", "argparse", "multiprocessing")
-    script = f"import sys, intseg; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 # -------------------------------------------------------------------------------------- folders, many images, notebooks

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patterns import png_of
 from PIL import Image
 from tiny_model import tiny_info
 
@@ -26,18 +25,6 @@ from intseg.windows import Tiling, pad, starts, tile
 
 BACKGROUND = (10, 20, 30)
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-
-
-def deep_png(width: int, height: int, colour_type: int, samples: Any) -> bytes:
-    """A PNG with 16 bits per sample, which Pillow cannot write for colours."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = np.asarray(samples, ">u2").reshape(height, -1)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def decode(path: Path) -> pictures.Picture:
@@ -96,7 +83,9 @@ def test_a_transparent_palette_colour_is_composited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3)])
 def test_sixteen_bits_are_reduced_to_the_high_eight(tmp_path: Path, colour_type: int, channels: int) -> None:
     samples = np.arange(6 * channels, dtype=np.uint16).reshape(2, 3, channels) * 3001
-    (tmp_path / "image.png").write_bytes(deep_png(3, 2, colour_type, samples))
+    (tmp_path / "image.png").write_bytes(
+        png_of(3, 2, 16, colour_type, [row.tobytes() for row in samples.astype(">u2")])
+    )
     picture = decode(tmp_path / "image.png")
     assert np.array_equal(picture.rgb, np.broadcast_to(samples >> 8, (2, 3, 3)))
     assert "16 bits" in picture.notes[0]

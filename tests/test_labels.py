@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patterns import png_of
 from PIL import Image, ImageOps
 from PIL.Image import registered_extensions
 from tiny_model import tiny_graph
@@ -46,20 +46,9 @@ def tiff(bits: int, photometric: int, values: Any, samples: int = 1) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def gray_png(bits: int, values: Any) -> bytes:
-    """A gray PNG of few bits, which Pillow shows in 8."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + row for row in rows_of(values, bits))
-    header = struct.pack(">IIBBBBB", 4, len(values), bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 FILES = {
-    "png of 2 bits": (gray_png(2, STORED), STORED, 0),
-    "png of 4 bits": (gray_png(4, STORED), STORED, 0),
+    "png of 2 bits": (png_of(4, 3, 2, 0, rows_of(STORED, 2)), STORED, 0),
+    "png of 4 bits": (png_of(4, 3, 4, 0, rows_of(STORED, 4)), STORED, 0),
     "tiff of 2 bits": (tiff(2, 1, STORED), STORED, 0),
     "tiff of 4 bits": (tiff(4, 1, STORED), STORED, 0),
     "tiff, white is 0": (tiff(8, 0, STORED), STORED, 1),

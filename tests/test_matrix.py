@@ -162,47 +162,37 @@ def emit_tile(triple: str, cpu: str, features: str) -> str:
     return str(machine.emit_assembly(binding.parse_assembly(str(module))))
 
 
-def need_target(triple: str) -> None:
+ARM = "aarch64-unknown-linux-gnu"
+
+
+@pytest.fixture
+def arm() -> None:
     """Skip the test where LLVM was built without the target."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     try:
-        binding.Target.from_triple(triple)
+        binding.Target.from_triple(ARM)
     except RuntimeError:
-        pytest.skip(f"this build of LLVM has no {triple}")
+        pytest.skip(f"this build of LLVM has no {ARM}")
 
 
-def test_aarch64_gets_sdot() -> None:
-    triple = "aarch64-unknown-linux-gnu"
-    need_target(triple)
-    assert _isa.choose((triple, "generic", "+neon,+dotprod")).name == "dotprod"
-    assert emit_tile(triple, "generic", "+neon,+dotprod").count("\tsdot\t") == 24
+DOTPROD = ("neoverse-n1", "neoverse-e1", "cortex-a76", "cortex-a55", "apple-m1", "cortex-x1", "tsv110")
+I8MM = ("neoverse-v1", "neoverse-v2", "neoverse-n2", "cortex-a710", "cortex-x2", "apple-m2", "ampere1")
 
 
-@pytest.mark.parametrize(
-    "cpu", ["neoverse-n1", "neoverse-e1", "cortex-a76", "cortex-a55", "apple-m1", "cortex-x1", "tsv110"]
-)
-def test_a_processor_with_dot_products_is_known_by_its_name(cpu: str) -> None:
+@pytest.mark.parametrize(("cpu", "path"), [*((cpu, "dotprod") for cpu in DOTPROD), *((cpu, "i8mm") for cpu in I8MM)])
+def test_a_processor_is_known_by_its_name(arm: None, cpu: str, path: str) -> None:
     """llvmlite does not list +dotprod for hosts that have it; LLVM knows it from the name, so `sdot` is emitted."""
-    triple = "aarch64-unknown-linux-gnu"
-    need_target(triple)
-    assert _isa.choose((triple, cpu, "+neon")).name == "dotprod"
-    assert _isa.choose((triple, cpu, "+neon,-dotprod")).name == "generic"
-    assert _isa.choose((triple, "cortex-a53", "+neon")).name == "generic"
-    assert emit_tile(triple, cpu, "+neon").count("\tsdot\t") == 24
-    assert "sdot" not in emit_tile(triple, "generic", "+neon")
+    assert _isa.choose((ARM, cpu, "+neon")).name == path
+    assert emit_tile(ARM, cpu, "+neon").count({"dotprod": "\tsdot\t", "i8mm": "\tsmmla\t"}[path]) == 24
+    assert _isa.choose((ARM, cpu, "+neon,-i8mm")).name == "dotprod"
+    assert _isa.choose((ARM, cpu, "+neon,-i8mm,-dotprod")).name == "generic"
 
 
-@pytest.mark.parametrize(
-    "cpu", ["neoverse-v1", "neoverse-v2", "neoverse-n2", "cortex-a710", "cortex-x2", "apple-m2", "ampere1"]
-)
-def test_a_processor_with_matrix_products_is_known_by_its_name(cpu: str) -> None:
-    triple = "aarch64-unknown-linux-gnu"
-    need_target(triple)
-    assert _isa.choose((triple, cpu, "+neon")).name == "i8mm"
-    assert _isa.choose((triple, cpu, "+neon,-i8mm")).name == "dotprod"
-    assert _isa.choose((triple, cpu, "+neon,-i8mm,-dotprod")).name == "generic"
-    assert emit_tile(triple, cpu, "+neon").count("\tsmmla\t") == 24
+def test_dot_products_by_feature_alone(arm: None) -> None:
+    assert emit_tile(ARM, "generic", "+neon,+dotprod").count("\tsdot\t") == 24
+    assert "sdot" not in emit_tile(ARM, "generic", "+neon")
+    assert _isa.choose((ARM, "cortex-a53", "+neon")).name == "generic"
 
 
 def loop_length(assembly: str, word: str) -> int:
@@ -212,12 +202,10 @@ def loop_length(assembly: str, word: str) -> int:
     return 1 + next(i for i, name in enumerate(instructions) if name.startswith("b."))
 
 
-def test_matrix_products_take_fewer_instructions_than_dot_products() -> None:
+def test_matrix_products_take_fewer_instructions_than_dot_products(arm: None) -> None:
     """For 6 rows x 16 columns x 8 operands: one turn of the loop with smmla, two with sdot; nothing is spilled."""
-    triple = "aarch64-unknown-linux-gnu"
-    need_target(triple)
-    smmla = loop_length(emit_tile(triple, "neoverse-v1", "+neon"), "smmla")
-    sdot = 2 * loop_length(emit_tile(triple, "neoverse-n1", "+neon"), "sdot")
+    smmla = loop_length(emit_tile(ARM, "neoverse-v1", "+neon"), "smmla")
+    sdot = 2 * loop_length(emit_tile(ARM, "neoverse-n1", "+neon"), "sdot")
     print(f"smmla {smmla}, sdot {sdot} instructions")
     assert smmla < 48 < sdot
 

@@ -25,7 +25,6 @@ import functools
 import importlib.machinery
 import importlib.util
 import inspect
-import json
 import re
 import signal
 import sys
@@ -40,10 +39,11 @@ import numpy as np
 import safetensors.numpy
 
 from intseg import store
+from intseg.conformance import verify
 from intseg.executor import execute
 from intseg.graph import Graph
 from intseg.images import decode as pictures
-from intseg.ops import OPS, RUN
+from intseg.ops import OPS, RUN, Array, Call
 from intseg.windows import cut_windows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,33 +357,20 @@ def _parsed(file: str) -> ast.Module:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A call of an op and what it must give."""
-
-    op: str
-    label: str
-    inputs: list[np.ndarray]
-    params: dict[str, np.ndarray]
-    attrs: dict[str, Any]
-    expected: np.ndarray
-
-
-@dataclass(frozen=True)
 class Suite:
     """The golden vectors, read once."""
 
-    cases: list[Case]
+    cases: list[tuple[str, Call, Array]]
     traces: list[tuple[str, Graph, list[np.ndarray], dict[str, np.ndarray]]]
 
     def first_difference(self, ops: Ops, first: Sequence[str] = ()) -> str | None:
         """The first vector that an op table fails, None if it passes all. Ops named in `first` are tried first."""
-        for case in sorted(self.cases, key=lambda case: case.op not in first):
-            found = ops[case.op](*case.inputs, **case.params, **case.attrs)
-            if not _equal(found, case.expected):
-                return f"ops/{case.op} {case.label}"
-        for name, graph, windows, expected in self.traces:
+        for name, call, expected in sorted(self.cases, key=lambda case: case[1].op not in first):
+            if not _equal(ops[call.op](*call.inputs, **call.params, **call.attrs), expected):
+                return name
+        for name, graph, windows, nodes in self.traces:
             for i, window in enumerate(windows):
-                if node := _first_node(ops, graph, window, i, expected):
+                if node := _first_node(ops, graph, window, i, nodes):
                     return f"{name} window{i}.{node}"
         return None
 
@@ -411,8 +398,11 @@ def _first_node(ops: Ops, graph: Graph, window: np.ndarray, number: int, expecte
 
 def read_ops(folder: Path) -> Suite:
     """Files of op cases; those of the steps around the graph are left out."""
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem in RUN]
-    return Suite([case for file in files for case in _cases(file)], [])
+    found: list[tuple[str, Call, Array]] = []
+    for file in sorted(file for file in folder.glob("*.safetensors") if file.stem in RUN):
+        cases = verify.read_op_file(file, file.read_bytes())
+        found += [(f"ops/{file.stem} case{i} {call.attrs}", call, expected) for i, (call, expected) in enumerate(cases)]
+    return Suite(found, [])
 
 
 def read_suite(golden: Path = GOLDEN) -> Suite:
@@ -425,17 +415,6 @@ def read_suite(golden: Path = GOLDEN) -> Suite:
         windows = [window for _, window in cut_windows(rgb, graph.info)]
         traces.append((file.stem, graph, windows, safetensors.numpy.load(file.read_bytes())))
     return Suite(read_ops(golden / "ops").cases, traces)
-
-
-def _cases(file: Path) -> Iterator[Case]:
-    data = file.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    document, tensors = json.loads(header["__metadata__"]["intseg"]), safetensors.numpy.load(data)
-    for i, attrs in enumerate(document["attrs"]):
-        mine = {name.split(".", 1)[1]: x for name, x in tensors.items() if name.split(".")[0] == f"case{i}"}
-        inputs = [mine[name] for name in sorted(mine) if name.startswith("in")]
-        params = {name.removeprefix("param."): x for name, x in mine.items() if name.startswith("param.")}
-        yield Case(document["op"], f"case{i} {attrs}", inputs, params, attrs, mine["expected"])
 
 
 class _TooLong(Exception):
