@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from intseg import api, store
 from intseg.cli import main as cli
 from intseg.errors import InputError, UsageError
 from intseg.exam import real
-from intseg.graph import Graph
+from intseg.exam._real import gelu
+from intseg.executor import execute
+from intseg.graph import Graph, Node
 from intseg.images.labels import Labelling
 from intseg.ops import RUN
 from intseg.reports import quantization as quant_report
@@ -26,6 +29,7 @@ from intseg.reports import quantization_text, swaps
 from intseg.reports.quantization import Source
 from intseg.reports.swaps import Variant
 from intseg.windows import cut_windows
+from intseg.workbench import trace
 
 Capture = pytest.CaptureFixture[str]
 
@@ -237,6 +241,56 @@ def test_a_coarse_range_is_found_too(good: Graph, shot: Path) -> None:
     assert found.saturated == 0
 
 
+def test_weights_that_were_cut_off_are_named(good: Graph, shot: Path) -> None:
+    numbers = np.random.default_rng(4)
+    real_weights = numbers.standard_normal((12, 64))
+    for bits, most, least in ((8, 127, 0.04), (4, 7, 0.03), (3, 3, 0.005)):
+        steps = np.abs(real_weights).max(axis=1, keepdims=True) / most
+        whole, half = (np.clip(np.round(k * real_weights / steps), -most, most).astype(np.int8) for k in (1, 2))
+        assert quant_report.cut_off(whole, f"int{bits}") == 0
+        assert quant_report.cut_off(half, f"int{bits}") > least
+    assert not any("cut off" in note for note in measure(good, shot).notes)
+    weight = np.clip(3 * good.tensors["proj.weight"].astype(int), -127, 127).astype(np.int8)
+    report = measure(graphs.with_tensor(good, "proj.weight", weight), shot)
+    (note,) = [note for note in report.notes if "cut off" in note]
+    assert "1 layer, most in proj" in note
+
+
+def test_the_guess_of_the_weights_rounding_is_of_its_size(good: Graph, shot: Path) -> None:
+    """Weights of four times the step: rounded to it, they move the scores as far as the guess says."""
+    weights = {name for node in good.nodes if node.op == "linear" for name in [node.params["weight"]]}
+    coarse, fine = dict(good.tensors), dict(good.tensors)
+    for name in weights:
+        fine[name] = good.tensors[name].astype(np.int16)
+        coarse[name] = np.clip((fine[name] + 2 >> 2) << 2, -127, 127).astype(np.int8)
+    window = next(iter(cut_windows(picture(), good.info)))[1]
+    ends = [real.run(replace(good, tensors=tensors), window, {}) for tensors in (coarse, fine)]
+    moved = np.sqrt(np.square(ends[0] - ends[1]).sum() / np.square(ends[1]).sum())
+    guess = row(measure(good, shot), "approximations", "rounding of weights, a guess").in_real
+    assert guess is not None
+    assert 0.5 < moved / (4 * guess.scores) < 2
+
+
+def _keep(values: dict[str, Any], node: Node, value: Any) -> None:
+    values[node.name] = value
+
+
+def test_what_a_gelu_cuts_is_judged_behind_it(shot: Path) -> None:
+    model = api.load(Path(__file__).parents[1] / "golden" / "models" / "intseg.safetensors")
+    graph, name = model.graph, "encoder.blocks.0.mlp.fc1"
+    scale, signal, noise = trace.scales(graph)[name], 0.0, 0.0
+    for _, window in cut_windows(np.asarray(Image.open(shot)), model.info):
+        values: dict[str, Any] = {}
+        execute(graph, window, RUN, functools.partial(_keep, values))
+        inputs, params = graph.arguments(graph.node(name), values)
+        exact = real.REAL["linear"](*real.as_float(inputs, np.float64), **params, **graph.node(name).attrs)
+        seen, wanted = (gelu(real.dequantize(scale, x)) for x in (values[name], exact))
+        signal, noise = signal + np.square(wanted).sum(), noise + np.square(seen - wanted).sum()
+    report = quant_report.measure([Source(shot)], model, backend="numpy")
+    found = {node.name: node.local_db for node in report.nodes}
+    assert found[name] == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
+
+
 def test_scales_give_steps_and_contradictions(good: Graph, shot: Path) -> None:
     step = np.array([3, 0, 7], np.int32).reshape(3, 1, 1)
     scaled = good
@@ -380,7 +434,8 @@ def test_json(weights: Path, shot: Path, tmp_path: Path, capsys: Capture) -> Non
         costs = [(entry["in_real"]["pixels"], entry["in_real"]["scores"]) for entry in rows]
         assert costs == sorted(costs, reverse=True)
         assert all(set(entry["in_real"]) == {"pixels", "scores", "miou", "aacc"} for entry in rows)
-    keys = {"name", "op", "kind", "dtype", "step", "low", "high", "used", "saturated", "local_db", "end_db", "outlier"}
+    keys = {"name", "op", "kind", "dtype", "step", "low", "high", "used", "saturated", "local_db", "end_db"}
+    keys |= {"outlier", "cut"}
     assert all(set(node) == keys for node in found["nodes"])
     assert {node["kind"] for node in found["nodes"]} <= {entry["name"] for entry in found["rows"]["kinds"]}
 

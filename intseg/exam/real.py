@@ -61,11 +61,48 @@ def bind(graph: Graph, node: Node, scales: Mapping[str, Array]) -> RealOp:
             have one, it is that function of what they say: the rounding of 1 / i0 to an integer, or of a table, is
             then an error of the integer op
     """
-    function = EXAMS[node.op].function
-    if function is not None and node.inputs[0] in scales and node.name in scales:
-        return functools.partial(_between, function, scales[node.inputs[0]], scales[node.name])
     params = {role: graph.tensors[name] for role, name in node.params.items()}
-    return functools.partial(REAL[node.op], **params, **node.attrs)
+    op, function = functools.partial(REAL[node.op], **params, **node.attrs), EXAMS[node.op].function
+    if node.op == "linear" and (parts := divided(graph, node)) is not None:
+        return functools.partial(_within, op, parts, limits(str(node.attrs["out"])))
+    if function is None or node.inputs[0] not in scales or node.name not in scales:
+        return op
+    of_scales = functools.partial(_between, function, scales[node.inputs[0]], scales[node.name])
+    source = next((other for other in graph.nodes if other.name == node.inputs[0]), None)
+    parts = None if source is None else divided(graph, source)
+    return of_scales if parts is None else lambda x: np.where(parts, op(x), of_scales(x))
+
+
+def divided(graph: Graph, node: Node) -> Array | None:
+    """Units of a linear layer in front of a table that are parts of one, bool [units]: their weights are equal.
+
+    Calibration divides a unit that reaches far beyond a table (tools/twin/fit.py). Each part gives what lies in its own
+    range, so that the range, and the table, are what it means. None where there are none.
+    """
+    owners = owners_of(graph, node)
+    return None if owners is None else np.bincount(owners, minlength=len(owners))[owners] > 1
+
+
+def owners_of(graph: Graph, node: Node) -> Array | None:
+    """The unit that each is a part of, int [units]: of those that are `divided` the one with the smallest step."""
+    readers = [other.op for other in graph.nodes if node.name in other.inputs]
+    if node.op != "linear" or readers != ["gelu_table"] or node.scale is None:
+        return None
+    weight, (mult, _, shift) = graph.tensors[node.params["weight"]], graph.tensors[node.scale]
+    _, place, count = np.unique(weight, axis=0, return_inverse=True, return_counts=True)
+    place = place.reshape(-1)
+    steps = np.broadcast_to(np.ldexp(mult.astype(np.float64), -shift), (*mult.shape[:-1], len(place)))
+    steps, owners = steps.reshape(-1, len(place))[0], np.arange(len(place))
+    for group in np.flatnonzero(count > 1):
+        parts = np.flatnonzero(place == group)
+        if weight[parts[0]].any():
+            owners[parts] = parts[steps[parts].argmin()]
+    return owners if (owners != np.arange(len(owners))).any() else None
+
+
+def _within(op: RealOp, parts: Array, ends: tuple[int, int], x: Float) -> Float:
+    y = op(x)
+    return np.where(parts, y.clip(*ends), y)
 
 
 def _between(function: Callable[[Float], Float], source: Array, target: Array, x: Float) -> Float:

@@ -6,15 +6,18 @@ integers have: what it costs on its own. In the integer graph, one op is compute
 a better integer version of it could win with the same bits.
 
 A swap changes nothing before its first node, so only what follows is computed again; in memory are never more than the
-live values of the two runs and of one swap. Weights are what the file says: their rounding is not seen here
-(tools/measure/quant_report.py compares with a float checkpoint).
+live values of the two runs and of one swap.
+
+Weights are what the file says. What their rounding may have cost is guessed: moved at random by up to half a step, they
+are weights that the file could have come from. Weights that were cut off show in how many lie at an end of their range
+(`cut_off`); how far they reached, only a float checkpoint says (tools/measure/quant_report.py).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from intseg.batch import metrics
 from intseg.batch.sources import find_sources
 from intseg.errors import UsageError
 from intseg.exam import EXAMS, real
-from intseg.graph import IMAGE, Graph, Node, types
+from intseg.graph import IMAGE, Graph, Node, bits_of, types
 from intseg.images import decode as pictures
 from intseg.images.labels import Labelling
 from intseg.images.labels import truth as read_truth
@@ -76,10 +79,12 @@ class NodeStats:
     low, high    least and greatest value
     used         part of the dtype's range between them
     saturated    part of the values at an end of the dtype
-    local_db     SQNR of the op alone: against its real op on the same integers; None where there is no error
-    end_db       SQNR against the real graph, with all errors of the nodes before it
+    local_db     SQNR of the op alone: against its real op on the same integers; None where there is no error. Of what a
+                 GELU alone reads, behind that GELU: a range that ends where it is flat loses nothing
+    end_db       SQNR against the real graph, with all errors of the nodes before it, likewise
     outlier      the channel of the largest real value, that value, and how many times the median channel's largest
                  that is; None for what has no channels
+    cut          part of the weights that look cut off; None for what has no weights
     """
 
     name: str
@@ -94,6 +99,7 @@ class NodeStats:
     local_db: float | None = None
     end_db: float | None = None
     outlier: tuple[int, float, float] | None = None
+    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class QuantReport:
     changed, score_error  of the integer model against the real graph, as in `Effect`
     real, integer         (mIoU, aAcc) in percent; None without labels
     rows                  group -> rows, the most expensive first: "kinds", "layers", "approximations", perhaps "nodes"
-    notes                 contradictions between scale tensors and arithmetic
+    notes                 contradictions between scale tensors and arithmetic, weights that look cut off
     decoded               what was done to decode the images
     """
 
@@ -138,6 +144,11 @@ class _Seen:
         self.size = self.ends = 0
         self.signal, self.noise = [0.0, 0.0], [0.0, 0.0]
         self.reach = np.zeros(node.shape[-1] if len(node.shape) == 2 else 0)
+        self.behind: Callable[[Array], Array] | None = None
+        """What alone reads it, where that is a function of one number: errors count behind it."""
+        self.owners: Array | None = None
+        """The channel that each is a part of, and `join` says how the parts' values are that channel's."""
+        self.join: np.ufunc = np.maximum
 
     def add(self, q: Array, local: Array, end: Array) -> None:
         """One window: the integers, the op's real result on the same inputs, the real graph's values."""
@@ -145,15 +156,22 @@ class _Seen:
         self.size, self.ends = self.size + q.size, self.ends + int(np.isin(q, self.limits).sum())
         if self.reach.size:
             self.reach = np.maximum(self.reach, np.abs(end * self.step + self.offset).max(axis=0))
+        step, offset = self.step, self.offset
+        if self.behind is not None:
+            step, offset = np.float32(1), np.float32(0)
+            q, local, end = (self.behind(x.astype(np.float32)) for x in (q, local, end))
         for i, exact in enumerate((local, end)):
-            self.signal[i] += _power(exact * self.step + self.offset)
-            self.noise[i] += _power((exact - q) * self.step)
+            self.signal[i] += _power(exact * step + offset)
+            self.noise[i] += _power((exact - q) * step)
 
     def stats(self) -> NodeStats:
         low, high = self.limits
         self.found.used = (self.found.high - self.found.low) / (high - low)
         self.found.saturated = self.ends / self.size
         self.found.local_db, self.found.end_db = map(_decibels, self.signal, self.noise)
+        if self.owners is not None:
+            parts, self.reach = self.reach, np.zeros_like(self.reach)
+            self.join.at(self.reach, self.owners, parts)
         if self.reach.size > 1 and (median := float(np.median(self.reach))) > 0:
             channel = int(self.reach.argmax())
             self.found.outlier = channel, float(self.reach[channel]), float(self.reach[channel]) / median
@@ -182,12 +200,28 @@ class _Runner:
         self.seen = {
             n.name: _Seen(n, self.scales.get(n.name), self.types[n.name]) for n in graph.nodes if n.op in KINDS
         }
+        self.noisy = {n.name: _noisy(graph, n, self.scales.get(n.inputs[0])) for n in graph.nodes if n.op == "linear"}
+        for node in graph.nodes:
+            if node.op == "linear":
+                self.seen[node.name].found.cut = cut_off(
+                    graph.tensors[node.params["weight"]], found[node.params["weight"]]
+                )
+            self._look_behind(node)
         self.variants = list(dict.fromkeys(variant.scored for variant in variants))
         place = {node.name: i for i, node in enumerate(graph.nodes)}
         self.starting: dict[int, list[Variant]] = {}
         for variant in self.variants:
             if variant.modes:
                 self.starting.setdefault(min(place[name] for name, _ in variant.modes), []).append(variant)
+
+    def _look_behind(self, node: Node) -> None:
+        """Where a node is a GELU and alone reads its input: errors of that count behind it, in real numbers."""
+        source, here = self.seen.get(node.inputs[0]), self.seen.get(node.name)
+        readers = [other for other in self.graph.nodes if node.inputs[0] in other.inputs]
+        if EXAMS[node.op].function is not None and readers == [node] and source and here:
+            source.behind = lambda x: self.real_ops[node.name](x) * here.step + here.offset
+            source.owners = here.owners = real.owners_of(self.graph, self.graph.node(node.inputs[0]))
+            here.join = np.add
 
     def run(self, window: Array) -> dict[Variant, Array]:
         """Scores of every variant for one window uint8 [H, W, 3]."""
@@ -245,6 +279,9 @@ class _Runner:
         if mode == "unit rows":
             return self._unit_product(node, values)
         exact = self._real(node, values)
+        if mode == "weights":
+            moved: Array = exact + self.noisy[node.name](values[node.inputs[0]])
+            return moved
         low, high = limits(self.types[node.name])
         if mode == "rounding":
             return np.floor(exact + np.float32(0.5))
@@ -277,6 +314,38 @@ class _Runner:
         a, b = (x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-30) for x in (a, b))
         product: Array = (a @ np.swapaxes(b, -1, -2) * 2.0**10).astype(np.float32)
         return product
+
+
+def _noisy(graph: Graph, node: Node, scale: Array | None) -> Callable[[Array], Array]:
+    """What a linear layer in real arithmetic gives more with weights moved by up to half a step, the same every time.
+
+    scale  of its input. The numbers that the input stands for count, not its integers: biases hold what their zero
+           point gives with the weights as they were
+    """
+    params = {role: graph.tensors[name] for role, name in node.params.items()}
+    place = [other.name for other in graph.nodes].index(node.name)
+    zero = np.float32(0) if scale is None else (scale[1] / scale[0]).astype(np.float32)
+
+    def compute(x: Array) -> Array:
+        weight = params["weight"]
+        moved = np.random.default_rng(place).random(weight.shape, np.float32) - np.float32(0.5)
+        moved *= weight.any(axis=1, keepdims=True)  # a row without weights has none that were rounded
+        changed = {"weight": moved, "bias": np.zeros_like(params["bias"])}
+        result: Array = real.REAL[node.op](x + zero, **{**params, **changed}, **node.attrs)
+        return result
+
+    return compute
+
+
+def cut_off(weight: Array, kind: str) -> float:
+    """Part of the weights [outputs, inputs] that look cut off: more at an end of their range than rounding leaves.
+
+    A scale that a row's largest weight sets leaves that one at an end, and fewer beside it than there are a step below.
+    """
+    most = 2 ** (bits_of(kind) - 1) - 1
+    size = np.abs(weight.astype(np.int64))
+    beyond = int((size >= most).sum()) - int((size == most - 1).sum()) - len(weight)
+    return max(0, beyond) / weight.size
 
 
 def _per_channel(x: Array) -> Array:
@@ -482,9 +551,25 @@ def _report(
         sums[MODEL].metrics(),
         tuple(seen.stats() for seen in runner.seen.values()),
         {group: tuple(sorted(found, key=_expense, reverse=True)) for group, found in rows.items()},
-        tuple(contradictions(model.graph, runner.scales)),
+        (*contradictions(model.graph, runner.scales), *_cut(runner)),
         decoded,
     )
+
+
+MOST_CUT = 0.001
+"""Part of a layer's weights that may look cut off without a word."""
+
+
+def _cut(runner: _Runner) -> Iterator[str]:
+    """A sentence on weights that look cut off, where there are such."""
+    found = [seen.found for seen in runner.seen.values() if (seen.found.cut or 0) > MOST_CUT]
+    if found:
+        most = max(found, key=lambda node: node.cut or 0)
+        layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+        yield (
+            f"weights look cut off in {layers}, most in {most.name}: {most.cut:.1%}. What that costs is not seen here: "
+            "the real graph has the same weights"
+        )
 
 
 def _expense(row: Row) -> tuple[float, float]:

@@ -65,7 +65,7 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
         f"{report.seconds:.1f} s"
     )
     yield (
-        f"integer model against real arithmetic: {report.changed:.2%} of the {_unit(report)} differ, "
+        f"integers against real arithmetic, same weights: {report.changed:.2%} of the {_unit(report)} differ, "
         f"score error {report.score_error:.2%}"
     )
     if report.real and report.integer:
@@ -83,7 +83,8 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
             yield from _cost_table(report.rows[group], title, labelled)
     yield ""
     ranked = sorted(report.nodes, key=lambda node: math.inf if node.local_db is None else node.local_db)
-    yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with every error before it"
+    yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with all errors before it;"
+    yield "what a GELU alone reads is judged behind it"
     yield "every node:" if per_node else f"the {min(_WORST, len(ranked))} nodes with the lowest SQNR by themselves:"
     yield from table(_node_cells(report.nodes if per_node else ranked[:_WORST]))
     yield ""

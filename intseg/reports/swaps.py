@@ -21,6 +21,7 @@ In the real graph:    "integer"        the exact result plus the whole error of 
                       "rounding"       rounded, not saturated
                       "saturation"     saturated, not rounded
                       "channels"       rounded to 256 levels between the extremes of each channel in this window
+                      "weights"        its weights moved by a random part of half a step: what may have been rounded
 In the integer graph: "real"           exact, then rounded and saturated
 In both:              "unit rows"      a product of rows of length one
 """
@@ -67,6 +68,9 @@ def questions(graph: Graph, per_node: bool = False) -> list[Question]:
     for dtype, group in _groups(nodes, lambda node: node.dtype):
         found.append(_approximation(f"rounding to {dtype.upper()}", group, "rounding"))
     found.append(_approximation("saturation", nodes, "saturation"))
+    weighted = [node for node in nodes if node.op == "linear"]
+    if weighted:
+        found.append(_approximation("rounding of weights, a guess", weighted, "weights"))
     ranged = [node for node in nodes if node.dtype == "int8" and node.op != "quantize_input"]
     if ranged:
         found.append(_approximation("INT8 if channels had own ranges", ranged, "channels"))

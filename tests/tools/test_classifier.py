@@ -16,6 +16,7 @@ from PIL import Image
 
 import intseg
 from intseg import store
+from intseg.exam import real
 from intseg.executor import execute
 from intseg.ops import RUN
 from intseg.tools import convert
@@ -27,6 +28,8 @@ from intseg.tools.twin.export import export
 from intseg.tools.twin.model import QBlock, twin_of
 from intseg.tools.twin.onnx_import import load_onnx
 from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.samples import normalise
+from intseg.workbench import trace
 
 torch.set_num_threads(1)
 
@@ -97,8 +100,8 @@ def test_engine_and_twin_agree_on_every_node(config: object, recipe: str) -> Non
     assert set(seen) == set(nodes)
     assert np.array_equal(found, logits.q[0].numpy())
     scale = graph.tensors[graph.node("logits").scale]
-    real = np.ldexp(found * scale[0].astype(float) + scale[1], -scale[2])
-    assert np.abs(real - logits.real[0].numpy()).max() < 1e-4 * np.abs(real).max()
+    reals = np.ldexp(found * scale[0].astype(float) + scale[1], -scale[2])
+    assert np.abs(reals - logits.real[0].numpy()).max() < 1e-4 * np.abs(reals).max()
 
 
 def test_a_unit_that_reaches_far_is_divided() -> None:
@@ -120,6 +123,16 @@ def test_a_unit_that_reaches_far_is_divided() -> None:
         y = block.gelu_act.dequantize(block.gelu.integers()["table"][block.fc1_act.quantize(x) + 128])
         total = y[:, block.fc1.units == 7].sum(1)
         assert float((total - torch.nn.functional.gelu(x[:, 0])).abs().max()) < 3
+    named = {f"class {i}": (i, i, i) for i in range(5)}
+    graph = export(twin.eval(), convert.class_info(PLAIN, RECIPES["intseg"], "x", named))
+    owners = real.owners_of(graph, graph.node(f"encoder.blocks.{divided[0]}.mlp.fc1"))
+    assert owners is not None
+    assert np.array_equal(owners[owners != np.arange(96)], [7] * int((owners == 7).sum() - 1))
+    scale = graph.tensors[graph.node("logits").scale]
+    with torch.no_grad():
+        wanted = model(normalise(batches[1], PLAIN))[0].numpy()
+    exact = real.dequantize(scale, real.run(graph, batches[1][0].numpy(), trace.scales(graph), np.float64))
+    assert np.abs(exact - wanted).max() < 0.05 * np.abs(wanted).max()  # the parts are one unit in real arithmetic too
     again = calibrate(twin, model, batches)
     assert again == chosen
 

@@ -53,6 +53,9 @@ PER_CHECKPOINT: Mapping[str, Callable[[Subject], Document]] = {
 }
 """Experiments whose file is EXPERIMENT_CHECKPOINT.json."""
 
+LAYOUT_NAMES = {"camvid": "CamVid", "ade20k": "ADE20K", "cityscapes": "Cityscapes", "idd_lite": "IDD-Lite"}
+"""Data sets as the documents call them."""
+
 OPTIONS = {
     "upsampling": ("split", "limit"),
     "activations": ("split", "limit", "images", "tails"),
@@ -81,6 +84,7 @@ def header(experiment: str, subject: Subject) -> Document:
     config = subject.model.config
     options = subject.options
     command = f"python tools/measure/experiments.py {experiment} --root {options.layout_name} "
+    command += "" if options.layout == "camvid" else f"--layout {options.layout} "
     command += f"--checkpoint {subject.name}={subject.path.name}"
     if experiment == "qat":
         kept = dict.fromkeys(subject.earlier.get("rows", {}), Path("model.safetensors"))
@@ -96,6 +100,7 @@ def header(experiment: str, subject: Subject) -> Document:
             "decoder_blocks": config.dec_layers,
             "window": list(config.window),
         },
+        "data": options.layout_name,
         "classes": list(subject.classes),
         "images": len(subject.pairs),
         "training_images": len(subject.training),
@@ -196,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parser().parse_args(argv)
-    options.layout_name = {"camvid": "CamVid", "ade20k": "ADE20K", "cityscapes": "Cityscapes"}[options.layout]
+    options.layout_name = LAYOUT_NAMES.get(options.layout, options.layout)
     return ended("experiments.py", lambda: _checked(options))
 
 

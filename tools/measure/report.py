@@ -38,8 +38,8 @@ def introduction(results: Results) -> Iterator[str]:
         The tables of the I-Segmenter paper, measured with this engine. Written by `python tools/measure/report.py`
         from `docs/results/*.json`, which `tools/measure/experiments.py` and `tools/measure/bench.py` wrote; nothing
         here is typed by hand except the words and what is said to be the paper's. The paper measures ADE20K and
-        Cityscapes on a GPU; here it is the CamVid validation set on a CPU, so that differences between rows can be
-        compared with the paper's, not values.
+        Cityscapes on a GPU; here it is the CamVid validation set (or what a table says) on a CPU, so that differences
+        between rows can be compared with the paper's, not values.
 
         `python tools/measure/experiments.py all --root CamVid --checkpoint tiny=DIR --qat tiny:intseg=FILE` measures
         everything again that is not up to date. How the checkpoints and the QAT models were made: CONTRIBUTING.md.

@@ -19,12 +19,16 @@ def classification(results: Results) -> Iterator[str]:
     yield "## Classification"
     yield ""
     yield from command([document["command"] for document in results.classifiers.values()])
+    rows = [row for document in results.classifiers.values() for row in document["results"]["recipes"].values()]
+    logits, other = (sum(row[key] for row in rows) for key in ("twin_logits", "twin_different"))
+    agreed = "100 % of top-1: all" if other == 0 else f"all but {other:,} of the"
     yield from prose(f"""
         I-ViT's own task. Images are brought to a short side, the window is their middle (SPEC.md, 7.4). One calibration
         image, which is none of those that are measured. *Same* is the share of images with the top-1 of the float
         model, *twin* how many logits of the fake-quant model were compared with the engine's, and how many differ. A
         public port of I-ViT (jmha02/I-ViT-Gemmini) reports that its PyTorch and its TVM form agree on {PORT} % of
-        top-1: each has its own rounding. Here both forms have one definition.
+        top-1: each has its own rounding. Here the PyTorch form and the engine agree on {agreed} {logits:,} logits are
+        equal.
     """)
     for name, document in results.classifiers.items():
         yield from _one(name, document)

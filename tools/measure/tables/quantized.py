@@ -19,12 +19,20 @@ def table_3(results: Results) -> Iterator[str]:
         rows.append(["float", "-", "nearest, no L2 norm", *accuracy(found["float"]["nearest, no L2"], base)])
         for row in sorted(found["rows"], key=lambda row: (row["images"], RECIPES.index(row["recipe"]))):
             rows.append(["PTQ", str(row["images"]), row["recipe"], *accuracy(row, base)])
+        yield from _data(results.found["ptq"][name])
         trained = (results.of("qat", name) or {"rows": {}})["rows"]
         rows += [["QAT", "-", recipe, *accuracy(trained[recipe], base)] for recipe in RECIPES if recipe in trained]
         yield from table((f"{name}", "S", "recipe", "mIoU %", "change", "pixel accuracy %", "equal %"), rows)
     yield from results.missing("ptq")
     yield "The paper loses 3.9 to 6.2 points by PTQ from one image with lambda-ShiftGELU, and 0.6 to 5.0 by QAT."
     yield ""
+
+
+def _data(document: Document) -> Iterator[str]:
+    """A line where the table's images are others than those of the page."""
+    if document.get("data", "CamVid") != "CamVid":
+        yield f"{document['images']} images of {document['data']} val, S of {document['training_images']}:"
+        yield ""
 
 
 def table_5(results: Results) -> Iterator[str]:
@@ -51,10 +59,25 @@ def table_5(results: Results) -> Iterator[str]:
             hours = 1000 * found["training"]["cpu_seconds_per_step"] / 3600
             yield f"A QAT run of 1000 such steps (the default) would take {hours:.1f} hours of one core;"
             yield "that is not measured."
+    yield from _by_size(results)
     yield from prose("""
         Starting Python and PyTorch is part of the seconds. `intseg` runs seven views of each image when there are 8 or
         fewer of them (calibrate.py).
     """)
+
+
+def _by_size(results: Results) -> Iterator[str]:
+    """What larger networks take."""
+    if results.memory is None:
+        return
+    found, machine = results.memory["results"], results.memory["results"]["machine"]
+    sizes = found["sizes"].items()
+    yield from prose(f"""
+        The published sizes with random weights, windows of 512 x 512, one image, recipe {found["recipe"]}, on
+        {machine["cpu"]} (`{results.memory["command"]}`):
+    """)
+    rows = [[name, *_cost(cost, "cpu_seconds", 0), f"{cost['bytes'] / 1e6:.0f}"] for name, cost in sizes]
+    yield from table(("size", "seconds", "GB", "MB of the file"), rows)
 
 
 def _cost(cost: Document, seconds: str, digits: int) -> tuple[str, str]:

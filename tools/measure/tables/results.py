@@ -18,6 +18,7 @@ MISSING = "not measured"
 KNOWN = {
     "tiny": "trained from scratch on CamVid",
     "bundled": "the same network on a pretrained encoder, `camvid` in CONTRIBUTING.md: what intseg/models holds",
+    "idd": "as `bundled`, trained on IDD-Lite, `idd` in CONTRIBUTING.md",
     "tinyhard": "`tiny` with outlier channels (tools/measure/make_hard.py, --outliers 100)",
     "tiny24": "`tiny` made twice as deep and trained for 300 steps (tools/measure/make_hard.py)",
     "tiny24hard": "`tiny24` constructed to quantize badly (tools/measure/make_hard.py)",
@@ -47,6 +48,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.found: dict[str, dict[str, Document]] = {part: {} for part in PARTS}
         self.sizes: Document | None = None
+        self.memory: Document | None = None
         self.bench: Document | None = None
         self.classifiers: dict[str, Document] = {}
         for file in sorted(folder.glob("*.json")):
@@ -58,6 +60,8 @@ class Results:
                 self.classifiers[document["checkpoint"]["name"]] = document
             elif experiment == "sizes":
                 self.sizes = document
+            elif experiment == "memory":
+                self.memory = document
             elif experiment in self.found:
                 self.found[experiment][document["checkpoint"]["name"]] = document
             else:
