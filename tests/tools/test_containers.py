@@ -47,6 +47,7 @@ CONTAINERS: dict[str, Callable[[State], object]] = {
     "ema": lambda s: {"ema_state_dict": s, "best": np.float32(0.5)},
     "student": lambda s: {"student": renamed(s, "module."), "teacher": {"encoder.x": torch.zeros(1)}},
     "averaged": lambda s: renamed(s, "module.") | {"n_averaged": torch.tensor(7)},
+    "mmengine's average": lambda s: {"ema_state_dict": renamed(s, "module.") | {"steps": torch.tensor(9)}},
     "arguments": lambda s: {"model": s, "args": argparse.Namespace(lr=1), "best_miou": np.float64(3)},
     "message_hub": lambda s: {"state_dict": s, "message_hub": {"log": History(), "seen": np.arange(2)}},
     "harm": lambda s: {"model": s, "hook": Harm()},
@@ -167,6 +168,9 @@ def test_what_the_graph_cannot_do_is_refused(old: str, new: str, message: str, t
 def test_heads_that_a_config_leaves_out_are_the_default_of_mmsegmentation(tmp_path: Path) -> None:
     save_mmseg(tmp_path / "iter.pth", tiny(), CFG.replace("num_heads=6,", ""))
     assert load_checkpoint(tmp_path / "iter.pth").config.n_heads == 12
+    save_mmseg(tmp_path / "iter.pth", tiny(), CFG.replace(" num_heads=4,", ""))
+    notes = load_checkpoint(tmp_path / "iter.pth").info.notes
+    assert "decoder n_heads = 1: not stated (net_kwargs: decoder: n_heads in a variant.yml)" in notes
 
 
 def test_a_config_that_cannot_be_read_states_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import yaml
 
 from intseg.files import write_atomically
 from intseg.tools.twin import mmseg
-from intseg.tools.twin.config import CheckpointError, Decoder, Pair, SegmenterConfig
+from intseg.tools.twin.config import HEAD_DIM, CheckpointError, Decoder, Pair, SegmenterConfig
 from intseg.tools.twin.containers import few, read_file, require_floats, state_of
 from intseg.tools.twin.names import UNUSED, State, published_names
 from intseg.tools.twin.segmenter import LoadInfo, Segmenter
@@ -139,7 +139,7 @@ def _config_from(
             dec_norm_eps=float(variant.decoder.get("norm_eps", 1e-5)),
             im_size=variant.im_size(image),
             **encoder,
-            **_decoder_fields(state, variant, file, notes),
+            **_decoder_fields(state, variant, file, notes, source),
             **(mmseg | stated),
         )
     except ValueError as error:
@@ -200,7 +200,9 @@ def _image_size(patches: int, patch: int, variant: Variant, file: Path, notes: l
     return side * patch, side * patch
 
 
-def _decoder_fields(state: State, variant: Variant, file: Path, notes: list[str]) -> dict[str, Any]:
+def _decoder_fields(
+    state: State, variant: Variant, file: Path, notes: list[str], source: Literal["segmenter", "mmseg"]
+) -> dict[str, Any]:
     stated = variant.decoder.get("name")
     if "decoder.cls_emb" not in state and "decoder.head.weight" not in state:
         found = few([name for name in state if name.startswith(("decoder.", "decode_head."))])
@@ -217,6 +219,9 @@ def _decoder_fields(state: State, variant: Variant, file: Path, notes: list[str]
         return {"decoder": kind, "n_cls": n_cls}
     _, n_cls, width = _shape(state, "decoder.cls_emb", 3, file)
     layers = _count_blocks(state, "decoder")
+    heads = variant.heads(variant.decoder, "decoder", width, notes)
+    if "n_heads" not in variant.decoder and (source == "mmseg" or width % HEAD_DIM):  # elsewhere it is the rule
+        notes.append(f"decoder n_heads = {heads}: not stated (net_kwargs: decoder: n_heads in a variant.yml)")
     variant.agree("n_cls", n_cls, "decoder.cls_emb")
     variant.agree("n_layers", layers, "the number of decoder.blocks", variant.decoder)
     return {
@@ -224,7 +229,7 @@ def _decoder_fields(state: State, variant: Variant, file: Path, notes: list[str]
         "n_cls": n_cls,
         "d_decoder": width,
         "dec_layers": layers,
-        "dec_heads": variant.heads(variant.decoder, "decoder", width, notes),
+        "dec_heads": heads,
         "dec_mlp_dim": _shape(state, "decoder.blocks.0.mlp.fc1.weight", 2, file)[0] if layers else 0,
     }
 

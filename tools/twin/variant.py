@@ -90,8 +90,8 @@ class Variant:
             raise CheckpointError(
                 f"{self.name}: {what} n_heads is {heads!r}, expected a divisor of the width {width}; set it"
             )
-        if "n_heads" not in values and (what == "encoder" or width % HEAD_DIM):
-            notes.append(f"{what} n_heads = {heads}: one per {HEAD_DIM} channels (--heads)")
+        if "n_heads" not in values and what == "encoder":
+            notes.append(f"encoder n_heads = {heads}: one per {HEAD_DIM} channels (--heads)")
         return heads
 
 
