@@ -1,6 +1,7 @@
 """tools/measure: what the tables say is what an independent computation says."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -34,7 +35,6 @@ from intseg.tools.twin.gelu import QGelu
 from intseg.tools.twin.model import FakeQuantSegmenter
 from intseg.tools.twin.recipe import RECIPES
 from intseg.tools.twin.segmenter import random_segmenter
-from intseg.windows import cut_windows
 
 Capture = pytest.CaptureFixture[str]
 
@@ -109,14 +109,16 @@ def test_table_2_counts_what_eval_counts(
 
 
 def float_prediction(data: Path, name: str) -> Any:
-    """By the float model's windows, put together here: each upsampled (bilinear), the mean of every pixel, argmax."""
+    """As rstrudel/segmenter's inference: the last window flush with the edge, each upsampled, the mean, argmax."""
     model = load_checkpoint(data / "checkpoint")
     info = convert.model_info(CONFIG, RECIPES["intseg"], "", dict.fromkeys(map(str, range(11)), (0, 0, 0)))
     rgb = image.decode(data / f"{name}.png", info.pad).rgb
     total, count = torch.zeros((11, 40, 56), dtype=torch.float64), torch.zeros((40, 56))
-    for (top, left), window in cut_windows(rgb, info):
+    tops, lefts = ([*range(0, size - 32, step), size - 32] for size, step in zip((40, 56), info.stride, strict=True))
+    for top, left in itertools.product(tops, lefts):
+        window = torch.from_numpy(rgb[None, top : top + 32, left : left + 32])
         with torch.no_grad():
-            scores = model.forward_scores(calibrate.normalise(torch.from_numpy(window)[None], CONFIG)).double()
+            scores = model.forward_scores(calibrate.normalise(window, CONFIG)).double()
         pixels = F.interpolate(scores.permute(0, 3, 1, 2), scale_factor=8, mode="bilinear", align_corners=False)[0]
         total[:, top : top + 32, left : left + 32] += pixels
         count[top : top + 32, left : left + 32] += 1
