@@ -60,10 +60,11 @@ def introduction(results: Results) -> Iterator[str]:
             {some["images"]} labelled images, void ignored; calibration takes images from the
             {some["training_images"]} of the training set, S of them evenly spaced. *Equal* is the share of all pixels,
             void included, that the float model (bilinear, L2 norm) labels the same; it runs as rstrudel/segmenter's
-            `inference` does: the last window flush with the edge, each upsampled by itself, the mean of their scores.
-            Recipes: `i-vit` is Shiftmax and ShiftGELU as published by I-ViT, `paper` has lambda-ShiftGELU instead, both with symmetric min/max ranges,
-            nearest upsampling and without L2 norm; `intseg` is this project's. Engine and fake-quant model give the
-            same bits (tests/tools), so one number stands for both.
+            `inference` does: the last window flush with the edge, each upsampled by itself, the mean of
+            their scores. Recipes: `i-vit` is Shiftmax and ShiftGELU as published by I-ViT, `paper` has
+            lambda-ShiftGELU instead, both with symmetric min/max ranges, nearest upsampling and without L2
+            norm; `intseg` is this project's. Engine and fake-quant model give the same bits (tests/tools),
+            so one number stands for both.
         """)
 
 
