@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import _isa
 from ._ir import I8, I16, I32, Emit, Value
-from ._jit import emitted, helper, kernel
+from ._jit import emitted, helper, inlined, kernel
 from ._tile import (
     BLOCKED,
     INT16,
@@ -39,6 +39,9 @@ from ._tile import (
 from .linear import pack_quant, raise_shifts, stage, stage_whole
 
 Array = NDArray[Any]
+
+Head = tuple[int, int, int, int]
+"""Addresses of a head's keys, starts and requantization of scores; kind of the latter, see Scores."""
 
 _PAD = -(2**30)
 """Accumulator of a padded key column, after the shift of `Scores`: below that of any key, and RSR keeps the order."""
@@ -84,19 +87,20 @@ class Shape:
         """Scratch of one thread, see `offsets`."""
         isa = _isa.select()
         query = isa.rows * -(-self.head_dim // isa.group) * isa.step + 64
-        return query + isa.rows * (self.padded * 4 + 64) + (isa.rows + self.panels) * isa.columns * 4
+        return query + isa.rows * (self.padded * 4 + 192) + (isa.rows + 1) * self.panels * isa.columns * 4
 
 
 @helper
 def offsets(dim: int, padded: int) -> tuple[int, int, int, int, int]:
-    """Where scratch has its parts, in bytes, each a multiple of 64: INT16 logits, weights (a byte or two each), sums of
-    rows, one tile, starts of the accumulators of all panels of values. Staged queries come first."""
+    """Where scratch has its parts, in bytes, each a multiple of 64: INT16 logits, weights (two bytes each, or one of
+    two strips), three vectors a row of sums and maxima, a tile for every panel of values, starts of their accumulators.
+    Staged queries come first."""
     rows, columns = tile_rows(), tile_columns()
     logits = (rows * ceil_div(dim, group_size()) * step_size() + 63) // 64 * 64
     weights = logits + rows * padded * 2
     totals = weights + rows * padded * 2
-    tile_at = totals + rows * 64
-    return logits, weights, totals, tile_at, tile_at + 4 * rows * columns
+    tile_at = totals + rows * 192
+    return logits, weights, totals, tile_at, tile_at + 4 * rows * columns * ceil_div(dim, columns)
 
 
 @dataclass(frozen=True)
@@ -352,32 +356,42 @@ def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scrat
 
 
 @helper
-def score_strip(
-    query: int,
-    steps: int,
-    count: int,
-    keys: int,
-    init: int,
-    quant: int,
-    kind: int,
-    scores: int,
-    padded: int,
-    tokens: int,
-) -> None:
-    """INT16 logits of `count` staged queries against all keys of one head; all but counts are addresses.
+def head_operands(keys: Array, init: Array, quant: Array, kinds: Array, head: int) -> Head:
+    """What `score_panel` takes of a head."""
+    key_at, init_at = address(keys) + head * keys.shape[1], address(init) + head * init.shape[1] * 4
+    return key_at, init_at, address(quant) + head * quant.shape[1] * 8, kinds[head]
+
+
+@inlined
+def score_panel(query: int, steps: int, count: int, head: Head, jp: int, scores: int, padded: int, tokens: int) -> None:
+    """INT16 logits of `count` staged queries against the keys of one panel; query and scores are addresses.
 
     A class token beside a square of patches leaves the last panel with one key, or a few.
     """
-    columns, stride = tile_columns(), steps * step_size()
-    whole = padded // columns
-    if tokens - (padded - columns) <= narrow_columns():
-        whole -= 1
-        panel, start = keys + whole * stride * columns, init + whole * columns * 4
-        to = scores + whole * columns * 2
+    (keys, init, quant, kind), columns, stride = head, tile_columns(), steps * step_size()
+    panel, start, to = keys + jp * stride * columns, init + jp * columns * 4, scores + jp * columns * 2
+    if tokens - jp * columns <= narrow_columns():
         tile_narrow(query, stride, count - 1, panel, steps, start, quant, kind, to, padded * 2)
-    for jp in range(whole):
-        panel, start = keys + jp * stride * columns, init + jp * columns * 4
-        tile(query, stride, count - 1, panel, steps, start, quant, kind, scores + jp * columns * 2, padded * 2)
+    else:
+        tile(query, stride, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+
+
+@emitted
+def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy `count` bytes between addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        target_, source_, count_ = args
+
+        def step(i: Value, carried: list[Value]) -> list[Value]:
+            e.store(builder.add(target_, i), e.load(builder.add(source_, i), I8))
+            return []
+
+        e.loop(e.i64(0), count_, 1, [], step)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
 
 
 @helper

@@ -48,6 +48,11 @@ def helper(function: Callable[..., Any]) -> Any:
     return numba.njit(**_HELPER_OPTIONS)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """As `helper`, for what loops call: never a call in machine code."""
+    return numba.njit(**_HELPER_OPTIONS, forceinline=True)(function)
+
+
 def emitted(function: Callable[..., Any]) -> Any:
     """Mark a function that emits LLVM IR, to be called from kernels without its first argument, the typing context."""
     return _numba_intrinsic(function)

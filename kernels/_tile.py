@@ -340,6 +340,16 @@ def address(typingctx: Any, array: Any) -> Any:
     return types.int64(array), codegen
 
 
+@emitted
+def load_word(typingctx: Any, at: Any) -> Any:
+    """The INT64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emit(context, builder).load(args[0], I64)
+
+    return types.int64(types.int64), codegen
+
+
 @helper
 def ceil_div(a: int, b: int) -> int:
     """ceil(a / b) for a >= 0, b > 0."""

@@ -15,7 +15,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _heads, _isa
-from ._heads import copy_columns, offsets, score_strip, stage_queries
+from ._heads import copy_columns, head_operands, offsets, score_panel, stage_queries
 from ._ir import I32, I64, Emit, Value
 from ._jit import Kernel, emitted, helper, kernel
 from ._tile import (
@@ -78,22 +78,27 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
         dim, base = out.shape[1] // heads, address(scratch)
         steps, strip = ceil_div(dim, group_size()), offsets(dim, padded)
         for h in range(heads):
-            key, start_at = address(keys) + h * keys.shape[1], address(init) + h * padded * 4
-            quant = address(score_quant) + h * score_quant.shape[1] * 8
+            head = head_operands(keys, init, score_quant, kinds, h)
             begin(scratch, strip, values, h, tokens, dim)
             column = query_column + h * dim
             stage_queries(qkv, start, min(rows, stop - start), column, dim, scratch)
             for i in range(start, stop, rows):
                 count, following = min(rows, stop - i), i + rows
-                score_strip(base, steps, count, key, start_at, quant, kinds[h], base + strip[0], padded, tokens)
+                for jp in range(padded // tile_columns()):
+                    score_panel(base, steps, count, head, jp, base + strip[0], padded, tokens)
                 # Bytes just stored are slow to load one by one: the next queries are staged early.
                 stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
                 weigh(scratch, strip, count, tokens, padded, softmax, h)
                 multiply(scratch, strip, padded, values, value_quant, high, out, (i, count, h, dim))
 
     attention.__module__ = module
+    return kernel(signature(kind))(attention)
+
+
+def signature(kind: str) -> str:
+    """Of the kernel of an attention; `kind` is the type of its argument `softmax`."""
     common = "int8[:, ::1], int64, int8[:, ::1], int32[:, ::1], int8[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1]"
-    return kernel(f"void({common}, int64, {kind}, int8[:, ::1], int64, int64, int8[::1])")(attention)
+    return f"void({common}, int64, {kind}, int8[:, ::1], int64, int64, int8[::1])"
 
 
 @helper

@@ -21,11 +21,15 @@ DITHER = (8, 72, 40, 104, 24, 88, 56, 120)
 
 
 def pack_table(table: Array) -> NDArray[np.int8]:
-    """Entries int16 [heads, 256] as the row kernel reads them, int8 [heads, 512]: a plane of the bits from 7 up and one
-    of the seven below where a byte permute exists, otherwise the words themselves."""
+    """Entries int16 [heads, 256] as the kernels read them.
+
+    Where a byte permute exists, int8 [heads, 640]: a plane of the bits from 7 up, one of the seven below, the largest
+    of these that carry nothing, ones. Otherwise the words themselves, int8 [heads, 512].
+    """
     if not _isa.select().vbmi:
         return np.ascontiguousarray(table.astype(np.int16)).view(np.int8)
-    return np.concatenate([table >> 7, table & 127], axis=1).astype(np.uint8).view(np.int8)
+    constants = np.tile([127 - d for d in DITHER] * 8 + [1] * 64, (len(table), 1))
+    return np.concatenate([table >> 7, table & 127, constants], axis=1).astype(np.uint8).view(np.int8)
 
 
 class _Lookup:
@@ -64,51 +68,112 @@ class _Lookup:
 
 
 @emitted
-def row_weights(typingctx: Any, row: Any, tokens: Any, padded: Any, top: Any, table: Any, out: Any) -> Any:
-    """Weights of one row of INT16 logits, zero from `tokens` to `padded`; returns their sum (512-bit registers only).
+def raise_tops(typingctx: Any, logits: Any, stride: Any, tops: Any, first: Any) -> Any:
+    """The largest of 64 more logits of every row of a tile, lane by lane (512-bit registers only).
 
-    row     address of int16 [padded], in block order (`_tile`) on the vnni path; padded a multiple of 64
-    top     the row maximum;  table  address of a head's `pack_table`
-    out     address of uint8 [padded] on the vnni path, elsewhere of int16 [padded] (may be `row`)
+    logits  address of int16 [rows, 64], a row every `stride` bytes;  first  whether there are none before (1)
+    tops    address of int16 [rows, 32]
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emit(context, builder)
-        return _emit_row(e, *args) if e.isa.zmm else e.i64(0)
+        logits_, stride_, tops_, first_ = args
+        kind, fresh = ir.VectorType(I16, 32), builder.trunc(first_, ir.IntType(1))
+        for r in range(e.isa.rows if e.isa.zmm else 0):
+            at, top = builder.add(logits_, builder.mul(stride_, e.i64(r))), e.offset(tops_, 64 * r)
+            before = builder.select(fresh, e.const(kind, -(2**15)), e.load(top, kind))
+            found = e.same("smax", e.load(at, kind), e.load(e.offset(at, 64), kind))
+            e.store(top, e.same("smax", before, found))
+        return context.get_dummy_value()
 
-    return types.int64(*[types.int64] * 6), codegen
+    return types.void(*[types.int64] * 4), codegen
 
 
-def _emit_row(e: Emit, row: Value, tokens: Value, padded: Value, top: Value, table: Value, out: Value) -> Value:
-    builder, sums = e.builder, ir.VectorType(I32, 16)
+@emitted
+def spread_tops(typingctx: Any, tops: Any) -> Any:
+    """Row maxima int16 [rows, 32] at an address to the maximum in all lanes; behind them int32 [rows, 16], sums: zero
+    (512-bit registers only)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        rows = e.isa.rows if e.isa.zmm else 0
+        found = [e.max_lanes(e.load(e.offset(args[0], 64 * r), ir.VectorType(I16, 32))) for r in range(rows)]
+        for r, top in enumerate(found):
+            e.store(e.offset(args[0], 64 * r), e.splat(top, 32))
+            e.store(e.offset(args[0], 64 * (rows + r)), e.const(ir.VectorType(I32, 16), 0))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@emitted
+def strip_weights(
+    typingctx: Any,
+    logits: Any,
+    padded: Any,
+    first: Any,
+    tokens: Any,
+    tops: Any,
+    table: Any,
+    out: Any,
+    totals: Any,
+) -> Any:
+    """Weights of all rows of a tile from key `first` on, zero from `tokens` to `padded`; their sums (512-bit only).
+
+    logits  address of int16 [rows, padded], in block order (`_tile`) on the vnni path;  padded, first  multiples of 64
+    tops    of `spread_tops`: maxima, and what the sums start from;  table  address of a head's `pack_table`
+    out     address of uint8 [rows, padded] on the vnni path, elsewhere of int16 [rows, padded] (may be `logits`)
+    totals  address of int64 [rows]
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        if e.isa.zmm:
+            _emit_strip(e, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), codegen
+
+
+def _emit_strip(
+    e: Emit,
+    logits: Value,
+    padded: Value,
+    first: Value,
+    tokens: Value,
+    tops: Value,
+    table: Value,
+    out: Value,
+    totals: Value,
+) -> None:
+    builder, sums, rows = e.builder, ir.VectorType(I32, 16), range(e.isa.rows)
     look = _Lookup(e, table)
-    maximum = e.splat(builder.trunc(top, I16), 32)
     bytes_out = e.isa.name == "vnni"
     kind = look.bytes_ if bytes_out else look.words
     ones = e.const(sums, 0x01010101 if bytes_out else 0x00010001)
 
-    def distance(at: Value) -> Value:
-        return e.same("ssub.sat", maximum, e.load(at, look.words))  # at most 32767: above 255 they are all alike
-
-    def pack(a: Value, b: Value) -> Value:
-        return e.call("llvm.x86.avx512.packuswb.512", look.bytes_, [a, b])
-
-    def weights(i: Value) -> Value:
-        at = builder.add(row, builder.shl(i, e.i64(1)))
+    def weights(i: Value, r: int) -> Value:
+        row = builder.add(logits, builder.shl(builder.add(builder.mul(padded, e.i64(r)), i), e.i64(1)))
+        top = e.load(e.offset(tops, 64 * r), look.words)
+        count = kind.count // 32
+        # At most 32767: above 255 they are all alike.
+        t = [e.same("ssub.sat", top, e.load(e.offset(row, 64 * n), look.words)) for n in range(count)]
         if e.isa.vbmi:
-            return look.from_bytes(pack(distance(at), distance(e.offset(at, 64))))
-        limit = e.const(look.words, 255)
-        count = 2 if bytes_out else 1
-        words = [look.from_words(e.same("smin", distance(e.offset(at, 64 * n)), limit)) for n in range(count)]
-        return pack(*words) if bytes_out else words[0]
+            return look.from_bytes(_packed(e, t, look.bytes_))
+        words = [look.from_words(e.same("smin", v, e.const(look.words, 255))) for v in t]
+        return _packed(e, words, look.bytes_) if bytes_out else words[0]
 
     def step(i: Value, carried: list[Value], keep: Value | None = None) -> list[Value]:
-        value = weights(i)
-        if keep is not None:
-            value = builder.select(keep, value, e.const(kind, 0))
-        e.store(builder.add(out, i if bytes_out else builder.shl(i, e.i64(1))), value)
-        value = builder.bitcast(value, sums)
-        return [e.dot8(carried[0], value, ones) if bytes_out else e.dot16(carried[0], value, ones)]
+        found = []
+        for r in rows:
+            value = weights(i, r)
+            if keep is not None:
+                value = builder.select(keep, value, e.const(kind, 0))
+            at = builder.add(builder.mul(padded, e.i64(r)), i)
+            e.store(builder.add(out, at if bytes_out else builder.shl(at, e.i64(1))), value)
+            value = builder.bitcast(value, sums)
+            found.append(e.dot8(carried[r], value, ones) if bytes_out else e.dot16(carried[r], value, ones))
+        return found
 
     def last(i: Value, carried: list[Value]) -> list[Value]:
         places = e.const(kind, list(range(kind.count)))
@@ -117,9 +182,15 @@ def _emit_row(e: Emit, row: Value, tokens: Value, padded: Value, top: Value, tab
         return step(i, carried, builder.icmp_signed("<", places, limit))
 
     whole = builder.and_(tokens, e.i64(-kind.count))
-    total = e.loop(e.i64(0), whole, kind.count, [e.const(sums, 0)], step)
-    total = e.loop(whole, padded, kind.count, total, last)
-    return builder.zext(e.sum_lanes(total[0]), I64)
+    start = [e.load(e.offset(tops, 64 * (len(rows) + r)), sums) for r in rows]
+    total = e.loop(first, whole, kind.count, start, step)
+    total = e.loop(e.same("smax", first, whole), padded, kind.count, total, last)
+    for r in rows:
+        e.store(e.offset(totals, 8 * r), builder.zext(e.sum_lanes(total[r]), I64))
+
+
+def _packed(e: Emit, words: list[Value], kind: Value) -> Value:
+    return e.call("llvm.x86.avx512.packuswb.512", kind, words)
 
 
 @helper

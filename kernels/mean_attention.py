@@ -13,15 +13,31 @@ from numpy.typing import NDArray
 
 from . import _heads, _isa
 from ._fast import Attention
-from ._heads import Scores, copy_columns, value_init
-from ._jit import helper
-from ._rows import row_max
-from ._tile import RAW, address, biased, ceil_div, group_size, has_zmm, quant_bytes, step_size, tile, tile_columns
-from .attention import Place, Strip, fused
-from .exp_weights import pack_table, plain_weights, row_weights
+from ._heads import Head, Scores, copy_bytes, head_operands, offsets, score_panel, stage_queries, value_init
+from ._jit import helper, inlined, kernel
+from ._tile import (
+    RAW,
+    address,
+    biased,
+    ceil_div,
+    group_size,
+    has_zmm,
+    load_word,
+    quant_bytes,
+    step_size,
+    tile,
+    tile_columns,
+    tile_rows,
+)
+from ._woven import CHUNK, weave, weaves
+from .attention import Strip, signature
+from .exp_weights import pack_table, plain_weights, raise_tops, spread_tops, strip_weights
 from .weighted_mean import LEAST_SHIFT, mean_row, reciprocal
 
 Array = NDArray[Any]
+
+Done = tuple[int, int, int]
+"""A strip whose products are in scratch: address of its output, its rows, where in scratch the sums of weights are."""
 
 
 def shape(tokens: int, heads: int, head_dim: int) -> _heads.Shape:
@@ -51,55 +67,161 @@ def _weigh(
     scratch: Array,
     strip: Strip,
     count: int,
+    weights: int,
+    totals: int,
+    first: int,
     tokens: int,
     padded: int,
     tables: Array,
     head: int,
 ) -> None:
-    """Weights and their sums of `count` rows of logits, in the operand format of the tile."""
-    logits, weights, totals, _, _ = strip
-    words, sums = scratch.view(np.int16), scratch.view(np.int64)
-    table = tables.view(np.int16)[head]
+    """Weights and their sums of `count` rows of logits, in the operand format of the tile, from key `first` on.
+
+    weights, totals  where in scratch the weights go if they are bytes, and their sums
+    """
+    logits, base = strip[0], address(scratch)
+    if has_zmm():
+        at, out, tops = base + logits, base + (weights if biased() else logits), base + strip[2] + 64 * tile_rows()
+        table_at = address(tables) + head * tables.shape[1]
+        strip_weights(at, padded, first, tokens, tops, table_at, out, base + totals)
+        return
+    words, sums, table = scratch.view(np.int16), scratch.view(np.int64), tables.view(np.int16)[head]
     for r in range(count):
-        row = logits + r * padded * 2
-        if has_zmm():
-            at, to = address(scratch) + row, weights + r * padded if biased() else row
-            top = row_max(at, padded)
-            table_at = address(tables) + head * tables.shape[1]
-            sums[totals // 8 + r] = row_weights(at, tokens, padded, top, table_at, address(scratch) + to)
-            continue
-        first = row // 2
-        sums[totals // 8 + r] = plain_weights(words, first, tokens, table, 0, words, first)
+        at = logits // 2 + r * padded
+        sums[totals // 8 + r] = plain_weights(words, at, tokens, table, 0, words, at)
         for j in range(tokens, padded):
-            words[first + j] = 0
+            words[at + j] = 0
         if group_size() != 2:
             for j in range(padded):
-                scratch[weights + r * padded + j] = words[first + j] ^ 128
+                scratch[weights + r * padded + j] = words[at + j] ^ 128
 
 
 @helper
-def _means(
-    scratch: Array, strip: Strip, padded: int, values: Array, quant: Array, high: int, out: Array, place: Place
+def _products(
+    base: int,
+    strip: Strip,
+    count: int,
+    weights: int,
+    ahead: int,
+    tokens: int,
+    padded: int,
+    values: int,
+    panels: int,
+    table: int,
 ) -> None:
-    """`count` rows of one head's weights, in scratch, times its values, divided, to `out`."""
-    row, count, head, dim = place
-    columns, steps = tile_columns(), ceil_div(out.shape[0], group_size())
-    logits, weights, totals, tile_at, starts = strip
-    base, sums = address(scratch), scratch.view(np.int64)
-    a, stride = (logits, 2 * padded) if group_size() == 2 else (weights, padded)
+    """`count` rows of one head's weights, in scratch, times its values, to the tiles in scratch.
+
+    ahead   where the weights of the rows go whose logits are in scratch, woven into the first product; or -1
+    values  address of the head's packed values, so many panels;  table  address of its `pack_table`
+    """
+    columns, rows, steps = tile_columns(), tile_rows(), ceil_div(tokens, group_size())
+    logits, _, totals, tile_at, starts = strip
+    a, stride = (base + logits, 2 * padded) if group_size() == 2 else (base + weights, padded)
+    for jv in range(panels):
+        panel, to = values + jv * steps * columns * step_size(), base + tile_at + jv * rows * columns * 4
+        if ahead >= 0 and jv == 0:
+            tops = base + totals + 64 * rows
+            weave(a, padded, panel, steps, to, base + logits, tokens // CHUNK, tops, table, base + ahead)
+        else:
+            init = base + starts + jv * columns * 4
+            tile(a, stride, count - 1, panel, steps, init, init, RAW, to, 4 * columns)
+
+
+@inlined
+def _divide(tiles: int, r: int, total: int, quant: int, high: int, out: int, dim: int) -> None:
+    """Row r of the products in scratch divided by the sum of its weights, to address `out`.
+
+    tiles  address of the products;  total  of the sum;  quant  of the head's requantization
+    """
+    factor, more = reciprocal(load_word(total))
+    columns = tile_columns()
     for jv in range(ceil_div(dim, columns)):
-        panel = address(values) + head * values.shape[1] + jv * steps * columns * step_size()
-        panel_quant = address(quant) + head * quant.shape[1] * 8 + jv * columns * quant_bytes()
-        init = base + starts + jv * columns * 4
-        tile(base + a, stride, count - 1, panel, steps, init, panel_quant, RAW, base + tile_at, 4 * columns)
-        first, valid = head * dim + jv * columns, min(columns, dim - jv * columns)
-        for r in range(count):
-            acc = base + tile_at + r * columns * 4
-            factor, more = reciprocal(sums[totals // 8 + r])
-            to = address(out) + (row + r) * out.shape[1] + first if valid == columns else acc
-            mean_row(acc, panel_quant, factor, more, high, to)
+        acc, valid = tiles + (jv * tile_rows() + r) * columns * 4, min(columns, dim - jv * columns)
+        to = out + jv * columns
+        mean_row(acc, quant + jv * columns * quant_bytes(), factor, more, high, to if valid == columns else acc)
         if valid < columns:
-            copy_columns(scratch, tile_at, count, valid, out, row, first)
+            copy_bytes(to, acc, valid)
+
+
+@helper
+def _scores(
+    base: int,
+    strip: Strip,
+    steps: int,
+    count: int,
+    keys: Head,
+    tokens: int,
+    padded: int,
+    done: Done,
+    quant: int,
+    high: int,
+    width: int,
+    dim: int,
+) -> None:
+    """Logits and maxima of `count` staged queries; between their panels the divisions of the strip `done`.
+
+    base  address of scratch;  quant  of the head's requantization;  width  of a row of the output
+    """
+    rows, panels = tile_rows(), padded // tile_columns() if count > 0 else 0
+    logits, tops = base + strip[0], base + strip[2] + 64 * rows
+    out, divisions, totals = done
+    for n in range(max(panels + 1, divisions)):
+        if n < panels:
+            score_panel(base, steps, count, keys, n, logits, padded, tokens)
+        if has_zmm() and 0 < n <= panels:  # a panel late, when its logits have reached the cache
+            raise_tops(logits + (n - 1) * 128, 2 * padded, tops, np.int64(n == 1))
+        if n < divisions:
+            _divide(base + strip[3], n, base + totals + 8 * n, quant, high, out + n * width, dim)
+    spread_tops(tops)
+
+
+@kernel(signature("int8[:, ::1]"))
+def attention(
+    qkv: Array,
+    query_column: int,
+    keys: Array,
+    init: Array,
+    values: Array,
+    kinds: Array,
+    score_quant: Array,
+    value_quant: Array,
+    high: int,
+    tables: Array,
+    out: Array,
+    start: int,
+    stop: int,
+    scratch: Array,
+) -> None:
+    """See `attention.fused`; `tables` of `pack_table`. What leaves the units of dot products idle stands between them:
+    divisions between the panels of the next scores, and lookups of weights in the product of the strip before."""
+    heads, padded, rows, tokens = keys.shape[0], init.shape[1], tile_rows(), qkv.shape[0]
+    dim, base, width = out.shape[1] // heads, address(scratch), out.shape[1]
+    steps, panels, strip = ceil_div(dim, group_size()), ceil_div(dim, tile_columns()), offsets(dim, padded)
+    for h in range(heads):
+        operands, table = head_operands(keys, init, score_quant, kinds, h), address(tables) + h * tables.shape[1]
+        column, value = query_column + h * dim, address(values) + h * values.shape[1]
+        quant, to = address(value_quant) + h * value_quant.shape[1] * 8, address(out) + h * dim
+        _begin(scratch, strip, values, h, tokens, dim)
+        stage_queries(qkv, start, min(rows, stop - start), column, dim, scratch)
+        done, known = (to, np.int64(0), strip[2]), np.int64(0)  # a strip of products; rows of the weights before i
+        for i in range(start, stop + 2 * rows, rows):
+            count, following, side = min(rows, stop - i), i + rows, (i - start) // rows & 1
+            _scores(base, strip, steps, count, operands, tokens, padded, done, quant, high, width, dim)
+            # Bytes just stored are slow to load one by one: the next queries are staged early.
+            stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
+            weights, totals = strip[1] + side * rows * padded, strip[2] + side * rows * 32
+            done, first = (to, np.int64(0), totals), np.int64(0)
+            if weaves() and known > 0:
+                before, ahead = strip[1] + (1 - side) * rows * padded, weights if count > 0 else np.int64(-1)
+                _products(base, strip, known, before, ahead, tokens, padded, value, panels, table)
+                done = (to + (i - rows) * width, known, strip[2] + (1 - side) * rows * 32)
+                first = tokens // CHUNK * CHUNK
+            if count > 0:
+                _weigh(scratch, strip, count, weights, totals, first, tokens, padded, tables, h)
+                if not weaves():
+                    _products(base, strip, count, weights, np.int64(-1), tokens, padded, value, panels, table)
+                    done = (to + i * width, count, totals)
+            known = count
 
 
 @helper
@@ -112,14 +234,14 @@ def _begin(scratch: Array, strip: Strip, values: Array, head: int, tokens: int, 
 
 
 def _table(params: Any, attrs: Any) -> NDArray[np.int8]:
-    """int8 [heads, 512]"""
+    """int8 [heads, 512 or 640]"""
     return pack_table(params["table"])
 
 
 ATTENTIONS = {
     "exp_weights": Attention(
         "weighted_mean",
-        fused(__name__, "int8[:, ::1]", _begin, _weigh, _means),
+        attention,
         shape,
         pack_scores,
         pack_values,
