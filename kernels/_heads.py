@@ -35,6 +35,7 @@ from ._tile import (
     tile_columns,
     tile_narrow,
     tile_rows,
+    unstaged,
 )
 from .linear import pack_quant, raise_shifts, stage, stage_whole
 
@@ -342,17 +343,20 @@ def pack_keys_values(
 
 
 @helper
-def stage_queries(qkv: Array, row: int, count: int, column: int, dim: int, scratch: Array) -> None:
-    """`count` rows of one head's queries to the start of scratch, in the operand format of the tile."""
+def queries(qkv: Array, row: int, count: int, column: int, dim: int, scratch: Array) -> tuple[int, int]:
+    """Address of `count` rows of one head's queries, and from row to row; staged at the start of scratch if need be."""
     steps = ceil_div(dim, group_size())
-    source, to = address(qkv) + row * qkv.shape[1] + column, address(scratch)
+    source, to, stride = address(qkv) + row * qkv.shape[1] + column, address(scratch), steps * step_size()
+    if unstaged(dim):
+        return source, qkv.shape[1]
     if dim % register_bytes() == 0:
         for r in range(count):
-            stage_whole(source + r * qkv.shape[1], dim, to + r * steps * step_size())
-        return
+            stage_whole(source + r * qkv.shape[1], dim, to + r * stride)
+        return to, stride
     words = scratch.view(np.int16)
     for r in range(count):
-        stage(qkv, row + r, column, dim, steps, scratch, words, r * steps * step_size())
+        stage(qkv, row + r, column, dim, steps, scratch, words, r * stride)
+    return to, stride
 
 
 @helper
@@ -363,17 +367,21 @@ def head_operands(keys: Array, init: Array, quant: Array, kinds: Array, head: in
 
 
 @inlined
-def score_panel(query: int, steps: int, count: int, head: Head, jp: int, scores: int, padded: int, tokens: int) -> None:
-    """INT16 logits of `count` staged queries against the keys of one panel; query and scores are addresses.
+def score_panel(
+    query: int, width: int, steps: int, count: int, head: Head, jp: int, scores: int, padded: int, tokens: int
+) -> None:
+    """INT16 logits of `count` queries, each `width` bytes behind the other, against the keys of one panel.
+
+    query and scores are addresses.
 
     A class token beside a square of patches leaves the last panel with one key, or a few.
     """
     (keys, init, quant, kind), columns, stride = head, tile_columns(), steps * step_size()
     panel, start, to = keys + jp * stride * columns, init + jp * columns * 4, scores + jp * columns * 2
     if tokens - jp * columns <= narrow_columns():
-        tile_narrow(query, stride, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+        tile_narrow(query, width, count - 1, panel, steps, start, quant, kind, to, padded * 2)
     else:
-        tile(query, stride, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+        tile(query, width, count - 1, panel, steps, start, quant, kind, to, padded * 2)
 
 
 @emitted

@@ -28,6 +28,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from llvmlite import binding
 from numba.core import compiler, serialize
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic as _numba_intrinsic
@@ -38,6 +39,8 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck"
 _HELPER_OPTIONS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True}
 _MAGIC = b"intseg-kernel-1\n"
 _DIGEST = 32
+
+binding.initialize_native_asmparser()  # some kernels hold assembly; without it LLVM aborts the process
 
 REGISTRY: dict[str, Kernel] = {}
 """Every kernel by name, filled by the decorator when its module is imported."""

@@ -1,7 +1,8 @@
 """The register tile of every matrix product: rows x columns INT32 accumulators over one loop, requantized in place.
 
 Operands (see `_isa.Isa` for rows, columns, group):
-    a       rows of bytes (group 4 or 8; uint8 = x xor 0x80 on the vnni path) or INT16 (group 2), K padded to the group
+    a       rows of bytes (group 4 or 8) or INT16 (group 2), K padded to the group. The vnni path multiplies uint8: of
+            int8 it takes x xor 0x80 as it loads them
     panel   [K / group][columns][group], columns in `lane_order`
     init    int32 [columns] in lane order: bias, minus 128 times the column sum on the vnni path
     quant   per vector: mult of even lanes, of odd ones, INT64; rounding >> 32, shift - 32, INT32 (`linear.pack_quant`)
@@ -123,7 +124,7 @@ def narrow_int8(e: Emit, vectors: list[Value], high: Value) -> Value:
     return e.within(found, high)
 
 
-def _make_tile(dot: str, narrow: bool = False) -> Any:
+def _make_tile(dot: str, narrow: bool = False, signed: bool = True) -> Any:
     """The tile over one of the two dot products; a narrow one computes only the first vector of columns."""
 
     def product(
@@ -143,7 +144,8 @@ def _make_tile(dot: str, narrow: bool = False) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emit(context, builder)
-            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, 1 if narrow else e.isa.vectors, *args)
+            used = 1 if narrow else e.isa.vectors
+            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, used, *args, signed=signed)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), codegen
@@ -152,9 +154,12 @@ def _make_tile(dot: str, narrow: bool = False) -> Any:
 
 
 tile = _make_tile("dot8")
-"""Over bytes (or, for group 2, INT16)."""
+"""Over INT8 (or, for group 2, INT16)."""
 
-tile16 = _make_tile("dot16")
+tile_bytes = _make_tile("dot8", signed=False)
+"""Over the bytes that the instruction of the path takes, uint8 on the vnni path (or, for group 2, INT16)."""
+
+tile16 = _make_tile("dot16", signed=False)
 """Over INT16 on every path."""
 
 tile_narrow = _make_tile("dot8", narrow=True)
@@ -175,6 +180,7 @@ def _emit_tile(
     kind: Value,
     out: Value,
     out_stride: Value,
+    signed: bool = True,
 ) -> None:
     isa, builder = e.isa, e.builder
     width = 4 * isa.lanes
@@ -184,8 +190,11 @@ def _emit_tile(
         rows.append(builder.add(a, builder.mul(row, stride)))
         outs.append(builder.add(out, builder.mul(row, out_stride)))
     start = [e.load(e.offset(init, j * width), ir.VectorType(I32, isa.lanes)) for j in range(isa.vectors)]
-    in_pairs = isa.name == "i8mm" and dot == e.dot8
-    tile_rows = (_pair_sums if in_pairs else _lane_sums)(e, dot, used, rows, panel, steps, start)
+    if isa.name == "i8mm" and dot == e.dot8:
+        tile_rows = _pair_sums(e, dot, used, rows, panel, steps, start)
+    else:
+        flip = _hidden_splat(e, 0x80808080) if signed and isa.name == "vnni" else None
+        tile_rows = _lane_sums(e, dot, used, rows, panel, steps, start, flip)
     with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
         with raw:
             for row_out, values in zip(outs, tile_rows, strict=True):
@@ -201,10 +210,24 @@ def _emit_tile(
                     _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
 
 
+def _hidden_splat(e: Emit, value: int) -> Value:
+    """A constant in all lanes that LLVM does not see: it would do what is done with it before a broadcast, where the
+    broadcast, a load, costs nothing (512-bit only)."""
+    kind = ir.FunctionType(ir.VectorType(I32, 16), [I32])
+    return e.builder.call(ir.InlineAsm(kind, "vpbroadcastd $1, $0", "=v,r"), [e.const(I32, value)])
+
+
 def _lane_sums(
-    e: Emit, dot: Dot, used: int, rows: list[Value], panel: Value, steps: Value, start: list[Value]
+    e: Emit,
+    dot: Dot,
+    used: int,
+    rows: list[Value],
+    panel: Value,
+    steps: Value,
+    start: list[Value],
+    flip: Value | None,
 ) -> list[list[Value]]:
-    """Accumulators of every row: a column in every lane, a group of a row against as many of a column."""
+    """Accumulators of every row: a column in every lane, a group of a row, xor `flip`, against as many of a column."""
     isa, builder = e.isa, e.builder
     vector, width = ir.VectorType(I32, isa.lanes), 4 * isa.lanes
 
@@ -216,6 +239,7 @@ def _lane_sums(
         result = []
         for r, row in enumerate(rows):
             group = e.splat(e.load(builder.add(row, builder.shl(k, e.i64(2))), I32), isa.lanes)
+            group = builder.xor(group, flip) if flip is not None else group
             result += [dot(accs[r * used + j], group, columns[j]) for j in range(used)]
         return result
 
@@ -348,6 +372,12 @@ def load_word(typingctx: Any, at: Any) -> Any:
         return Emit(context, builder).load(args[0], I64)
 
     return types.int64(types.int64), codegen
+
+
+@helper
+def unstaged(depth: int) -> bool:
+    """Whether a tile takes rows of `depth` INT8 as they are; otherwise they are staged: widened, or padded."""
+    return group_size() != 2 and depth % step_size() == 0
 
 
 @helper

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import types
 
 from . import _isa
 from ._ir import I64, Emit
 from ._jit import emitted
-
-binding.initialize_native_asmparser()  # without it LLVM aborts the process
 
 CHUNK = 64
 """Keys whose weights one lookup gives, and as many bytes of a row of the other strip."""

@@ -15,7 +15,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from . import _heads, _isa
-from ._heads import copy_columns, head_operands, offsets, score_panel, stage_queries
+from ._heads import copy_columns, head_operands, offsets, queries, score_panel
 from ._ir import I32, I64, Emit, Value
 from ._jit import Kernel, emitted, helper, kernel
 from ._tile import (
@@ -29,8 +29,8 @@ from ._tile import (
     narrow_int8,
     quant_bytes,
     requantize,
-    tile,
     tile16,
+    tile_bytes,
     tile_columns,
     tile_rows,
 )
@@ -81,13 +81,11 @@ def fused(module: str, kind: str, begin: Any, weigh: Any, multiply: Any) -> Kern
             head = head_operands(keys, init, score_quant, kinds, h)
             begin(scratch, strip, values, h, tokens, dim)
             column = query_column + h * dim
-            stage_queries(qkv, start, min(rows, stop - start), column, dim, scratch)
             for i in range(start, stop, rows):
-                count, following = min(rows, stop - i), i + rows
+                count = min(rows, stop - i)
+                query, width = queries(qkv, i, count, column, dim, scratch)
                 for jp in range(padded // tile_columns()):
-                    score_panel(base, steps, count, head, jp, base + strip[0], padded, tokens)
-                # Bytes just stored are slow to load one by one: the next queries are staged early.
-                stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
+                    score_panel(query, width, steps, count, head, jp, base + strip[0], padded, tokens)
                 weigh(scratch, strip, count, tokens, padded, softmax, h)
                 multiply(scratch, strip, padded, values, value_quant, high, out, (i, count, h, dim))
 
@@ -207,7 +205,7 @@ def _context_panel(
     if not biased():
         tile16(words, padded * 2, count - 1, panel, steps, zero, quant, INT8 + 65536 * highest, to, stride)
         return
-    tile(low, padded, count - 1, panel, steps, zero, quant, RAW, acc, tile_columns() * 4)
+    tile_bytes(low, padded, count - 1, panel, steps, zero, quant, RAW, acc, tile_columns() * 4)
     for r in range(count):
         high = low + (tile_rows() + r) * padded
         finish_row(high, steps, panel, acc + r * tile_columns() * 4, quant, highest, to + r * stride)

@@ -21,7 +21,6 @@ from ._tile import (
     LEAST_SHIFT,
     RAW,
     address,
-    biased,
     ceil_div,
     group_size,
     held,
@@ -32,6 +31,7 @@ from ._tile import (
     tile,
     tile_columns,
     tile_rows,
+    unstaged,
 )
 
 Array = NDArray[Any]
@@ -155,8 +155,7 @@ def stage_whole(typingctx: Any, source: Any, count: Any, target: Any) -> Any:
             if e.isa.group == 2:
                 e.store(builder.add(target_, builder.shl(i, e.i64(1))), builder.sext(x, words))
             else:
-                flip = -128 if e.isa.name == "vnni" else 0
-                e.store(builder.add(target_, i), builder.xor(x, e.const(bytes_, flip)))
+                e.store(builder.add(target_, i), x)
             return []
 
         whole = builder.and_(count_, e.i64(-size))
@@ -171,11 +170,10 @@ def stage(x: Array, row: int, column: int, depth: int, steps: int, scratch: Arra
     """`depth` int8 of a row to the operand format, zero padded; `words` is `scratch` as INT16, `at` counts bytes."""
     done = stage_whole(address(x) + row * x.shape[1] + column, depth, address(scratch) + at)
     if group_size() != 2:
-        flip = np.int8(-128) if biased() else np.int8(0)
         for k in range(done, depth):
-            scratch[at + k] = x[row, column + k] ^ flip
+            scratch[at + k] = x[row, column + k]
         for k in range(depth, step_size() * steps):
-            scratch[at + k] = flip
+            scratch[at + k] = 0
     else:
         at //= 2
         for k in range(done, depth):
@@ -225,8 +223,11 @@ def linear(
     base, tile_at = address(scratch), ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
         count = min(ROW_BLOCK, stop - block)
-        for r in range(count):
-            stage(x, block + r, 0, depth, steps, scratch, words, r * stride)
+        source = address(x) + block * depth
+        if not unstaged(depth):
+            source = base
+            for r in range(count):
+                stage(x, block + r, 0, depth, steps, scratch, words, r * stride)
         for jp in range(ceil_div(width, columns)):
             panel = address(panels) + jp * stride * columns
             panel_init = address(init) + jp * columns * 4
@@ -234,7 +235,7 @@ def linear(
             valid = min(columns, width - jp * columns)
             direct = valid == columns and not wide
             for i in range(0, count, rows):
-                a = base + i * stride
+                a = source + i * stride
                 last = min(rows, count - i) - 1
                 if direct:
                     to, to_stride = address(out) + (block + i) * width * size + jp * columns * size, width * size

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import _heads, _isa
 from ._fast import Attention
-from ._heads import Head, Scores, copy_bytes, head_operands, offsets, score_panel, stage_queries, value_init
+from ._heads import Head, Scores, copy_bytes, head_operands, offsets, queries, score_panel, value_init
 from ._jit import helper, inlined, kernel
 from ._tile import (
     RAW,
@@ -25,7 +25,7 @@ from ._tile import (
     load_word,
     quant_bytes,
     step_size,
-    tile,
+    tile_bytes,
     tile_columns,
     tile_rows,
 )
@@ -124,7 +124,7 @@ def _products(
             weave(a, padded, panel, steps, to, base + logits, tokens // CHUNK, tops, table, base + ahead)
         else:
             init = base + starts + jv * columns * 4
-            tile(a, stride, count - 1, panel, steps, init, init, RAW, to, 4 * columns)
+            tile_bytes(a, stride, count - 1, panel, steps, init, init, RAW, to, 4 * columns)
 
 
 @inlined
@@ -147,6 +147,7 @@ def _divide(tiles: int, r: int, total: int, quant: int, high: int, out: int, dim
 def _scores(
     base: int,
     strip: Strip,
+    query: tuple[int, int],
     steps: int,
     count: int,
     keys: Head,
@@ -158,16 +159,16 @@ def _scores(
     width: int,
     dim: int,
 ) -> None:
-    """Logits and maxima of `count` staged queries; between their panels the divisions of the strip `done`.
+    """Logits and maxima of `count` queries; between their panels the divisions of the strip `done`.
 
-    base  address of scratch;  quant  of the head's requantization;  width  of a row of the output
+    base  address of scratch;  query  of `queries`;  quant  of the head's requantization;  width  of a row of the output
     """
     rows, panels = tile_rows(), padded // tile_columns() if count > 0 else 0
     logits, tops = base + strip[0], base + strip[2] + 64 * rows
     out, divisions, totals = done
     for n in range(max(panels + 1, divisions)):
         if n < panels:
-            score_panel(base, steps, count, keys, n, logits, padded, tokens)
+            score_panel(query[0], query[1], steps, count, keys, n, logits, padded, tokens)
         if has_zmm() and 0 < n <= panels:  # a panel late, when its logits have reached the cache
             raise_tops(logits + (n - 1) * 128, 2 * padded, tops, np.int64(n == 1))
         if n < divisions:
@@ -202,13 +203,11 @@ def attention(
         column, value = query_column + h * dim, address(values) + h * values.shape[1]
         quant, to = address(value_quant) + h * value_quant.shape[1] * 8, address(out) + h * dim
         _begin(scratch, strip, values, h, tokens, dim)
-        stage_queries(qkv, start, min(rows, stop - start), column, dim, scratch)
         done, known = (to, np.int64(0), strip[2]), np.int64(0)  # a strip of products; rows of the weights before i
         for i in range(start, stop + 2 * rows, rows):
-            count, following, side = min(rows, stop - i), i + rows, (i - start) // rows & 1
-            _scores(base, strip, steps, count, operands, tokens, padded, done, quant, high, width, dim)
-            # Bytes just stored are slow to load one by one: the next queries are staged early.
-            stage_queries(qkv, following, min(rows, stop - following), column, dim, scratch)
+            count, side = min(rows, stop - i), (i - start) // rows & 1
+            query = queries(qkv, i, count, column, dim, scratch)
+            _scores(base, strip, query, steps, count, operands, tokens, padded, done, quant, high, width, dim)
             weights, totals = strip[1] + side * rows * padded, strip[2] + side * rows * 32
             done, first = (to, np.int64(0), totals), np.int64(0)
             if weaves() and known > 0:
