@@ -180,6 +180,7 @@ def _emit_tile(
     kind: Value,
     out: Value,
     out_stride: Value,
+    *,
     signed: bool = True,
 ) -> None:
     isa, builder = e.isa, e.builder
@@ -377,7 +378,8 @@ def load_word(typingctx: Any, at: Any) -> Any:
 @helper
 def unstaged(depth: int) -> bool:
     """Whether a tile takes rows of `depth` INT8 as they are; otherwise they are staged: widened, or padded."""
-    return group_size() != 2 and depth % step_size() == 0
+    whole: bool = group_size() != 2 and depth % step_size() == 0
+    return whole
 
 
 @helper
