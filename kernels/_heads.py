@@ -339,6 +339,12 @@ def pack_keys_values(
         _pack_values(qkv, value_column + h * dim, dim, values[h], order, group, start, stop)
 
 
+@kernel("void(int8[:, ::1], int8[::1], int32[::1], int64[::1])")
+def pack_rows(b: Array, panels: Array, init: Array, order: Array) -> None:
+    """Rows of int8 [N, K] as columns of a product, in the layout of `linear.Packed`; order: `lane_order`."""
+    _pack_keys(b, 0, b.shape[1], panels, init, 0, 0, order, 0, b.shape[0])
+
+
 # ---- one strip ----------------------------------------------------------------------------------------------------
 
 

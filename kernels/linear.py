@@ -95,10 +95,11 @@ def _lift(mult: Array, shift: Array, most: int) -> tuple[int | None, NDArray[np.
     return None, raised, shifts
 
 
-def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Packed:
+def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str, most: int = 0) -> Packed:
     """Pack for this process' instruction path.
 
     weight  int8 [N, K], any strides;  bias int32 [N];  mult int32 [N];  shift int8 [N];  out  type of the result
+    most    accumulators are at most that, if that is more than what the weights say
     """
     isa = _isa.select()
     width, depth = weight.shape
@@ -114,7 +115,8 @@ def pack(weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Pac
     init[:width] = bias
     if isa.name == "vnni":
         init[:width] -= 128 * weight.sum(axis=1, dtype=np.int64)  # stays in INT32: |128 sum w| + |bias| < 2^31
-    most = int((128 * np.abs(weight.astype(np.int64)).sum(axis=1) + np.abs(bias.astype(np.int64))).max(initial=0))
+    own = int((128 * np.abs(weight.astype(np.int64)).sum(axis=1) + np.abs(bias.astype(np.int64))).max(initial=0))
+    most = max(most, own)
     left, raised, shifts = _lift(mult, shift, most)
     wide = left is None
     scale, count = np.zeros_like(init), np.full_like(init, LEAST_SHIFT)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from intseg.graph import Graph, Node
 from intseg.kernels import _heads, _isa
+from intseg.kernels import linear as _linear
 from intseg.kernels import patchify as _patchify
 from intseg.kernels._tile import highest, lane_order
 from intseg.ops import Array
@@ -162,5 +163,35 @@ def _attention_steps(found: _Attention, fused: FusedAttention) -> list[Step]:
     ]
 
 
-PATTERNS = (_match_attention, _match_patches)
+def _match_product(graph: Graph, inner: Inner, node: Node) -> Match | None:
+    """A product of two INT8 activations, every row with every row: one is packed as weights are, by a kernel."""
+    sources = {other.name: other for other in graph.nodes}
+    if node.op != "matmul" or node.attrs["transpose_b"] != 1 or not all(name in sources for name in node.inputs):
+        return None
+    left, right = (sources[name] for name in node.inputs)
+    if len(node.shape) != 2 or (left.dtype, right.dtype) != ("int8", "int8"):
+        return None
+    (width, depth), params, order = right.shape, params_of(graph, node), lane_order(_isa.select())
+    mult, shift = (np.broadcast_to(params[role], width) for role in ("mult", "shift"))
+    nothing, out = np.zeros((width, depth), np.int8), str(node.attrs["out"])
+    packed = _linear.pack(nothing, np.zeros(width, np.int32), mult, shift, out, 2**14 * depth)
+    panels = Buffer(f"{node.name}/panels", packed.panels.shape, "int8")
+    init = Buffer(f"{node.name}/init", packed.init.shape, "int32")
+
+    def bind_pack(arrays: Arrays) -> Rows:
+        fixed = arrays[right.name], arrays[panels.name], arrays[init.name], order
+        return lambda start, stop, scratch: _heads.pack_rows(*fixed)
+
+    def bind(arrays: Arrays) -> Rows:
+        found = replace(packed, panels=arrays[panels.name], init=arrays[init.name])
+        return _linear.bind(found, arrays[left.name], arrays[node.name])
+
+    whole, scratch = (left.name, panels.name, init.name), _linear.scratch_bytes(depth)
+    return [], [
+        Step(None, (), (right.name,), (panels, init), bind_pack, op="pack rows"),
+        Step(node.shape[0], (), whole, (output(node),), bind, scratch, macs=node.shape[0] * width * depth),
+    ]
+
+
+PATTERNS = (_match_attention, _match_patches, _match_product)
 """From a graph, Inner and the node that a pattern ends at to what it replaces."""
