@@ -93,6 +93,14 @@ def test_guards_are_mutated() -> None:
         assert change in keys, change
 
 
+def test_argued_mutants_exist() -> None:
+    files = {key.partition(":")[0] for key in mutate_package.EQUIVALENT}
+    places = {tuple(key.split(":")[:2]) for key in mutate_package.EQUIVALENT}
+    found = [change for file in files for change in mutate_package.changes_of(file)]
+    keys = {change.mutant().key for change in found if (change.file, change.function) in places}
+    assert set(mutate_package.EQUIVALENT) <= keys
+
+
 def test_a_mutant_cannot_leave_its_cage(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "victim").write_bytes(b"kept")

@@ -21,6 +21,7 @@ from tiny_model import tiny_graph
 import intseg
 import intseg.ray
 from intseg import api, store
+from intseg.batch import cluster as machines
 from intseg.batch import infer as batch
 from intseg.cli import infer as cli_infer
 from intseg.cli import main as cli
@@ -80,6 +81,11 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     for wrong in (["--ship"], ["--ray", "--jobs", "2"]):
         assert infer("-o", "out", *wrong) == 2
     assert not Path("out").exists()
+
+
+def test_a_folder_that_another_machine_lacks_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere: No such file .*expected a file system that all share; give --ship"):
+        machines._enter("nowhere")
 
 
 @pytest.mark.parametrize("ship", [[], ["--ship"]])

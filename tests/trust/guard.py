@@ -113,6 +113,7 @@ class Guard:
         self.offences: list[str] = []
         self.case: tuple[str, Files] = ("", {})
         self.slowest: dict[str, float] = {}
+        self._places = {name: folder / "case" / name for name in KINDS}
         paths = sysconfig.get_paths()
         allowed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
         allowed += [str(ROOT / "intseg"), str(ROOT / "kernels"), str(folder), str(home())]
@@ -129,7 +130,7 @@ class Guard:
 
     def read(self, kind: str, files: Files) -> tuple[str, str, BaseException | None]:
         """(stage, outcome, error) of a case: outcome "accepted", "refused", or "" for a failure."""
-        place = self.folder / "case" / kind
+        place = self._places[kind]
         if not KINDS[kind].held:
             put(str(place), files)
         self.offences.clear()

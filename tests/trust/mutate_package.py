@@ -6,6 +6,8 @@
     python tests/trust/mutate_package.py --list --sample 100        name them, run nothing
     python tests/trust/mutate_package.py --sample 400 --journal j.jsonl     again: goes on after what is in the journal
     python tests/trust/mutate_package.py --sample 400 --part 1/2    a half of them; the other half in another process
+    python tests/trust/mutate_package.py --again j.jsonl            those that survived, judged by the tests of today
+    python tests/trust/mutate_package.py --show docs/mutants.jsonl  the table of what is in a journal
 
 A mutant is the package with one change: those of mutate.py, and a condition negated, `and` for `or`, a raise or a call
 left out. It is written into a copy of the checkout, so that processes which tests start have it too. The tests that
@@ -59,9 +61,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/store.py": ("test_store", "test_guards"),
     "intseg/graph.py": ("test_graph", "test_store"),
     "intseg/api.py": ("test_api", "test_guards"),
-    "intseg/windows.py": ("test_windows", "test_image", "test_api"),
+    "intseg/windows.py": ("test_windows", "test_image", "test_api", "test_vectors"),
     "intseg/backends.py": ("test_api", "test_cli"),
     "intseg/images": ("test_image", "test_labels", "test_guards"),
+    "intseg/batch/classified.py": ("test_classify",),
+    "intseg/batch/cluster.py": ("test_ray",),
     "intseg/batch": ("test_batch", "test_evaluate", "test_labels", "test_spread", "test_guards"),
     "intseg/plan": ("test_kernels",),
     "intseg/workbench/diff.py": ("test_diff", "test_guards"),
@@ -70,6 +74,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/workbench/dump.py": ("test_dump", "test_guards"),
     "intseg/workbench/memory_files.py": ("test_dump",),
     "intseg/workbench/trace.py": ("test_trace", "test_guards"),
+    "intseg/cli/classify.py": ("test_classify",),
+    "intseg/cli/conformance.py": ("test_cli", "test_vectors", "test_truth_table"),
+    "intseg/cli/evaluate.py": ("test_cli", "test_evaluate"),
+    "intseg/cli/exchange.py": ("test_onnx", "test_tosa"),
+    "intseg/cli/reports.py": ("test_cli", "test_report", "test_card", "test_inspect"),
+    "intseg/cli/spread.py": ("test_cli", "test_spread"),
+    "intseg/cli/workbench.py": ("test_cli", "test_diff", "test_dump", "test_trace"),
     "intseg/cli": ("test_cli", "test_batch"),
     "kernels/resize.py": ("test_windows",),
     "kernels/pixel_map.py": ("test_windows",),
@@ -82,6 +93,7 @@ EQUIVALENT: dict[str, str] = {
     "intseg/files.py:_remove_abandoned: [os.remove(path) -> pass]": "for systems without locks",
     "intseg/files.py:_next: return min([size + 1 - got if got <= size else _CHUNK -> _CHUNK if got <= size else size + "
     "1 - got], limit + 1 - got,": "how many bytes are asked for at a time, not how many are read",
+    "intseg/cli/printing.py:_Closed.read: size: int | None=-[1 -> 2])": "nothing is read anyway",
     "intseg/files.py:new_folder: pa[th.rmdir() -> ss]": "POSIX renames over an empty folder, Windows does not",
 }
 """Mutants that no test can kill, by their key, and why."""
@@ -390,6 +402,8 @@ class Workshop:
 
 def preload() -> None:
     """What every run imports: once, before the forks."""
+    import hypothesis.strategies
+    import numba.core.registry
     import numpy
     import PIL.Image
     import pytest
@@ -397,7 +411,7 @@ def preload() -> None:
 
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
-    assert all((numpy, PIL.Image, pytest, safetensors.numpy))
+    assert all((hypothesis, numba, numpy, PIL.Image, pytest, safetensors.numpy))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -410,11 +424,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=float, default=60.0, metavar="S", help="seconds of tests for a mutant (60)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th of them, from the I-th on")
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from it")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only mutants that survived in this journal")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a journal and stop")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     args = parser.parse_args(argv)
+    if args.show:
+        return _show([line for line in _lines(args.show) if "key" in line])
     found = all_changes(args.module)
     part, parts = map(int, args.part.split("/"))
-    chosen = drawn(found, args.sample, args.seed)[part - 1 :: parts]
+    chosen = survivors(args.again) if args.again else drawn(found, args.sample, args.seed)[part - 1 :: parts]
     if args.list:
         print("\n".join(str(change.mutant()) for change in chosen))
         return 0
@@ -425,6 +443,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder, Journal(args.journal) as journal:
         return _score(chosen, len(found), Path(folder), journal, args)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def survivors(path: Path) -> list[Change]:
+    """The mutants that survived in a journal, as far as their code is still there."""
+    lines = [line for line in _lines(path) if line.get("what") == "survived"]
+    keys = {line["key"] for line in lines}
+    files = sorted({line["file"] for line in lines})
+    return [change for file in files for change in changes_of(file) if change.mutant().key in keys]
 
 
 class Journal:
@@ -440,8 +471,7 @@ class Journal:
         for place in COPIED:
             for file in sorted((ROOT / place).rglob("*.py")):
                 tree.update(file.read_bytes())
-        text = self.path.read_text(encoding="utf-8") if self.path and self.path.exists() else ""
-        self.lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        self.lines = _lines(self.path) if self.path else []
         if self.lines and self.lines[0] != {"tree": tree.hexdigest()}:
             raise SystemExit(f"mutate_package.py: {self.path}: is of other sources or tests; choose another file")
         if not self.lines:
@@ -503,6 +533,23 @@ def _judged(workshop: Workshop, mutant: Mutant, most: float) -> dict[str, Any]:
         what = "survived" if not tests or workshop.survives(mutant, tests) else "killed"
     seconds = round(time.monotonic() - start, 2)
     return {"key": mutant.key, "file": mutant.file, "what": what, "tests": len(tests), "seconds": seconds}
+
+
+def _show(found: list[dict[str, Any]]) -> int:
+    """The outcomes by part of the package, in Markdown; the status is that of `_print_score`."""
+    by_part: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in found:
+        place = Path(line["file"])
+        part = str(place.parent) if str(place.parent) != "intseg" else str(place)
+        by_part[part][line["what"]] += 1
+        by_part["all"][line["what"]] += 1
+    print("| part | mutants | killed | argued | survived |\n|---|---|---|---|---|")
+    for part in (*sorted(by_part.keys() - {"all"}), "all"):
+        n = by_part[part]
+        print(f"| `{part}` | {n.total()} | {n['killed']} | {n['argued']} | {n['survived']} |")
+    good = by_part["all"]["killed"] + by_part["all"]["argued"]
+    print(f"\n{100 * good / max(by_part['all'].total(), 1):.1f} % killed or argued")
+    return 0 if good >= 0.95 * by_part["all"].total() else 1
 
 
 def _print_score(found: list[dict[str, Any]], everything: int, seconds: float) -> int:

@@ -47,7 +47,7 @@ _PLACES = ("bin", "hex", "mem", "coe", "mif", "ihex", "c", "json")
 
 
 @functools.cache
-def _word_base(base: int) -> tuple[bytes, dict[str, Any]]:
+def _word_base(base: int) -> tuple[bytes, bytes]:
     """A tensor's file in one of the formats of a dump, and what a manifest says of it."""
     r = Random(base)
     kind, dtype = r.choice(_PLACES), r.choice(list(INT_RANGE))
@@ -65,7 +65,8 @@ def _word_base(base: int) -> tuple[bytes, dict[str, Any]]:
             how |= {"width": 0, "per_word": 1}  # C has no longer constants
     options = dump._manifest_options(how)
     data = dump._encode("t", array, kind, options)
-    return data, {"kind": kind, "dtype": dtype, "shape": list(array.shape), "options": how}
+    said = {"kind": kind, "dtype": dtype, "shape": list(array.shape), "options": how}
+    return data, json.dumps(said).encode()
 
 
 class Words(_Held):
@@ -75,14 +76,13 @@ class Words(_Held):
 
     def build(self, base: int, steps: Sequence[int]) -> Files:
         data, said = _word_base(base)
-        said = {**said, "options": dict(said["options"])}
         for seed in steps:
             r = Random(seed)
             if r.random() < 0.15:
-                _spoil_said(said, r)
+                said = _spoil_said(json.loads(said), r)
             else:
                 data = spoil(data, r, 128)
-        return {"said": json.dumps(said).encode(), "data": data}
+        return {"said": said, "data": data}
 
     def read(self, folder: Path, files: Files) -> str:
         said = json.loads(files["said"])
@@ -94,7 +94,7 @@ class Words(_Held):
         return f"read, {said['kind']}"
 
 
-def _spoil_said(said: dict[str, Any], r: Random) -> None:
+def _spoil_said(said: dict[str, Any], r: Random) -> bytes:
     """Another entry that a manifest may hold: one that is none is refused before the tensor is read."""
     shape, options = said["shape"], said["options"]
     kind = r.randrange(4)
@@ -108,6 +108,7 @@ def _spoil_said(said: dict[str, Any], r: Random) -> None:
         options["width"], options["per_word"] = r.choice((0, 1, 7, 8, 64, 1024)), r.choice((1, 2, 5, 1024))
     elif said["kind"] in dump.PACKED:
         options["endian"], options["tile"] = r.choice(("little", "big")), r.choice((None, [1, 1], [3, 2], [65535, 1]))
+    return json.dumps(said).encode()
 
 
 class Arrays(_Held):
