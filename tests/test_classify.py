@@ -173,6 +173,9 @@ def test_infer_prints_and_writes_classes(folder: Path, capsys: Capture) -> None:
     assert found.label in text
     assert str(found.top()[0].logit) in text
     assert not list(folder.glob("*_labels.png"))
+    (folder / "there").mkdir()
+    assert cli.main(["infer", "0.png", "-w", "w.safetensors", "-o", "there"]) == 0
+    assert json.loads((folder / "there" / "0_classes.json").read_text())["label"] == found.label
 
 
 @pytest.mark.parametrize("option", ["--overlay x.png", "--palette voc", "--label-offset 1", "--no-overlay"])

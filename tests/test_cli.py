@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import intseg
 from intseg import backends, models, store
 from intseg.batch import datasets
 from intseg.cli import main as cli
-from intseg.cli import parser
+from intseg.cli import parser, printing
 from intseg.cli.infer import _lines_file
 from intseg.reports import doctor
 
@@ -510,6 +511,16 @@ def test_quiet(folder: Path, capsys: Capture) -> None:
     Image.new("L", (9, 9)).save(folder / "gray.png")
     assert infer(folder, "-q", image="gray.png") == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_peak_memory_is_in_mib(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    kib = {"own": 300 * 1024, "children": 2**20}
+    usage = SimpleNamespace(getrusage=lambda who: SimpleNamespace(ru_maxrss=kib[who]), RUSAGE_SELF="own")
+    usage.RUSAGE_CHILDREN = "children"
+    monkeypatch.setattr(printing, "resource", usage)
+    printing.Clock().report()
+    assert "300.0 MiB, the largest process of --jobs 1024.0\n" in capsys.readouterr().err
 
 
 def test_names_that_are_known_without_numpy() -> None:

@@ -93,6 +93,26 @@ def test_guards_are_mutated() -> None:
         assert change in keys, change
 
 
+def test_the_package_passes_unmutated_and_a_mutant_does_not(tmp_path: Path) -> None:
+    """In a process that has not imported what the tests import: a run that cannot start must not count as killed."""
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import mutate_package as m
+m.preload()
+workshop = m.Workshop(Path(sys.argv[2]))
+tests = [m.Test("tests/test_files.py::test_a_number_has_a_range_that_the_message_states", 1.0)]
+assert workshop.passes(tests)
+changes = [change.mutant() for change in m.changes_of("intseg/errors.py") if change.function == "number"]
+(mutant,) = [mutant for mutant in changes if mutant.after == "pass"]
+assert not workshop.survives(mutant, tests)
+"""
+    arguments = [sys.executable, "-c", code, str(ROOT / "tests" / "trust"), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_argued_mutants_exist() -> None:
     files = {key.partition(":")[0] for key in mutate_package.EQUIVALENT}
     places = {tuple(key.split(":")[:2]) for key in mutate_package.EQUIVALENT}

@@ -13,8 +13,8 @@ A mutant is the package with one change: those of mutate.py, and a condition neg
 left out. It is written into a copy of the checkout, so that processes which tests start have it too. The tests that
 judge it are those that call its function, found by running the test files of its module once under a profile; the
 fastest come first, --most seconds of them, and the first that fails kills. What is compiled calls no Python: a kernel
-is judged by all tests of its files. A mutant that takes ten times as long as its tests, and ten seconds more, is killed
-by the clock.
+is judged by all tests of its files. A mutant that takes ten times the CPU time of its tests, and half a minute more, is
+killed by the clock. Before the first mutant its tests must pass without it.
 
 Mutants remove wrong files: nothing outside of a temporary folder can be changed by them (cage.py).
 
@@ -28,6 +28,7 @@ import ast
 import copy
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -36,6 +37,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +54,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("intseg", "kernels", "tools", "tests")
 """Folders that are copied; of everything else in the checkout the copy has links."""
 
-LONGEST, PATIENCE = 10.0, 10.0
-"""A mutant may take so many times what its tests take, and so many seconds more."""
+_BROKEN = 70
+"""The status of a run that ended before its tests."""
+
+LONGEST, PATIENCE = 10.0, 30.0
+"""A mutant may take so many times what its tests take, and so many seconds more, of CPU time."""
+
+ASLEEP = 8
+"""The time on the clock in which it must have got that, for mutants that wait for nothing: so many times as long."""
 
 TESTS: dict[str, tuple[str, ...]] = {
     "intseg/files.py": ("test_files", "test_guards", "test_store"),
@@ -93,6 +101,8 @@ EQUIVALENT: dict[str, str] = {
     "intseg/files.py:_remove_abandoned: [os.remove(path) -> pass]": "for systems without locks",
     "intseg/files.py:_next: return min([size + 1 - got if got <= size else _CHUNK -> _CHUNK if got <= size else size + "
     "1 - got], limit + 1 - got,": "how many bytes are asked for at a time, not how many are read",
+    "intseg/batch/cluster.py:Ray.run: mit, items, AHEAD [* -> +] self.jobs)": "how many images are under way at a time",
+    "intseg/cli/exchange.py:_measured: andom.default_rng([0 -> 1])": "other random images",
     "intseg/cli/printing.py:_Closed.read: size: int | None=-[1 -> 2])": "nothing is read anyway",
     "intseg/files.py:new_folder: pa[th.rmdir() -> ss]": "POSIX renames over an empty folder, Windows does not",
 }
@@ -352,10 +362,16 @@ class Workshop:
         original = place.read_bytes()
         place.write_text(ast.unparse(mutant.tree) + "\n", encoding="utf-8")
         try:
-            limit = PATIENCE + LONGEST * sum(test.seconds for test in tests)
-            return self._fork([*(test.name for test in tests), "-x", "-q"], limit, None) == 0
+            return self.passes(tests, PATIENCE + LONGEST * sum(test.seconds for test in tests))
         finally:
             place.write_bytes(original)
+
+    def passes(self, tests: Sequence[Test], limit: float | None = None) -> bool:
+        """Whether every one of some tests passes, in time. Raises SystemExit when they could not even be started."""
+        code = self._fork([*(test.name for test in tests), "-x", "-q"], limit, None)
+        if code == _BROKEN:
+            raise SystemExit("mutate_package.py: pytest could not be started; MUTATE_LOG=FILE shows why")
+        return code == 0
 
     def _fork(self, arguments: Sequence[str], limit: float | None, out: Path | None) -> int | None:
         """The exit status of pytest in a child; None when the clock ended it."""
@@ -363,19 +379,21 @@ class Workshop:
         if not child:
             try:
                 os.setsid()
+                if limit is not None:
+                    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), resource.RLIM_INFINITY))
                 os._exit(self._run(list(arguments), out))
+            except BaseException:
+                traceback.print_exc()
             finally:  # whatever is raised: nothing of the parent's is cleaned up here
-                os._exit(70)
-        end = None if limit is None else time.monotonic() + limit
-        while True:
-            found, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
-            if found:
-                return os.waitstatus_to_exitcode(status)
-            if end is not None and time.monotonic() > end:
+                os._exit(_BROKEN)
+        end = math.inf if limit is None else time.monotonic() + ASLEEP * limit
+        while not (found := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > end:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 return None
             time.sleep(0.05)
+        return os.waitstatus_to_exitcode(found[1])
 
     def _run(self, arguments: list[str], out: Path | None) -> int:
         import pytest
@@ -402,7 +420,6 @@ class Workshop:
 
 def preload() -> None:
     """What every run imports: once, before the forks."""
-    import hypothesis.strategies
     import numba.core.registry
     import numpy
     import PIL.Image
@@ -411,7 +428,7 @@ def preload() -> None:
 
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
-    assert all((hypothesis, numba, numpy, PIL.Image, pytest, safetensors.numpy))
+    assert all((numba, numpy, PIL.Image, pytest, safetensors.numpy))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -511,6 +528,7 @@ def _score(chosen: list[Change], everything: int, folder: Path, journal: Journal
     _looked(workshop, journal, sorted({file for change in chosen for file in tests_of(change.file)}))
     known = journal.outcomes()
     found: list[dict[str, Any]] = []
+    _require_sound(workshop, chosen)
     for mutant in (change.mutant() for change in chosen):
         if mutant.key not in known:
             if time.monotonic() - start > args.seconds:
@@ -521,6 +539,15 @@ def _score(chosen: list[Change], everything: int, folder: Path, journal: Journal
         if found[-1]["what"] == "survived":
             print(f"survivor{'' if found[-1]['tests'] else ' (no test calls it)'}: {mutant}", flush=True)
     return _print_score(found, everything, time.monotonic() - start)
+
+
+def _require_sound(workshop: Workshop, chosen: Sequence[Change]) -> None:
+    """Tests of the first mutant that has some pass without it: else everything would count as killed."""
+    for mutant in (change.mutant() for change in chosen):
+        if tests := workshop.judges(mutant, 1.0):
+            if not workshop.passes(tests):
+                raise SystemExit(f"mutate_package.py: tests fail without a mutant: {', '.join(t.name for t in tests)}")
+            return
 
 
 def _judged(workshop: Workshop, mutant: Mutant, most: float) -> dict[str, Any]:
