@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
+
+_quiet = False
+
+
+@contextlib.contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """With True, no progress is shown inside."""
+    global _quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_quiet() -> bool:
+    """Whether nothing but errors is to be said."""
+    return _quiet
+
 
 T = TypeVar("T")
 _now = time.monotonic
@@ -17,13 +37,18 @@ _now = time.monotonic
 class Progress:
     """A stage of work. Use as a context manager; `update` after every step.
 
+    Stages that follow one another are one work: lines are as far apart as in one of them.
+
     stage  what is done, in a word
     total  steps in all, None where that is not known
     unit   what a step is, in the singular
     done   steps that were done before
-    quiet  say nothing
+    quiet  say nothing; nothing is said inside of `quietly` either
     leave  keep the bar at the end
     """
+
+    _said: ClassVar = -EVERY
+    _seen: ClassVar = -EVERY
 
     def __init__(
         self, stage: str, total: int | None, unit: str, done: int = 0, quiet: bool = False, leave: bool = False
@@ -32,10 +57,13 @@ class Progress:
 
         self.stage, self.total, self.unit, self.count, self.before = stage, total, unit, done, done
         on_terminal = sys.stderr.isatty()
-        silent = quiet or not on_terminal
-        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, leave=leave, disable=silent)
-        self._lines = not quiet and not on_terminal
-        self._begun = self._said = _now()
+        self._silent = quiet or _quiet
+        hidden = self._silent or not on_terminal
+        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, leave=leave, disable=hidden)
+        self._lines = not self._silent and not on_terminal
+        self._begun = _now()
+        if not 0 <= self._begun - Progress._seen < EVERY:
+            Progress._said = self._begun
 
     def __enter__(self) -> Progress:
         return self
@@ -47,10 +75,16 @@ class Progress:
         """So many more steps are done."""
         self.count += steps
         self._bar.update(steps)
-        if self._lines and _now() - self._said >= EVERY:
-            self._said = _now()
+        Progress._seen = _now()
+        if self._lines and Progress._seen - Progress._said >= EVERY:
+            Progress._said = Progress._seen
             sys.stderr.write(f"intseg: {self.line()}\n")
             sys.stderr.flush()
+
+    def say(self, line: str) -> None:
+        """A line on standard error, above the bar."""
+        if not self._silent:
+            self._bar.write(line, file=sys.stderr)
 
     def expect(self, total: int) -> None:
         """So many steps are there in all, as is known now."""

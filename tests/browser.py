@@ -47,10 +47,13 @@ CONTRASTS = """
 """[tag, contrast to its ground] of every element with text."""
 
 CUT = """
-[...document.querySelectorAll(".number, dd, .plot, code")].filter(e => e.getClientRects().length && (
-  e.getBoundingClientRect().right > innerWidth || e.getBoundingClientRect().left < 0)).map(e => e.textContent)
+[...document.querySelectorAll(".number, .name, dd, .plot, .plot text, code")].filter(e => {
+  const box = e.getBoundingClientRect(), plot = e.closest("svg")?.getBoundingClientRect();
+  const [left, right] = plot ? [Math.max(0, plot.left), Math.min(innerWidth, plot.right)] : [0, innerWidth];
+  return e.getClientRects().length && (box.right > right + 1 || box.left < left - 1);
+}).map(e => e.textContent)
 """
-"""Texts of numbers and drawings that reach beyond the window."""
+"""Texts of numbers and drawings that reach beyond the window, or beyond the drawing they are in."""
 
 
 @functools.cache

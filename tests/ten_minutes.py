@@ -95,9 +95,9 @@ def main(readme: Path, images: Path) -> None:
     infer, diff, profile, convert, infer_own = commands(readme.read_text(encoding="utf-8"))
     shutil.copytree(images, "golden/images")
     run(infer)
-    assert Path("street_labels.png").stat().st_size
-    assert Path("street_overlay.png").stat().st_size
-    Image.open("golden/images/street.png").crop((100, 100, 228, 228)).save("photo.png")
+    assert Path("leuven_labels.png").stat().st_size
+    assert Path("leuven_overlay.png").stat().st_size
+    Image.open("golden/images/leuven.png").crop((100, 100, 228, 228)).save("photo.png")
     if make_checkpoint():
         run(convert)
         run(infer_own)

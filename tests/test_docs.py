@@ -28,6 +28,9 @@ RUN = {
     "docs/WORKBENCH.md": "tests/test_docs.py",
     "docs/OPS.md": "tests/test_docs.py",
     "docs/CLUSTER.md": "tests/test_spread.py",
+    "docs/ARITHMETIC.md": "tests/test_docs.py",
+    "docs/ONNX.md": "tests/test_docs.py",
+    "docs/TOSA.md": "tests/test_docs.py",
     "golden/rtl/README.md": "tests/test_docs.py",
     "golden/reader/README.md": "tests/test_docs.py",
 }
@@ -45,6 +48,13 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def plain(page: str) -> list[str]:
+    """The blocks of commands that no comment takes out."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"(<!-- not run in tests: .+ -->\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [script for marker, script in found if not marker]
 
 
 def shell(script: str, folder: Path) -> None:
@@ -138,6 +148,18 @@ def test_the_commands_of_the_workbench(tmp_path: Path) -> None:
     assert (tmp_path / "case.safetensors").stat().st_size > 0
     shell(case, tmp_path)
     assert {file.name for file in (tmp_path / "bench").iterdir()} >= {"in0.hex", "expected.hex", "param.mult.hex"}
+
+
+@pytest.mark.parametrize("page", ["docs/ARITHMETIC.md", "docs/ONNX.md", "docs/TOSA.md"])
+def test_the_commands_of_pages_on_a_small_model(page: str, tmp_path: Path) -> None:
+    """Where a page names `camvid-tiny`; what is compared is the definition's own trace."""
+    if page == "docs/ONNX.md":
+        pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path / "street.png")
+    shutil.copy(ROOT / "golden" / "models" / "intseg.safetensors", tmp_path / "small.safetensors")
+    (script,) = plain(page)
+    script = re.sub(r"(?<![\w-])camvid-tiny(?![\w.-])", "small.safetensors", script)
+    shell(script.replace("intseg diff", "cp trace.safetensors mine.safetensors && intseg diff"), tmp_path)
 
 
 def test_the_page_on_own_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

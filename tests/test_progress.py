@@ -20,6 +20,20 @@ def test_a_line_now_and_then_without_a_terminal(capsys: Capture, monkeypatch: py
     assert 1 <= len(lines) <= 4
 
 
+def test_stages_that_follow_one_another_are_one_work(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is too short for a line of its own."""
+    times = [0.0]
+    monkeypatch.setattr(progress, "_now", lambda: times[0])
+    for stage in ("first", "second"):
+        for _ in shown("ab", stage, 2, "step"):
+            times[0] += 10.0
+    assert capsys.readouterr().err == "intseg: second: step 1 of 2, about 10 s left\n"
+    times[0] += 100.0
+    for _ in shown("ab", "another work", 2, "step"):
+        times[0] += 10.0
+    assert capsys.readouterr().err == ""
+
+
 def test_quick_and_quiet_work_says_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(shown("abcd", "reading", 4, "letter")) == list("abcd")
     monkeypatch.setattr(progress, "EVERY", 0.0)

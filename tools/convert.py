@@ -30,7 +30,7 @@ from intseg.files import read_text
 from intseg.graph import MAX_ELEMENTS, ModelInfo
 from intseg.images import decode as pictures
 from intseg.ops import MAX_DIM
-from intseg.progress import Progress
+from intseg.progress import shown
 from intseg.reports.table import table
 from intseg.tools.bits.allocation import Allocation
 from intseg.tools.bits.allocation import save as save_allocation
@@ -162,7 +162,7 @@ def find_images(paths: Sequence[Path], samples: int | None = None) -> list[Path]
     search = Search(recursive=True)
     files = [Path(source.file) for source in search.find([str(path) for path in paths])]
     if search.left_out:
-        print(f"note: calibration leaves out {search.left_out.short()}", file=sys.stderr)
+        say(f"note: calibration leaves out {search.left_out.short()}")
     if samples is None or samples >= len(files):
         return files
     return [files[i * len(files) // samples] for i in range(samples)]
@@ -172,7 +172,7 @@ def windows(file: Path, info: ModelInfo) -> Tensor:
     """All windows of an image, uint8 [B, H, W, 3]."""
     picture = pictures.decode(file, info.pad)
     for note in picture.notes:
-        print(f"note: {file}: {note}", file=sys.stderr)
+        say(f"note: {file}: {note}")
     return torch.from_numpy(np.stack([window for _, window in cut_windows(picture.rgb, info)]))
 
 
@@ -241,7 +241,7 @@ def _run(args: argparse.Namespace) -> Answer:
     else:
         info = model_info(*about, window, stride, "converted by intseg", args.merge or "pixel", args.scale)
     files = find_images([Path(name) for name in args.calibrate], args.samples)
-    batches = [windows(file, info) for file in files]
+    batches = [windows(file, info) for file in shown(files, "reading", len(files), "image")]
     checked = windows(Path(args.check), info) if args.check else batches[0]
     judged = excitation(model, batches)
     if warning := judged.warning():
@@ -281,8 +281,7 @@ def _calibrated(
     if allocation:
         twin.set_bits(as_twin_bits(twin, allocation))
     say(f"calibrating on {on} ...")
-    with Progress("calibrating", None, "view", quiet=args.quiet) as progress:
-        chosen = calibrate(twin, model, batches, progress.update, correct=allocation is None)
+    chosen = calibrate(twin, model, batches, correct=allocation is None)
     if allocation:
         chosen |= round_weights(twin, model, batches, allocation.bits)
     return allocation, found, chosen

@@ -1,6 +1,6 @@
 """Measure a checkpoint as float model, as fake-quant twin and as integer engine, through the same windows and metrics.
 
-    python tools/evaluate.py checkpoint.pth --root CamVid --split val --calibrate photo.png --recipe paper intseg
+    intseg compare-float checkpoint.pth --root CamVid --split val --calibrate photo.png --recipe paper intseg
 
 Prints one row per recipe: mIoU and pixel accuracy of the twin and of the engine, the pixels where these two differ
 (expected: 0), and the share of pixels equal to the float prediction (bilinear, L2 norm kept).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,20 +24,20 @@ from torch.nn import functional as F
 
 from intseg import api, backends, store
 from intseg.batch import datasets, metrics
+from intseg.cli.printing import Answer, say
 from intseg.errors import MismatchError
 from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.images.labels import truth as read_truth
 from intseg.images.notes import Notes
 from intseg.progress import shown
+from intseg.reports.table import table
 from intseg.tools.convert import dataset_of, find_images, model_info, recipe_for, windows
-from intseg.tools.ends import ended
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise
 from intseg.tools.twin.checkpoint import load_checkpoint
 from intseg.tools.twin.export import export
 from intseg.tools.twin.model import FakeQuantSegmenter
-from intseg.tools.twin.recipe import RECIPES
 from intseg.tools.twin.segmenter import Segmenter
 from intseg.windows import cut_windows, merge_scores, step, tile, working_size
 
@@ -179,56 +178,45 @@ def measure(
             row.worst = min(row.worst, 100 * same / reference.size)
             row.pixels += reference.size
     for note in (*data.notes, *said.lines()):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     yield from floats.values()
     for subject in subjects:
         yield from subject.rows.values()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 1 when twin and engine differ."""
-    args, rows = parser().parse_args(argv), list[Row]()
-    if code := ended("evaluate.py", lambda: rows.extend(_evaluate(args))):
-        return code
-    if args.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1))
-    else:
-        head = f"{'recipe':10} {'way':16} {'mIoU':>7} {'aAcc':>7} {'same as float':>14} {'worst image':>12}"
-        print(f"{head} {'differs from twin':>18}")
-        for row in rows:
-            n = row.as_json()
-            differs = str(row.differing) if row.way == "engine" and not args.without_twin else ""
-            accuracy = f"{n['mIoU']:7.2f} {n['aAcc']:7.2f} {n['same_as_float']:13.2f}% {row.worst:11.2f}%"
-            print(f"{row.recipe:10} {row.way:16} {accuracy} {differs:>18}")
-    return int(any(row.differing for row in rows))
+    """Run `intseg compare-float`; returns the exit code."""
+    from intseg.cli.main import main as cli
+
+    return cli(["compare-float", *(sys.argv[1:] if argv is None else argv)])
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(prog="evaluate.py", description="Float, fake-quant and engine side by side.")
-    p.add_argument("checkpoint", type=Path, help="checkpoint.pth, or the folder it is in")
-    p.add_argument("--root", type=Path, required=True, help="data set folder")
-    p.add_argument("--split", default="val")
-    p.add_argument("--layout", choices=sorted(set(datasets.LAYOUTS) - {"pairs"}), default="camvid")
-    p.add_argument("--calibrate", type=Path, nargs="+", required=True, help="images or folders of images")
-    p.add_argument("--samples", type=int, help="use this many of them, evenly spaced")
-    p.add_argument("--recipe", nargs="+", choices=sorted(RECIPES), default=["intseg"])
-    p.add_argument("--limit", type=int, help="first images only")
-    p.add_argument("--without-twin", action="store_true", help="leave the fake-quant model out, which takes longest")
-    p.add_argument("--json", action="store_true")
-    return p
+def run(args: argparse.Namespace) -> Answer:
+    """Carry out `intseg compare-float`; the exit code is 1 when twin and engine differ."""
+    rows = _evaluate(args)
+    code = int(any(row.differing for row in rows))
+    return Answer(_lines(rows, not args.without_twin), [row.as_json() for row in rows], code)
+
+
+def _lines(rows: Sequence[Row], twins: bool) -> Iterator[str]:
+    cells = [("recipe", "way", "mIoU", "aAcc", "same as float", "worst image", "differs from twin")]
+    for row in rows:
+        n = row.as_json()
+        shares = (f"{n['mIoU']:.2f}", f"{n['aAcc']:.2f}", f"{n['same_as_float']:.2f}%", f"{row.worst:.2f}%")
+        cells.append((row.recipe, row.way, *shares, str(row.differing) if row.way == "engine" and twins else ""))
+    return table(cells, left=2)
 
 
 def _evaluate(args: argparse.Namespace) -> list[Row]:
-    model = load_checkpoint(args.checkpoint)
-    named = classes.for_model(model.config.n_cls, dataset_of(args.checkpoint), None)
-    data = datasets.open_dataset(args.layout, args.root, args.split).first(args.limit)
+    model = load_checkpoint(Path(args.checkpoint))
+    named = classes.for_model(model.config.n_cls, dataset_of(Path(args.checkpoint)), None)
+    data = datasets.open_dataset(args.layout, Path(args.root), args.split).first(args.limit)
     if data.n_cls not in (None, model.config.n_cls):
         raise MismatchError(
             f"layout {args.layout} has {data.n_cls} classes, the checkpoint has {model.config.n_cls}; "
             "expected as many, choose another --layout"
         )
-    files = find_images(args.calibrate, args.samples)
+    files = find_images([Path(name) for name in args.calibrate], args.samples)
     subjects = []
     for name in args.recipe:
         recipe = recipe_for(name)

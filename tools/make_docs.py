@@ -60,7 +60,11 @@ def cli_page() -> str:
 
 
 def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    value = (
+        " ".join(action.metavar)
+        if isinstance(action.metavar, tuple)
+        else action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    )
     takes = action.nargs != 0
     names = [f"{name} {value}" if takes else name for name in action.option_strings[-1:]] or [str(value)]
     short = action.option_strings[:-1]
@@ -183,7 +187,7 @@ def readme() -> Mapping[str, Callable[[], str | bytes]]:
     """README.md and its picture, and PERFORMANCE.md."""
     from intseg.tools import readme
 
-    return {name: page(name) for name in ("../README.md", "PERFORMANCE.md")} | {"street.png": readme.picture_bytes}
+    return {name: page(name) for name in ("../README.md", "PERFORMANCE.md")} | {"leuven.png": readme.picture_bytes}
 
 
 PARTS: Mapping[str, Callable[[], Mapping[str, Callable[[], str | bytes]]]] = {

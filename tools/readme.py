@@ -1,5 +1,5 @@
 """The parts of README.md, docs/PERFORMANCE.md and docs/QUANTIZATION.md that are measured: between their comments
-`begin NAME` and `end NAME`; and docs/street.png.
+`begin NAME` and `end NAME`; and docs/leuven.png.
 
 Accuracy and speed come from docs/results, the transcript from running the README's own commands.
 """
@@ -28,8 +28,9 @@ from intseg.tools.measure.tables.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 STREET = ROOT / "golden" / "images" / "street.png"
-FLOAT = ROOT / "docs" / "results" / "street_float.png"
-"""The classes of the float checkpoint behind the bundled model (tools/measure/street.py)."""
+PHOTO = ROOT / "golden" / "images" / "leuven.png"
+FLOAT = ROOT / "docs" / "results" / "leuven_float.png"
+"""The classes that the float checkpoint behind the bundled model gives the photo (tools/measure/photo.py)."""
 
 
 def _results() -> Results:
@@ -49,11 +50,11 @@ def transcript(text: str) -> str:
     return f"```text\n{printed.getvalue()}```"
 
 
-def street() -> str:
+def photo() -> str:
     """The picture, and how many pixels of it the float model gives another class."""
-    differ = (api.run(STREET).labels != np.asarray(Image.open(FLOAT))).mean()
-    text = f"The example street; its classes; in red the {differ:.1%} of the pixels that the float model sees otherwise"
-    return f"![{text}](docs/street.png)"
+    differ = (api.run(PHOTO).labels != np.asarray(Image.open(FLOAT))).mean()
+    text = f"A street in Leuven; its classes; in red the {differ:.1%} of the pixels that the float model sees otherwise"
+    return f"![{text}](docs/leuven.png)"
 
 
 def quantization(name: str) -> str:
@@ -71,7 +72,7 @@ _WHOLE, _ROWS = 2, 8
 """Tables of a quantization report that its page shows whole, approximations and kinds; lines of the others."""
 
 PARTS: Mapping[str, Callable[[str], str]] = {
-    "street": lambda text: street(),
+    "photo": lambda text: photo(),
     "accuracy": lambda text: "\n".join(accuracy(_results())).rstrip(),
     "speed": lambda text: speed.sentence(_results()),
     "transcript": transcript,
@@ -93,8 +94,8 @@ def filled(text: str) -> str:
 
 
 def picture() -> Image.Image:
-    """The street, its classes, and where the float model has others; a legend below."""
-    result = api.run(STREET)
+    """The photo, its classes, and where the float model has others; a legend below."""
+    result = api.run(PHOTO)
     overlay = np.asarray(result.overlay(0.65).convert("RGB"))
     grey = np.repeat(np.asarray(Image.fromarray(result.image).convert("L"))[..., None] // 3 + 150, 3, axis=2)
     grey[result.labels != np.asarray(Image.open(FLOAT))] = (216, 20, 20)

@@ -1,4 +1,4 @@
-"""The commands that make models: `intseg.tools` does the work, and needs PyTorch."""
+"""`intseg convert`: `intseg.tools` does the work, and needs PyTorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ examples:
 """
 
 
-class _Checkpoint(Read):
+class Checkpoint(Read):
     """A checkpoint, or the folder it is in; weights may be written beside it."""
 
     def paths(self) -> list[Path]:
@@ -47,7 +47,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "checkpoint",
-        type=_Checkpoint,
+        type=Checkpoint,
         metavar="CHECKPOINT",
         help="checkpoint.pth, its folder, or a float .onnx file",
     )
@@ -88,25 +88,25 @@ def bit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--uniform", type=_uniform, metavar="WxAy", help=text)
     add("--bits", type=Read, metavar="FILE", help="bits of every layer's weights, as --save-bits wrote them (.json)")
     text = "choose the bits of every layer: all weights in so many megabytes (10^6 bytes)"
-    add("--budget-mb", type=_positive, metavar="MB", help=text)
+    add("--budget-mb", type=positive, metavar="MB", help=text)
     text = "and, or, in so many 10^9 BitOps a window (multiplications x bits of both factors)"
-    add("--budget-bitops", type=_positive, metavar="G", help=text)
+    add("--budget-bitops", type=positive, metavar="G", help=text)
     text = "what makes a layer worth its bits (sensitivity)"
     add("--score", choices=SCORES, default=SCORES[0], help=text)
-    add("--beta", type=_not_negative, default=0.0, metavar="B", help="how much neighbours should be alike (0)")
+    add("--beta", type=not_negative, default=0.0, metavar="B", help="how much neighbours should be alike (0)")
     text = "least and most bits of a layer (2 8)"
     add("--bit-range", type=whole(2, 8), nargs=2, default=[2, 8], metavar=("LOW", "HIGH"), help=text)
     add("--save-bits", type=written(".json"), metavar="FILE", help="also write the bits of every layer (.json)")
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
     """A number above 0."""
-    if (value := _not_negative(text)) > 0:
+    if (value := not_negative(text)) > 0:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
-def _not_negative(text: str) -> float:
+def not_negative(text: str) -> float:
     """A finite number from 0."""
     try:
         value = float(text)
@@ -118,7 +118,7 @@ def _not_negative(text: str) -> float:
 
 
 @contextlib.contextmanager
-def _tools() -> Iterator[None]:
+def needs_tools() -> Iterator[None]:
     """Around the import of a tool. Raises UsageError where its packages are missing."""
     try:
         yield
@@ -129,7 +129,7 @@ def _tools() -> Iterator[None]:
 
 
 def _convert(args: argparse.Namespace) -> Answer:
-    with _tools():
+    with needs_tools():
         from intseg.tools import convert
     try:
         answer: Answer = convert.run(args)
@@ -138,34 +138,4 @@ def _convert(args: argparse.Namespace) -> Answer:
     return answer
 
 
-_FOREIGN = "Needs PyTorch: pip install 'intseg[tools]'."
-
-
-def _words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs=argparse.REMAINDER)
-
-
-def _train(args: argparse.Namespace) -> Answer:
-    with _tools():
-        from intseg.tools import train
-    return Answer((), code=train.main(args.words))
-
-
-def _qat(args: argparse.Namespace) -> Answer:
-    with _tools():
-        from intseg.tools import qat
-    return Answer((), code=qat.main(args.words))
-
-
-def _compare_float(args: argparse.Namespace) -> Answer:
-    with _tools():
-        from intseg.tools import evaluate
-    return Answer((), code=evaluate.main(args.words))
-
-
 CONVERT = Command("convert", "a float checkpoint into integer weights", _CONVERT, _convert_arguments, _convert)
-TRAIN = Command("train", "train a float Segmenter", _FOREIGN, _words, _train, options=False)
-QAT = Command("qat", "quantization-aware training", _FOREIGN, _words, _qat, options=False)
-COMPARE_FLOAT = Command(
-    "compare-float", "float, twin and engine side by side", _FOREIGN, _words, _compare_float, options=False
-)

@@ -169,4 +169,4 @@ def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
     return Answer(lines if wrong else [*lines, "ok: all equal"], document, failure=failure)
 
 
-EXPORT = Command("export", "write a model as ONNX", _EXPORT, _export_arguments, _export)
+EXPORT = Command("export", "write a model as ONNX or TOSA", _EXPORT, _export_arguments, _export)

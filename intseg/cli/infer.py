@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,9 +210,7 @@ def _infer_batch(args: argparse.Namespace) -> Answer:
     options = replace(options, classifies=model.info.classifies)
     lines = show_json if args.json or args.jsonl == "-" else _ignore
     earlier = "resume" if args.resume else "force" if args.force else "refuse"
-    how = batch.Run(
-        executor, args.jsonl, earlier, args.fail_fast, lines, complain_above_the_bar, _bar(args.quiet), shard_of(args)
-    )
+    how = batch.Run(executor, args.jsonl, earlier, args.fail_fast, lines, complain_above_the_bar, _bar, shard_of(args))
     done = batch.run(sources, model, options, how)
     clock.lap("whole batch")
     if args.time:
@@ -233,13 +231,9 @@ def _say_summary(done: batch.Summary, seconds: float, folder: Path | None, left_
     say(rate + before + failed + (f"; wrote {folder}" if folder else "") + left)
 
 
-def _bar(quiet: bool) -> Callable[[Iterator[batch.Outcome], int], Iterable[batch.Outcome]]:
+def _bar(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
     """How far it is and the time left, on standard error."""
-
-    def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
-        return shown(found, "segmenting", total, "image", quiet=quiet, leave=True)
-
-    return wrap
+    return shown(found, "segmenting", total, "image", leave=True)
 
 
 def _ignore(value: object) -> None:

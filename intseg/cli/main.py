@@ -16,10 +16,11 @@ from types import FrameType
 from typing import NoReturn
 
 from intseg._version import __version__
-from intseg.cli import conformance, convert, evaluate, exchange, infer, reports, workbench
+from intseg.cli import conformance, convert, evaluate, exchange, infer, reports, training, workbench
 from intseg.cli.parser import COMMAND, Command, Help, Parser, add_command, add_common
-from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, quietly, say_warning
+from intseg.cli.printing import Answer, complain, discard_stdout, flush, give, open_streams, say_warning
 from intseg.errors import InputError, IntsegError, UsageError, missing_part, suggest
+from intseg.progress import quietly
 
 # NumPy and all that needs it is imported by the commands: --help and mistakes are answered at once
 
@@ -69,7 +70,7 @@ def _completion(args: argparse.Namespace) -> Answer:
 GROUPS: Mapping[str, tuple[Command, ...]] = {
     "run": (infer.INFER, evaluate.EVAL, reports.REPORT),
     "convert": (
-        *(convert.CONVERT, convert.TRAIN, convert.QAT, convert.COMPARE_FLOAT),
+        *(convert.CONVERT, training.TRAIN, training.QAT, training.COMPARE_FLOAT),
         *(reports.QUANT_REPORT, reports.CARD, exchange.EXPORT),
     ),
     "verify": (
@@ -105,6 +106,7 @@ def parser(listed: bool = False) -> Parser:
         for name, group in GROUPS.items()
     )
     made = Parser("intseg", description=f"{_DESCRIPTION}\n\n{groups}", epilog=_EPILOG, formatter_class=Help)
+    made.hidden = ALIASES
     made.usage = f"intseg {COMMAND} [options]"
     made.add_argument("--version", action="version", version=f"intseg {__version__}")
     add_common(made, False)

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -28,7 +28,6 @@ class Command:
     description  the text of its own help
     arguments    declares its arguments; --json and --quiet are added to every command
     run          carries it out
-    options      False for a command with a parser of its own: it gets all words that follow, --help too
 
     Before the work, what is to be written is compared with what is read, and whether it can be written is checked: the
     arguments say which they are by their types, `Read`, `Written` and `WrittenFolder`.
@@ -39,7 +38,6 @@ class Command:
     description: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Answer]
-    options: bool = True
 
     def __call__(self, args: argparse.Namespace) -> Answer:
         """Check what is written, then run."""
@@ -131,14 +129,19 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line, with a suggestion."""
+    """argparse, but a mistake is one line, with a suggestion.
+
+    hidden  names of commands that help does not list
+    """
+
+    hidden: Collection[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         found = re.search(r"^argument (.*): invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
         if found:
             known = re.findall(r"[\w-]+", found[3])
-            hint = suggest(found[2], known)
+            hint = suggest(found[2], [*known, *self.hidden])
             if found[1] == COMMAND:
                 message = f"no command {found[2]!r}{hint}"
             else:
@@ -153,12 +156,9 @@ def add_command(subparsers: argparse._SubParsersAction[Parser], command: Command
         help=command.summary,
         description=command.description,
         formatter_class=Help,
-        prefix_chars="-" if command.options else "\0",
-        add_help=command.options,
     )
     command.arguments(sub)
-    if command.options:
-        add_common(sub, argparse.SUPPRESS)
+    add_common(sub, argparse.SUPPRESS)
     sub.usage = usage(sub)
     sub.set_defaults(run=command, parser=sub)
 

@@ -18,6 +18,7 @@ except ImportError:
     resource = None  # type: ignore[assignment]
 
 from intseg.errors import InputError, IntsegError, printable
+from intseg.progress import is_quiet
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-_quiet = False
-
-
-@contextlib.contextmanager
-def quietly(quiet: bool) -> Iterator[None]:
-    """With True, nothing but errors and JSON is printed inside."""
-    global _quiet
-    before, _quiet = _quiet, quiet
-    try:
-        yield
-    finally:
-        _quiet = before
-
-
 def give(answer: Answer, as_json: bool) -> int:
     """Print an answer; its exit code. Raises its failure."""
     if as_json:
@@ -76,7 +63,7 @@ def give(answer: Answer, as_json: bool) -> int:
 
 def show(line: str) -> None:
     """One line on standard output."""
-    if not _quiet:
+    if not is_quiet():
         _print(printable(line))
 
 
@@ -115,7 +102,7 @@ def _standard_output() -> Iterator[None]:
 
 def say(line: str) -> None:
     """One line on standard error that is not an error."""
-    if not _quiet:
+    if not is_quiet():
         complain(line)
 
 

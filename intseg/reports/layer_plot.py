@@ -34,7 +34,7 @@ class Layer:
         return self.share_low + self.share_high
 
 
-_LEFT, _COLUMN, _HEIGHT = 54, 9.0, 230
+_LEFT, _COLUMN, _HEIGHT = 54, 9.0, 205
 _ZERO, _REACH = 60, 45
 """Where the line of value 0 is, and how far from it the ends of the dtype are."""
 _FLOOR, _SHARES = 195, 60
@@ -70,10 +70,10 @@ def _panel(title: str, layers: Sequence[Layer]) -> str:
     width = _LEFT + _COLUMN * max(len(layers), 8) + 4
     label = f"{title}: ranges and saturation of {len(layers)} layers; the numbers are in the table below"
     columns = "".join(_column(layer, _LEFT + n * _COLUMN, _COLUMN - 2) for n, layer in enumerate(layers))
-    name = f'<text class="title" x="0" y="{_HEIGHT - 8}">{escape(clip(title, 24))}</text>'
     return (
-        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {number(width)} {_HEIGHT}" '
-        f'width="{number(width)}" height="{_HEIGHT}">{"".join(_grid(width))}{columns}{name}</svg>'
+        f'<div><svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {number(width)} {_HEIGHT}" '
+        f'width="{number(width)}" height="{_HEIGHT}">{"".join(_grid(width))}{columns}</svg>'
+        f'<div class="name" style="width: {number(width)}px">{escape(clip(title, 60))}</div></div>'
     )
 
 
@@ -106,6 +106,7 @@ def _log_height(share: float) -> float:
 
 STYLE = """
 .panels { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; }
+.panels .name { font-size: 0.8rem; overflow-wrap: anywhere; }
 .plot g rect { fill: var(--third); }
 .plot g.int8 rect { fill: var(--ink); } .plot g.int16 rect { fill: var(--second); }
 .key span { color: var(--third); margin-right: 1rem; }

@@ -344,7 +344,7 @@ canvas { position: absolute; inset: 0; } .classes { position: relative; image-re
 .pair > div { min-width: 0; } .pair figure { margin-bottom: 1rem; }
 .swatch { vertical-align: -2px; margin-right: 0.5rem; } .swatch rect { stroke: var(--line); }
 figure .plot { max-width: 100%; height: auto; }
-.plot text { font-size: 12px; fill: var(--soft); } .plot .title { font-size: 13px; fill: var(--text); }
+.plot text { font-size: 12px; fill: var(--soft); }
 .plot .ink { fill: var(--ink); } .plot .axis, .plot .rule { fill: none; stroke: var(--line); }
 @media (max-width: 42rem) { .bar { display: none; } .areas thead th:last-child { display: none; } }
 @media print { nav, .slider, .skip, .choose, .under, .areas input { display: none; } }

@@ -13,6 +13,7 @@ from graphs import SOFTMAX
 from torch import Tensor
 from twins import integers, smooth
 
+from intseg import progress
 from intseg.ops import MOVERS
 from intseg.tools.twin import calibrate as cal
 from intseg.tools.twin import recipe
@@ -81,11 +82,19 @@ def test_neither_model_nor_images_change(recipe: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_progress_is_called_once_a_batch() -> None:
-    model, calls = random_segmenter(CONFIG, 1), []
-    twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["paper"])
-    cal.calibrate(twin, model, [smooth(1, i) for i in range(3)], lambda: calls.append(1))
-    assert len(calls) == 3
+def test_every_stage_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    model = random_segmenter(CONFIG, 1)
+    twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+    cal.calibrate(twin, model, [smooth(1, i) for i in range(2)])
+    said = capsys.readouterr().err
+    last = {"calibrating": "view 14 of 14", "fitting ranges": "node", "fitting blocks": "block 3 of 3"}
+    layers = len(twin.linears())
+    for stage, step in (last | {"correcting biases": f"layer {layers} of {layers}"}).items():
+        assert f"intseg: {stage}: {step}" in said
+    with progress.quietly(True):
+        cal.calibrate(twin, model, [smooth(1, 0)])
+    assert capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,11 +226,14 @@ def test_augment_of_small_smooth(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("batches", "expected"), [(1, 7), (8, 56), (9, 9)])
-def test_only_few_images_are_varied(batches: int, expected: int) -> None:
-    model, calls = random_segmenter(CONFIG, 1), []
+def test_only_few_images_are_varied(
+    batches: int, expected: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    model = random_segmenter(CONFIG, 1)
     twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
-    cal.calibrate(twin, model, [smooth(1, i) for i in range(batches)], lambda: calls.append(1))
-    assert len(calls) == expected
+    cal.calibrate(twin, model, [smooth(1, i) for i in range(batches)])
+    assert f"calibrating: view {expected} of {expected}," in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from intseg import api
 from intseg.batch import datasets, evaluate
+from intseg.cli import main as cli
 from intseg.errors import UsageError
 from intseg.images import decode as image
 from intseg.images.labels import Labelling
 from intseg.reports import inspect as inspect_model
-from intseg.tools import convert, qat
+from intseg.tools import convert
 from intseg.tools.measure import bench, experiments, report
 from intseg.tools.measure.experiment import activations, choices, quantized, sizes
 from intseg.tools.measure.experiment.subject import Subject
@@ -270,7 +271,7 @@ def test_the_cost_of_a_training_step(data: Path, tmp_path: Path, monkeypatch: py
     commands = []
 
     def measured(command: list[Any]) -> dict[str, Any]:
-        commands.append(qat.parser().parse_args([str(word) for word in command[1:]]))
+        commands.append(cli._parse(["qat", *(str(word) for word in command[1:])]))
         return {"cpu_seconds": 5.0 + 2 * commands[-1].steps, "peak_bytes": 10**9}
 
     monkeypatch.setattr(quantized, "measured", measured)
@@ -278,7 +279,7 @@ def test_the_cost_of_a_training_step(data: Path, tmp_path: Path, monkeypatch: py
     subject = Subject("tiny", data / "checkpoint", options)
     assert quantized._training_cost(subject) == {"batch": 8, "cpu_seconds_per_step": 2.0, "peak_bytes": 10**9}
     assert [command.steps for command in commands] == [1, 5]
-    assert commands[0].root == data
+    assert commands[0].root == str(data)
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intseg.progress import shown
 from intseg.tools.twin.act import Act, Quantized
 from intseg.tools.twin.calibrate import correct_biases, normalise, readers, some_windows, tapped
 from intseg.tools.twin.classifier import Classifier
@@ -90,7 +91,7 @@ def round_weights(
                 round_layer(layer, x.q, ways)
             return ways.correct
 
-        correct_biases(twin, model, images, prepare)
+        correct_biases(twin, model, images, prepare, "rounding weights")
     return chosen
 
 
@@ -187,7 +188,7 @@ def clip_norms(twin: FakeQuant, model: Segmenter | Classifier, images: Tensor) -
     with tapped(model, receive):
         model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
     chosen = {}
-    for node, layers in read.items():
+    for node, layers in shown(read.items(), "clipping ranges", len(read), "node"):
         if min(int(layer.bits) for layer in layers) < 8:
             chosen[node] = _clip_norm(acts[node], layers, samples[node])
     return chosen

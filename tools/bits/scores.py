@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intseg.progress import shown
 from intseg.tools.bits.allocation import gain_of
 from intseg.tools.bits.lrp import Relevance
 from intseg.tools.bits.rounding import round_matrix, second_moments
@@ -105,12 +106,16 @@ class Probe:
 
     def zeroed(self) -> Reals:
         """KL of every layer's output zeroed, [B, L]."""
-        return np.stack([self.changed(name, lambda m, x, y: torch.zeros_like(y)) for name in self.names], 1)
+        names = shown(self.names, "leaving out layers", len(self.names), "layer")
+        return np.stack([self.changed(name, lambda m, x, y: torch.zeros_like(y)) for name in names], 1)
 
     def rounded(self, bits: Sequence[int]) -> Reals:
         """KL of every layer alone at so many bits, [B, L, len(bits)]; beyond MEASURED by the rule of quarters."""
         asked = sorted({min(b, MEASURED) for b in bits})
-        found = {b: np.stack([self.changed(name, self._rounding(name, b)) for name in self.names], 1) for b in asked}
+        cases = [(b, name) for b in asked for name in self.names]
+        shown_cases = shown(cases, "rounding layers alone", len(cases), "case")
+        each = [self.changed(name, self._rounding(name, b)) for b, name in shown_cases]
+        found = {b: np.stack(each[i * len(self.names) :][: len(self.names)], 1) for i, b in enumerate(asked)}
         return np.stack([found[min(b, MEASURED)] * 0.25 ** max(0, b - MEASURED) for b in bits], 2)
 
     def _rounding(self, name: str, bits: int) -> Hook:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intseg.progress import Progress, shown
 from intseg.tools.twin.act import Quantized
 from intseg.tools.twin.attention import QAttention, QSoftmax
 from intseg.tools.twin.classifier import Classifier
@@ -70,7 +71,6 @@ def calibrate(
     twin: FakeQuant,
     model: Segmenter | Classifier,
     batches: Sequence[Tensor],
-    progress: Callable[[], None] = lambda: None,
     candidates: Sequence[Estimator] | None = None,
     correct: bool = True,
 ) -> dict[str, str]:
@@ -78,14 +78,13 @@ def calibrate(
 
     model       the float model the twin was built from
     batches     uint8 windows [B, H, W, 3], one batch per calibration image, in a fixed order
-    progress    called once per batch that ran through the float model
     candidates  for fitted ranges per channel; those of `estimators` by default
     correct     whether biases take up mean errors, where ranges are fitted
     """
     few, views = len(batches) <= FEW, batches
     if twin.recipe.ranges == "fit" and few:
         views = [view for images in batches for view in augment(images)]
-    stats = collect(model, views, twin.recipe.cosine, sampled_nodes(twin), progress)
+    stats = collect(model, views, twin.recipe.cosine, sampled_nodes(twin))
     chosen: dict[str, str] = {}
     with torch.no_grad():
         _restore_biases(twin, model)
@@ -282,7 +281,8 @@ def _fit(twin: FakeQuant, stats: dict[str, Stats], few: bool, candidates: Sequen
     """Every range; what was chosen, by node."""
     widen, acts = WIDEN_FEW if few else WIDEN_MANY, twin.acts()
     chosen: dict[str, str] = {}
-    for node, layers in readers(twin).items():
+    read = readers(twin)
+    for node, layers in shown(read.items(), "fitting ranges", len(read), "node"):
         weights, bits = torch.cat([layer.weight for layer in layers]).double(), acts[node].bits
         best = choose(stats[node].samples, weights, candidates, bits)
         acts[node].set_range(*best(stats[node].sampled(), bits))
@@ -297,7 +297,8 @@ def _fit(twin: FakeQuant, stats: dict[str, Stats], few: bool, candidates: Sequen
     patches = len(encoder.patch_act.scale) // 3
     encoder.patch_act.set(encoder.input_act.scale.repeat(patches), encoder.input_act.mid.repeat(patches))
     _constants(twin, MARGIN)
-    for name, block in _blocks(twin):
+    blocks = list(_blocks(twin))
+    for name, block in shown(blocks, "fitting blocks", len(blocks), "block"):
         chosen[f"{name}.attn.qkv"] = _fit_attention(block.attn, stats, f"{name}.attn", widen, candidates)
         chosen[f"{name}.mlp.act"] = fit_gelu(
             block, *(stats[f"{name}.{part}"].sampled() for part in ("mlp.fc1", "add2"))
@@ -361,6 +362,7 @@ def correct_biases(
     model: Segmenter | Classifier,
     images: Tensor,
     prepare: Callable[[QLinear, Quantized], bool] = lambda layer, x: True,
+    stage: str = "correcting biases",
 ) -> None:
     """Take the mean error of every linear layer's outputs from its bias, one layer after the other, in place.
 
@@ -371,6 +373,7 @@ def correct_biases(
 
     images   uint8 [B, H, W, 3]
     prepare  called before a layer is corrected, with what it reads; where it says False the bias stays
+    stage    what is shown of it
     """
     layers = twin.linears()
 
@@ -391,12 +394,14 @@ def correct_biases(
     twin.eval()
     with torch.no_grad():
         expected, weights = _exact_means(twin, layers, model, images)
-        handles = [layer.register_forward_pre_hook(before(node)) for node, layer in layers.items()]
-        try:
-            twin(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with Progress(stage, len(layers), "layer") as progress:
+            handles = [layer.register_forward_pre_hook(before(node)) for node, layer in layers.items()]
+            handles += [layer.register_forward_hook(lambda *_: progress.update()) for layer in layers.values()]
+            try:
+                twin(images)
+            finally:
+                for handle in handles:
+                    handle.remove()
     twin.train(training)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intseg.progress import shown
 from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.segmenter import Segmenter
@@ -161,7 +162,6 @@ def collect(
     batches: Sequence[Tensor],
     cosine: bool,
     wanted: Mapping[str, int],
-    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Stats]:
     """Run the float model on one batch of uint8 windows [B, H, W, 3] per image; statistics by node name.
 
@@ -177,7 +177,7 @@ def collect(
             kept = min(kept and SCORE_ROWS, max(1, ENOUGH_ROWS // len(batches)))
         stats.setdefault(node, Stats()).update(value, kept, first, count)
 
-    for image, windows in enumerate(batches):
+    for image, windows in enumerate(shown(batches, "calibrating", len(batches), "view")):
         tokens = windows.shape[1] // config.patch * (windows.shape[2] // config.patch) + config.n_extra
         together = max(1, LOGITS_AT_ONCE // (config.n_heads * tokens**2))
         for first in range(0, len(windows), together):
@@ -188,5 +188,4 @@ def collect(
 
             with torch.no_grad(), tapped(model, take):
                 model.forward_scores(normalise(part, config), cosine)
-        progress()
     return stats

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from intseg import store
 from intseg.batch import datasets
@@ -32,6 +30,7 @@ from intseg.errors import InputError, IntsegError, MismatchError
 from intseg.images import decode as pictures
 from intseg.images import overlay as overlays
 from intseg.images.labels import Labelling, truth
+from intseg.progress import Progress
 
 IGNORE = 255
 """Label of pixels that the loss does not see."""
@@ -217,11 +216,11 @@ class Trainer:
         Raises DivergedError, after which state.pth is the last good one.
         """
         losses: list[float] = []
-        bar = tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
-        with ThreadPoolExecutor(1) as pool, bar:
+        progress = Progress("training", self.settings.steps, "step", self.step)
+        with ThreadPoolExecutor(1) as pool, progress:
             for images, labels in _prefetched(pool, self._batch, range(self.step, self.settings.steps)):
                 losses.append(self.take_step(images, labels))
-                bar.update()
+                progress.update()
                 if self.step % checkpoint_every == 0 or self.step == self.settings.steps:
                     entry = {
                         "step": self.step,
@@ -236,7 +235,7 @@ class Trainer:
                     self.log.append(entry)
                     losses.clear()
                     self.save()
-                    bar.write(json.dumps(entry), file=sys.stderr)
+                    progress.say(json.dumps(entry))
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return batch(self.data, self.settings, step)

@@ -28,22 +28,31 @@ def fastest(entry: Document) -> tuple[str, float] | None:
 def sentence(results: Results) -> str:
     """How fast one image is, beside the fastest other program."""
     assert results.bench is not None
-    parts, seen = [], dict.fromkeys(title for _, _, entry in entries(results) for title in _titles(entry))
+    parts, named = [], ""
     for model, threads, entry in entries(results):
         if threads == "1":
             own, best = entry["intseg_ms"], fastest(entry)
             beside = ""
             if best is not None and best[1] >= own:
-                beside = f" ({best[1] / own:.1f} times as fast as {best[0]})"
+                name = "" if named == best[0] else f" as fast as {best[0]}, the fastest of the others"
+                beside, named = f", {best[1] / own:.1f} times{name}", best[0]
             elif best is not None:
                 beside = f" ({best[0]} takes {best[1]:,.0f})"
-            parts.append(f"{model} {own:,.0f} ms{beside}")
+            parts.append(f"{model.capitalize()} {own:,.0f} ms{beside}")
     text = f"One image of 512 x 512, 150 classes, one thread of {results.bench['machine']['cpu']}: {'; '.join(parts)}."
-    return f"{text} In brackets the fastest of {', '.join(seen)}."
+    return f"{text} The others: {_others(results)}."
 
 
-def _titles(entry: Document) -> list[str]:
-    return [title for peer, title in PEERS if peer in entry["peers_ms"]]
+def _others(results: Results) -> str:
+    """Every peer, those of a program together."""
+    kinds: dict[str, list[str]] = {}
+    for title in dict.fromkeys(t for _, _, entry in entries(results) for p, t in PEERS if p in entry["peers_ms"]):
+        program = next(name for name in _PROGRAMS if title.startswith(name))
+        kinds.setdefault(program, []).append(title.removeprefix(program).strip())
+    return "; ".join(f"{program} {', '.join(names)}" for program, names in kinds.items())
+
+
+_PROGRAMS = ("PyTorch", "ONNX Runtime", "OpenVINO")
 
 
 def side_by_side(results: Results) -> str:
