@@ -51,6 +51,7 @@ def page() -> Iterator[browser.Browser]:
 def test_every_page_is_there(site: Path) -> None:
     written = {path.stem for path in site.glob("*.html")}
     assert {path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "README"} <= written
+    assert (site / "folders" / "kernels.html").is_file()
     assert {"index", "SPEC", "SECURITY", "CONTRIBUTING", "CHANGELOG"} <= written
     assert "golden model" in (site / "index.html").read_text(encoding="utf-8")
 

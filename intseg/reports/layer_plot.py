@@ -73,7 +73,7 @@ def _panel(title: str, layers: Sequence[Layer]) -> str:
     return (
         f'<div><svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {number(width)} {_HEIGHT}" '
         f'width="{number(width)}" height="{_HEIGHT}">{"".join(_grid(width))}{columns}</svg>'
-        f'<div class="name" style="width: {number(width)}px">{escape(clip(title, 60))}</div></div>'
+        f'<div class="name">{escape(clip(title, 60))}</div></div>'
     )
 
 
@@ -106,7 +106,7 @@ def _log_height(share: float) -> float:
 
 STYLE = """
 .panels { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; }
-.panels .name { font-size: 0.8rem; overflow-wrap: anywhere; }
+.panels > div { max-width: 100%; } .panels .name { font-size: 0.8rem; overflow-wrap: anywhere; }
 .plot g rect { fill: var(--third); }
 .plot g.int8 rect { fill: var(--ink); } .plot g.int16 rect { fill: var(--second); }
 .key span { color: var(--third); margin-right: 1rem; }
