@@ -117,7 +117,7 @@ def float_prediction(data: Path, name: str) -> Any:
     total, count = torch.zeros((11, 40, 56), dtype=torch.float64), torch.zeros((40, 56))
     tops, lefts = ([*range(0, size - 32, step), size - 32] for size, step in zip((40, 56), info.stride, strict=True))
     for top, left in itertools.product(tops, lefts):
-        window = torch.from_numpy(rgb[None, top : top + 32, left : left + 32])
+        window = torch.from_numpy(rgb[None, top : top + 32, left : left + 32].copy())
         with torch.no_grad():
             scores = model.forward_scores(calibrate.normalise(window, CONFIG)).double()
         pixels = F.interpolate(scores.permute(0, 3, 1, 2), scale_factor=8, mode="bilinear", align_corners=False)[0]
