@@ -8,6 +8,7 @@ The command's arguments are declared in intseg/cli/convert.py.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import io
 import math
@@ -215,12 +216,28 @@ def report(twin: FakeQuant, model: Segmenter | Classifier, images: Tensor) -> It
 
 def run(args: argparse.Namespace) -> Answer:
     """Carry out `intseg convert`."""
+    give_back_large_blocks()
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
         return _run(args)
     finally:
         torch.set_num_threads(before)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+"""Of mallopt, in malloc.h."""
+
+
+def give_back_large_blocks() -> None:
+    """Have glibc return blocks of 4 MB and more to the system when they are freed.
+
+    By itself it learns to keep them, and samples that stay lie between them: a Base took 3.1 GB with 1.7 in use.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if option is not None:
+        option(_MMAP_THRESHOLD, 2**22)
+        option(_TRIM_THRESHOLD, 2**26)
 
 
 def _run(args: argparse.Namespace) -> Answer:

@@ -59,6 +59,14 @@ def table_5(results: Results) -> Iterator[str]:
             hours = 1000 * found["training"]["cpu_seconds_per_step"] / 3600
             yield f"A QAT run of 1000 such steps (the default) would take {hours:.1f} hours of one core;"
             yield "that is not measured."
+    costs = [
+        row["cost"]["peak_bytes"] for _, found in results.each("ptq") for row in found["rows"] if row["images"] > 99
+    ]
+    if any(peak > 4e9 for peak in costs):
+        yield from prose("""
+            The rows of 367 images were measured before the samples of all nodes together had a budget: 367 images take
+            1.9 GB at most since ([QUANTIZATION](QUANTIZATION.md#calibration-images)).
+        """)
     yield from _by_size(results)
     yield from prose("""
         Starting Python and PyTorch is part of the seconds. `intseg` runs seven views of each image when there are 8 or
