@@ -162,6 +162,6 @@ def test_an_op_is_two_files_a_section_and_an_oracle(tmp_path: Path) -> None:
     (tmp_path / "oracle.py").write_text(ORACLE)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.stdout.endswith("all of it\n"), done.stdout + done.stderr

@@ -25,8 +25,8 @@ BREAKS = {
 
 
 def build_and_run(folder: Path, flags: list[str]) -> subprocess.CompletedProcess[str]:
-    subprocess.run([str(COMPILER), *flags, "-o", "check", "check.c"], cwd=folder, check=True, timeout=60)
-    return subprocess.run(["./check"], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    subprocess.run([str(COMPILER), *flags, "-o", "check", "check.c"], cwd=folder, check=True, timeout=600)
+    return subprocess.run(["./check"], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture

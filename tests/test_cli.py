@@ -53,7 +53,7 @@ def names(folder: Path) -> set[str]:
 
 def run_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "intseg.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600, **options)
 
 
 def assert_one_line_error(capsys: Capture, *words: str) -> None:

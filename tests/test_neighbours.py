@@ -32,7 +32,7 @@ def test_a_short_campaign(
 ) -> None:
     monkeypatch.setattr(files, "NO_WRITER", 0.1)
     monkeypatch.setattr(files, "SILENCE", 1.0)
-    monkeypatch.setattr(neighbours, "PATIENCE", 20.0)
+    monkeypatch.setattr(neighbours, "PATIENCE", 300.0)
     code, printed = run(capsys, "--kind", kind, "--count", count)
     assert code == 0, printed
     assert "0 failures" in printed

@@ -53,12 +53,14 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+        patch.setenv("CLUSTER_OF", str(os.getpid()))
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
 
 
 def infer(*arguments: str) -> int:
@@ -111,11 +113,13 @@ def test_eval(cluster: Any, ship: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def kill_working(count: int, lost: list[int], over: threading.Event) -> None:
-    """Kill processes of Ray while they work on an image."""
+    """Kill processes of this test's cluster, and of no other, while they work on an image."""
+    ours = f"CLUSTER_OF={os.getpid()}\0".encode()
     while len(lost) < count and not over.wait(0.002):
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                if entry.read_bytes().startswith(b"ray::_work") and int(entry.parent.name) not in lost:
+                works = entry.read_bytes().startswith(b"ray::_work") and ours in (entry.parent / "environ").read_bytes()
+                if works and int(entry.parent.name) not in lost:
                     os.kill(int(entry.parent.name), signal.SIGKILL)
                     lost.append(int(entry.parent.name))
                     break

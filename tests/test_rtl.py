@@ -57,8 +57,8 @@ def simulate(folder: Path, simulator: str) -> str:
     else:
         flags = ["--binary", "--timing", "-Wno-fatal", "-Ivectors", "--top-module", "bench", "-Mdir", "obj"]
         build, run = ["verilator", *flags, *SOURCES], ["obj/Vbench"]
-    subprocess.run(build, cwd=folder, check=True, capture_output=True, timeout=120)
-    return subprocess.run(run, cwd=folder, check=True, capture_output=True, text=True, timeout=60).stdout
+    subprocess.run(build, cwd=folder, check=True, capture_output=True, timeout=900)
+    return subprocess.run(run, cwd=folder, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def usable(simulator: str) -> bool:
     """Verilator runs benches with delays from version 5 on."""
     if simulator == "iverilog":
         return True
-    version = subprocess.run(["verilator", "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    version = subprocess.run(["verilator", "--version"], capture_output=True, text=True, timeout=600, check=True).stdout
     return int(version.split()[1].split(".")[0]) >= 5
 
 

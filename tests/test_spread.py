@@ -75,7 +75,7 @@ def _hold(place: str, shared: bool, ready: Any, done: Any) -> None:
 
     with claimed(Path(place), shared):
         ready.set()
-        done.wait(60)
+        done.wait(600)
 
 
 def _stop(item: str) -> None:
@@ -126,7 +126,7 @@ def test_a_folder_where_a_run_is_at_work(capsys: Capture, monkeypatch: pytest.Mo
         ready, done = spawn.Event(), spawn.Event()
         process = spawn.Process(target=_hold, args=("out", shared, ready, done))
         process.start()
-        assert ready.wait(60)
+        assert ready.wait(600)
         for earlier in ([], ["--force"], ["--resume"]):
             assert infer("-o", "out", *earlier, *more) == 4
             assert "out: another run is at work here" in capsys.readouterr().err
@@ -301,9 +301,9 @@ def test_recipes_for_clusters(start: str, capsys: Capture) -> None:
             )
             for k in range(1, 5)
         ]
-        assert [task.wait(120) for task in tasks] == [0] * 4
+        assert [task.wait(900) for task in tasks] == [0] * 4
     else:
-        subprocess.run(["sh", "-c", script], env=environment, check=True, timeout=120)
+        subprocess.run(["sh", "-c", script], env=environment, check=True, timeout=900)
     run = ["-w", "model.safetensors"]
     if start.startswith("#!"):
         merged = evaluated(capsys, "--merge", *(f"counts/{k}.jsonl" for k in range(1, 5)))

@@ -18,13 +18,14 @@ Int = NDArray[np.int64]
 
 def dot(x: Any, weight: Any) -> NDArray[np.int32]:
     """INT8 [M, K] times the rows of INT8 [N, K], in INT32."""
-    result: NDArray[np.int32] = x.astype(np.int32) @ weight.T.astype(np.int32)
-    return result
+    result: NDArray[np.int32] = np.einsum("mk,nk->mn", x.astype(np.int32), weight.astype(np.int32))
+    return result  # as `x @ weight.T`: @ of integers is a plain loop, this one has vectors where both rows are contiguous
 
 
 def matmul(a: Any, b: Any) -> NDArray[np.int32]:
     """[..., M, K] times [..., K, N], in INT32."""
-    result: NDArray[np.int32] = a.astype(np.int32) @ b.astype(np.int32)
+    columns = np.swapaxes(b, -1, -2).astype(np.int32, order="C")
+    result: NDArray[np.int32] = np.einsum("...mk,...nk->...mn", a.astype(np.int32), columns)
     return result
 
 

@@ -64,7 +64,7 @@ def build(folder: Path, options: Sequence[str] = OPTIMIZE, source: str | None = 
     cc = compiler()
     if cc is None:
         sys.exit("compare_reader: no C compiler 'cc' on the path; install one")
-    subprocess.run([cc, *FLAGS, *options, "-o", str(program), str(text)], check=True, timeout=120)
+    subprocess.run([cc, *FLAGS, *options, "-o", str(program), str(text)], check=True, timeout=600)
     return program
 
 

@@ -282,7 +282,7 @@ def two(r: Random, work: Path) -> str:
     start = [subprocess.Popen(
         [*argv, weights, *how], cwd=folder, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
     ) for weights in ("w.safetensors", "x.safetensors")]  # fmt: skip
-    codes = [(process.communicate(timeout=120)[1], process.returncode)[1] for process in start]
+    codes = [(process.communicate(timeout=900)[1], process.returncode)[1] for process in start]
     if not set(codes) <= {0, 2, 4} or 0 not in codes:
         raise Failure(f"two runs with {how} ended with {codes}")
     sets = []
