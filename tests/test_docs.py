@@ -7,6 +7,8 @@ and take its options.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import runpy
@@ -14,10 +16,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from patterns import write_set
+
+from intseg.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +63,15 @@ def plain(page: str) -> list[str]:
 
 
 def shell(script: str, folder: Path) -> None:
-    """Run a script where `python` and `intseg` are those of this interpreter; every command must succeed."""
+    """Run a script where `python` and `intseg` are those of this interpreter; every command must succeed.
+
+    Lines that are nothing but a command of intseg run in this process: a start of Python each is what takes longest.
+    """
+    lines = [words(line) for line in script.replace("\\\n", " ").splitlines() if line.strip()]
+    if all(lines):
+        for line in lines:
+            here(line, folder)
+        return
     programs = folder / ".programs"
     if not programs.exists():
         programs.mkdir()
@@ -70,6 +83,26 @@ def shell(script: str, folder: Path) -> None:
     command = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+
+
+def words(line: str) -> list[str]:
+    """The words of a command of intseg that bash has nothing to do for but a `> FILE` at its end; [] for others."""
+    found = shlex.split(line, comments=True)
+    plain = not re.search(r"[|&;<$`*?(){}]|>(?! \S+$)", line)
+    return found if plain and found[:1] == ["intseg"] else []
+
+
+def here(line: list[str], folder: Path) -> None:
+    """Such a command, in this process."""
+    *arguments, target = line if ">" in line else [*line, ">", ".printed"]
+    with contextlib.chdir(folder), warnings.catch_warnings(), open(target, "w+", encoding="utf-8") as out:
+        warnings.simplefilter("ignore")
+        errors = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            code = cli.main(arguments[1:-1])
+        out.seek(0)
+        assert code == 0, f"{line}\n{out.read()}\n{errors.getvalue()}"
+    (folder / ".printed").unlink(missing_ok=True)
 
 
 def make_data(folder: Path) -> None:
@@ -222,8 +255,6 @@ def commands() -> list[tuple[str, str]]:
 def test_programs_take_the_options_that_pages_give_them(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)
     if Path(words[0]).name == "intseg":
-        from intseg.cli import main as cli
-
         cli._parse(words[1:])
         return
     assert words[1].endswith(".py"), line

@@ -18,8 +18,9 @@ Int = NDArray[np.int64]
 
 def dot(x: Any, weight: Any) -> NDArray[np.int32]:
     """INT8 [M, K] times the rows of INT8 [N, K], in INT32."""
+    # As `x @ weight.T`, which is a plain loop for integers; this one has vectors, for rows that are contiguous.
     result: NDArray[np.int32] = np.einsum("mk,nk->mn", x.astype(np.int32), weight.astype(np.int32))
-    return result  # as `x @ weight.T`: @ of integers is a plain loop, this one has vectors where both rows are contiguous
+    return result
 
 
 def matmul(a: Any, b: Any) -> NDArray[np.int32]:
