@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 from patterns import write_set
 
+from intseg import backends
 from intseg.cli import main as cli
+from intseg.reports import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +135,8 @@ def test_the_commands_of_the_faq(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor without the slow backend: tests/test_doctor.py has both."""
+    monkeypatch.setattr(doctor, "installed_backends", lambda: (backends.resolve("auto"),))
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     make_data(tmp_path)
     found = blocks("docs/TUTORIAL.md", "sh")

@@ -163,7 +163,9 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
     bits = whole(1, 64)
     parser.add_argument("--width", type=bits, default=0, metavar="BITS", help="of words without a manifest")
     parser.add_argument("--unsigned", action="store_true", help="they are filled up with zeros, not signs")
-    parser.add_argument("--seconds", type=whole(1, 10**6), default=20, metavar="S", help="to search the cause (20)")
+    parser.add_argument(
+        "--seconds", type=whole(1, 10**6), default=20, metavar="S", help="of processor time to search the cause (20)"
+    )
     case, text = written(".safetensors"), "write the smallest call that still differs"
     parser.add_argument("-o", "--minimize", type=case, metavar="FILE", help=text)
     parser.add_argument(

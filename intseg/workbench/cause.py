@@ -87,13 +87,13 @@ def _cause_with_unseen(
     golden: Trace, window: int, target: str, call: Call, found: Array, unseen: list[Node], seconds: float
 ) -> Explanation:
     """One mistake in the node, one in an unseen node before it (the nearest first), two in the node."""
-    deadline = time.monotonic() + seconds
+    deadline = time.thread_time() + seconds
     alone = explain(call, found, seconds / 4, pairs=False)
     tried = alone.tried
     if alone.matches:
         return alone
     for node in reversed(unseen):
-        left = deadline - time.monotonic()
+        left = deadline - time.thread_time()
         upstream = call_of(golden, window, node)
         if left <= 0 or upstream is None:
             break
@@ -102,7 +102,7 @@ def _cause_with_unseen(
         tried += count
         if explanation is not None:
             return explanation
-    rest = explain(call, found, max(deadline - time.monotonic(), 0.0))
+    rest = explain(call, found, max(deadline - time.thread_time(), 0.0))
     return dataclasses.replace(rest, tried=tried + rest.tried)
 
 

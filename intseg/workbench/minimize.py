@@ -80,7 +80,7 @@ def shrink(call: Call, variant: Variant, deadline: float) -> Call:
             return False
 
     smaller = True
-    while smaller and time.monotonic() < deadline:
+    while smaller and time.thread_time() < deadline:
         before = _size(call)
         for dim in dims(call):
             call = _shrink_dim(call, dim, differs, deadline)
@@ -98,7 +98,7 @@ def _shrink_dim(call: Call, dim: Dim, differs: Callable[[Call], bool], deadline:
     operand = call.inputs[int(key)] if key.isdecimal() else call.params[key]
     kept = list(range(operand.shape[axis]))
     part = len(kept) // 2
-    while part >= 1 and time.monotonic() < deadline:
+    while part >= 1 and time.thread_time() < deadline:
         removed = False
         for start in range(0, len(kept), part):
             rest = kept[:start] + kept[start + part :]
@@ -112,7 +112,7 @@ def _shrink_dim(call: Call, dim: Dim, differs: Callable[[Call], bool], deadline:
 def _shrink_values(call: Call, differs: Callable[[Call], bool], deadline: float) -> Call:
     """Set inputs, weights and biases to zero, whole and one by one, as long as the difference stays."""
     for case_with in _zeroings(call):
-        if time.monotonic() > deadline:
+        if time.thread_time() > deadline:
             break
         candidate = case_with(call)
         if candidate is not None and differs(candidate):
@@ -164,7 +164,7 @@ def minimize(
     if call is None:
         raise UsageError(f"the golden trace lacks an input of {node}; trace all nodes")
     found, index = _found(golden, other, report, call)
-    minimal = _smallest(call, found, index, report, time.monotonic() + seconds)
+    minimal = _smallest(call, found, index, report, time.thread_time() + seconds)
     return report, dataclasses.replace(minimal, window=first.window, node=node)
 
 

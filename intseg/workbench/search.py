@@ -81,7 +81,7 @@ class _Search:
         )
 
     def late(self) -> bool:
-        return time.monotonic() > self.deadline
+        return time.thread_time() > self.deadline
 
     def result(self, variant: Variant) -> Array | None:
         """The whole output of a variant; None where it cannot be computed."""
@@ -175,11 +175,11 @@ def explain(call: Call, found: Array, seconds: float = SECONDS, pairs: bool = Tr
 
     call     the call with its golden inputs
     found    what the other side gave; shape of the output, any integer dtype
-    seconds  bound on the time, roughly
+    seconds  bound on the processor time of this thread, roughly: a busy machine finds as much as an idle one
     pairs    whether two mistakes at once are tried where one does not suffice
     """
     expected = evaluate(call)
-    search = _Search(call, expected, found, time.monotonic() + seconds)
+    search = _Search(call, expected, found, time.thread_time() + seconds)
     singles = [h for h in catalogue(call) if search.permuted or not _only_moves(h.variant)]
     matches = []
     for one in singles:
@@ -203,11 +203,11 @@ def explain_upstream(
     reaches   whether a result of the call leads to what the other side shows later
     return    what was found, None without a match; hypotheses tried
     """
-    deadline, tried = time.monotonic() + seconds, 0
+    deadline, tried = time.thread_time() + seconds, 0
     matches: list[tuple[Hypothesis, ...]] = []
     expected = evaluate(call)
     for one in catalogue(call):
-        if time.monotonic() > deadline or len(matches) >= _MAX_MATCHES:
+        if time.thread_time() > deadline or len(matches) >= _MAX_MATCHES:
             break
         tried += 1
         result = _guarded(functools.partial(evaluate, call, one.variant))
