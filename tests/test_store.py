@@ -273,34 +273,6 @@ def test_a_folder_that_is_a_file(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot write"):
-        store.save(tiny(), tmp_path / "none" / "a.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_target_that_is_a_folder_leaves_no_temporary_file(tmp_path: Path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match="cannot write"):
-        store.save(tiny(), tmp_path / "a")
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    assert not list((tmp_path / "a").iterdir())
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(b"old")
-
-    def no_space(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(InputError, match="No space left on device"):
-        store.save(tiny(), path)
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
-
-
 def test_the_file_mode_follows_the_umask(tmp_path: Path):
     old = os.umask(0o027)
     try:

@@ -1,25 +1,16 @@
-"""What is installed and built: pinned versions, one wheel from one source, and code that runs only what it is."""
+"""What is installed and built: pinned versions, and code that runs only what it is."""
 
 from __future__ import annotations
 
 import ast
 import configparser
-import gzip
-import hashlib
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVE_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "*_labels.png", "*_overlay.png")
 
 
 def config() -> configparser.ConfigParser:
@@ -72,81 +63,6 @@ def test_ci_pins_what_setup_cfg_asks_for() -> None:
 def test_lowest_is_the_lower_bounds() -> None:
     found = {package: version(text) for package, text in pins("lowest.txt").items()}
     assert found == {package: version(bound) for package, _, bound in required("test")}
-
-
-# ------------------------------------------------------------------------------------------------------------ building
-
-
-def build(kind: str, source: Path, output: Path, mask: int) -> Path:
-    """The file that setuptools builds of a folder, with the time of SOURCE_DATE_EPOCH, without network."""
-    script = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(output)!r}))"
-    environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        cwd=source, env=environment, capture_output=True, text=True, umask=mask,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return output / done.stdout.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def copies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The checkout in two folders, with other times and permissions."""
-    pytest.importorskip("setuptools")
-    made = []
-    for name, mode in (("one", 0o644), ("another", 0o600)):
-        folder = tmp_path_factory.mktemp(name) / "checkout"
-        shutil.copytree(ROOT, folder, symlinks=True, ignore=LEAVE_OUT)
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                path.chmod(mode | (0o111 if mode == 0o644 and os.access(path, os.X_OK) else 0))
-                os.utime(path, (1e9 + len(made) * 1e6, 1e9 + len(made) * 1e6))
-        made.append(folder)
-    return made
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_the_wheel_is_the_same_from_any_folder(copies: list[Path]) -> None:
-    wheels = [build("wheel", folder, folder.parent, mask) for folder, mask in zip(copies, (0o022, 0o077), strict=True)]
-    names = [zipfile.ZipFile(wheel).namelist() for wheel in wheels]
-    assert names[0] == names[1]
-    assert hashlib.sha256(wheels[0].read_bytes()).digest() == hashlib.sha256(wheels[1].read_bytes()).digest()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_the_wheel_holds_exactly_the_package(copies: list[Path]) -> None:
-    (folder, *_) = copies
-    wheel = next(folder.parent.glob("*.whl"), None) or build("wheel", folder, folder.parent, 0o022)
-    with zipfile.ZipFile(wheel) as archive:
-        found = {name for name in archive.namelist() if not name.endswith("/")}
-    listed = config()["options"]["packages"].split()
-    places = dict(line.split(" = ") for line in config()["options"]["package_dir"].strip().splitlines())
-    data = {"intseg": ["py.typed"], "intseg.models": ["*.safetensors", "*.json"], "intseg.palettes": ["*.txt"]}
-    wanted = {
-        f"{package.replace('.', '/')}/{path.name}"
-        for package in listed
-        for pattern in ("*.py", *data.get(package, ()))
-        for path in (ROOT / places.get(package, package.replace(".", "/"))).glob(pattern)
-    }
-    folders = {path.parent for path in (ROOT / "intseg").rglob("__init__.py")}  # of sub-packages, links included
-    names = {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
-    assert names - {"intseg.tools.measure"} <= set(listed)
-    info = next(name.split("/")[0] for name in found if name.endswith("/WHEEL"))
-    wanted |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt")}
-    wanted.add(f"{info}/licenses/LICENSE")
-    assert found == wanted
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_the_sdist_holds_the_same_from_any_folder(copies: list[Path]) -> None:
-    """Names and contents; tar entries have the times and permissions of the files, which setuptools keeps."""
-    found = []
-    for folder in copies:
-        archive = build("sdist", folder, folder.parent, 0o022)
-        with tarfile.open(fileobj=gzip.open(archive)) as tar:
-            files = {m.name: tar.extractfile(m) for m in tar.getmembers() if m.isfile()}
-            found.append({name: hashlib.sha256(f.read()).hexdigest() for name, f in files.items() if f})
-    assert found[0] == found[1]
 
 
 # ------------------------------------------------------------------------------------------------------- running code

@@ -167,13 +167,6 @@ def test_files_are_the_same_bytes(tmp_path: Path, kind: str):
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("kind", truth_table.FORMATS)
-def test_nothing_is_left_when_it_cannot_be_written(tmp_path: Path, kind: str):
-    with pytest.raises(InputError, match="cannot write"):
-        truth_table.write(truth_table.isqrt(0, 5), tmp_path / "no" / f"t.{kind}", kind)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_folder_in_the_way_leaves_nothing(tmp_path: Path):
     (tmp_path / "t.result.hex").mkdir()
     with pytest.raises(InputError, match="cannot write"):
