@@ -599,46 +599,25 @@ def mean_labels(views: Sequence[Nested]) -> Nested:
     ]
 
 
-NAIVE: dict[str, Callable[..., Nested]] = {
-    "quantize_input": quantize_input,
-    "patchify": patchify,
-    "linear": linear,
-    "add": add,
-    "layernorm": layernorm,
-    "matmul": matmul,
-    "shiftmax": shiftmax,
-    "softmax2": softmax2,
-    "shift_gelu": shift_gelu,
-    "sigmoid_gelu": sigmoid_gelu,
-    "gelu_table": gelu_table,
-    "l2norm": l2norm,
-    "concat": concat,
-    "slice": slice_tokens,
-    "split_heads": split_heads,
-    "merge_heads": merge_heads,
-    "to_grid": to_grid,
-    "upsample_nearest": upsample_nearest,
-    "upsample_bilinear": upsample_bilinear,
-    "argmax": argmax,
-    "exp_weights": exp_weights,
-    "weighted_mean": weighted_mean,
-    "sum_rows": sum_rows,
-}
+_NAMED = (quantize_input, patchify, linear, add, layernorm, matmul, shiftmax, softmax2, shift_gelu, sigmoid_gelu)
+_NAMED += (
+    gelu_table,
+    l2norm,
+    concat,
+    slice_tokens,
+    split_heads,
+    merge_heads,
+    to_grid,
+    upsample_nearest,
+    upsample_bilinear,
+    argmax,
+)
+_NAMED += (exp_weights, weighted_mean, sum_rows)
+NAIVE: dict[str, Callable[..., Nested]] = {f.__name__.removesuffix("_tokens"): f for f in _NAMED}
 
-FIXED_DTYPES = {
-    "quantize_input": "int8",
-    "patchify": "int8",
-    "add": "int16",
-    "softmax2": "int16",
-    "shift_gelu": "int8",
-    "sigmoid_gelu": "int8",
-    "gelu_table": "int8",
-    "l2norm": "int8",
-    "upsample_bilinear": "int64",
-    "exp_weights": "uint8",
-    "weighted_mean": "int8",
-    "sum_rows": "int32",
-}
+_INT8 = ("quantize_input", "patchify", "shift_gelu", "sigmoid_gelu", "gelu_table", "l2norm", "weighted_mean")
+FIXED_DTYPES = dict.fromkeys(_INT8, "int8") | {"add": "int16", "softmax2": "int16", "upsample_bilinear": "int64"}
+FIXED_DTYPES |= {"exp_weights": "uint8", "sum_rows": "int32"}
 
 
 def dtype_of(op: str, inputs: Sequence[np.ndarray], attrs: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from intseg.graph import Graph, validate
 from intseg.windows import at_scale, cut_windows, tile, working_size
 
 sys.path.insert(0, str(Path(__file__).parent / "trust"))
+import commands
 import compare_reader
 
 Capture = pytest.CaptureFixture[str]
@@ -301,25 +303,12 @@ def test_what_cannot_be_meant(folder: Path, capsys: Capture, line: str, words: s
     assert words in capsys.readouterr().err
 
 
-LINES = (
-    "inspect w.safetensors",
-    "prove w.safetensors --by node",
-    "report 0.png -w w.safetensors -o r.html",
-    "quant-report w.safetensors 0.png",
-    "card w.safetensors -o card",
-    "trace 0.png -w w.safetensors --registers -o t.safetensors",
-    "diff 0.png t.safetensors -w w.safetensors",
-    "dump t.safetensors --format hex -o hex",
-    "dump 0.png -w w.safetensors --node logits --case case --format mem",
-    "profile 0.png -w w.safetensors --repeat 1",
-    "vectors -w w.safetensors -o pack",
-    "verify pack --backend numpy",
-)
-
-
 def test_the_workbench(folder: Path, capsys: Capture) -> None:
-    for line in LINES:
-        assert cli.main(line.split()) == 0, line + capsys.readouterr().err
+    shutil.copy("0.png", "a.png")
+    pixels = ("eval", "infer", "truth-table", "export")  # tested above, or no table of this op, or ONNX
+    for line in commands.LINES:
+        if not line.startswith(pixels):
+            assert cli.main(line.replace("NODE", "logits").split()) == 0, line + capsys.readouterr().err
     label = intseg.run("0.png", "w.safetensors").label
     assert label in (folder / "r.html").read_text(encoding="utf-8")
     assert "pipeline_tag: image-classification" in (folder / "card" / "README.md").read_text(encoding="utf-8")
