@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
+import argparse
+import dataclasses
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+import matrix
 import pytest
-from matrix_run import float_lines
+from matrix import float_lines
 
 pytest.importorskip("numba")
 from llvmlite import binding, ir
@@ -21,90 +18,65 @@ from numba.core.registry import cpu_target
 import intseg.plan.plan  # noqa: F401 - registers every kernel
 from intseg.kernels import _isa, _jit, _tile
 
-RUN = Path(__file__).with_name("matrix_run.py")
-X86 = _isa.current_target()[0].startswith("x86_64")
 HAVE = set(_isa.current_target()[2].split(","))
+OPTIONS = argparse.Namespace(graphs=0, adversarial=0, seed=0, code=True)
 
-# Cell -> (features of this CPU it needs, NUMBA_CPU_NAME, forced path, expected path, must occur, must not occur).
-CELLS: dict[str, tuple[set[str], str, str, str, set[str], set[str]]] = {
-    "skylake-avx512": (
-        {"+avx512bw", "+avx512vl"}, "skylake-avx512", "", "avx512bw", {"zmm", "vpmaddwd"}, {"vpdpbusd", "vpermi2b"},
-    ),
-    "haswell": ({"+avx2"}, "haswell", "", "avx2", {"ymm", "vpmaddwd"}, {"zmm", "vpdpbusd"}),
-    "x86-64-v2": ({"+sse4.2"}, "x86-64-v2", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
-    "generic": (set(), "generic", "", "sse2", {"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
-    "plain IR": (set(), "", "generic", "generic", set(), {"vpdpbusd", "vpermi2b"}),
+# Setting -> (must occur in the assembly, must not occur).
+CODE: dict[str, tuple[set[str], set[str]]] = {
+    "host": (set(), set()),
+    "skylake-avx512": ({"zmm", "vpmaddwd"}, {"vpdpbusd", "vpermi2b"}),
+    "haswell": ({"ymm", "vpmaddwd"}, {"zmm", "vpdpbusd"}),
+    "x86-64-v2": ({"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
+    "generic": ({"pmaddwd"}, {"ymm", "zmm", "vpdpbusd", "vpmaddwd"}),
+    "plain IR": (set(), {"vpdpbusd", "vpermi2b"}),
     # Paths of AArch64 with plain IR in place of their instruction: layouts, packing and what makes up for signed bytes.
-    "as dotprod": (set(), "", "dotprod", "dotprod", set(), {"vpermi2b"}),
-    "as i8mm": (set(), "", "i8mm", "i8mm", set(), {"vpermi2b"}),
-}  # fmt: skip
-
-
-def run_cell(name: str, cache: Path) -> dict[str, Any]:
-    """The report of one subprocess."""
-    environment = dict(os.environ, INTSEG_CACHE_DIR=str(cache))
-    cpu, path = CELLS[name][1:3] if name != "host" else ("", "")
-    if cpu:
-        environment |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
-    done = subprocess.run(
-        [sys.executable, str(RUN), path], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    "as dotprod": (set(), {"vpermi2b"}),
+    "as i8mm": (set(), {"vpermi2b"}),
+}
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Reports of the cells that this CPU can run."""
-    names = ["host", *(name for name, cell in CELLS.items() if (X86 and cell[0] <= HAVE) or not cell[1])]
-    folders = [tmp_path_factory.mktemp("cache") for _ in names]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(run_cell, names, folders), strict=True))
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, matrix.Outcome]:
+    """The golden models in every mode but the definition's own, in settings that this CPU can run or not."""
+    wanted = [dataclasses.replace(s, modes=matrix.MODES[1:]) for s in matrix.settings() if s.name in CODE]
+    found = matrix.run_all(wanted, OPTIONS, tmp_path_factory.mktemp("matrix"), 2, lambda outcome: None)
+    return {outcome.setting.name: outcome for outcome in found}
 
 
-def test_every_cell_gives_the_same_digest_at_every_node(reports: dict[str, dict[str, Any]]) -> None:
-    expected = reports["host"]["digests"]["unfused"] | {"labels": reports["host"]["digests"]["fused 1"]["labels"]}
-    compared = 0
-    for name, report in reports.items():
-        assert report["digests"]["unfused"].keys() == expected.keys() - {"labels"}
-        for mode, digests in report["digests"].items():
-            shared = digests.keys() & expected.keys()
-            assert len(shared) > len(expected) // 2
-            for node in shared:
-                assert digests[node] == expected[node], f"{node} differs: target {name}, {mode}"
-            compared += len(shared)
-    print(f"{compared} digests in {len(reports)} targets x 4 modes agree")
+def test_every_cell_gives_the_same_digest_at_every_node(outcomes: dict[str, matrix.Outcome]) -> None:
+    lines, well = matrix.summary(list(outcomes.values()), OPTIONS)
+    assert well, [*lines, *(outcome.failed for outcome in outcomes.values())]
+    assert outcomes.keys() == CODE.keys()
+    for outcome in outcomes.values():
+        assert outcome.not_run or all(cell["values"] > 100 for cell in outcome.report["cells"])
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_the_assembly_is_that_of_the_target(name: str, reports: dict[str, dict[str, Any]]) -> None:
-    if name not in reports:
-        pytest.skip("this CPU cannot run the target")
-    report, (_, cpu, _, path, present, absent) = reports[name], CELLS[name]
-    assert report["isa"] == path
-    assert not cpu or report["target"] == cpu
+@pytest.mark.parametrize("name", CODE)
+def test_the_assembly_is_that_of_the_target(name: str, outcomes: dict[str, matrix.Outcome]) -> None:
+    setting, report, (present, absent) = outcomes[name].setting, outcomes[name].report, CODE[name]
+    if not report:
+        pytest.skip(outcomes[name].not_run)
+    assert setting.name in (report["target"], "host") or setting.forced  # its path is run_setting's to compare
     for word in present:
         assert report["assembly"][word] > 0, f"{word} is missing"
     for word in absent:
         assert report["assembly"][word] == 0, f"{word} is there"
     # Plain IR names no instruction of a CPU; what LLVM makes of it is its own choice, vpdpwssd too.
-    if path == "generic":
+    if setting.forced == "generic":
         assert report["intrinsics"] == []
 
 
-def test_the_host_uses_the_best_it_has(reports: dict[str, dict[str, Any]]) -> None:
+def test_the_host_uses_the_best_it_has(outcomes: dict[str, matrix.Outcome]) -> None:
     if "+avx512vnni" in HAVE:
-        assert reports["host"]["isa"] == "vnni"
-        assert reports["host"]["assembly"]["vpdpbusd"] >= 24
+        assert outcomes["host"].report["path"].startswith("vnni")
+        assert outcomes["host"].report["assembly"]["vpdpbusd"] >= 24
 
 
-def test_no_kernel_of_any_target_has_a_float_instruction(reports: dict[str, dict[str, Any]]) -> None:
+def test_no_kernel_of_any_target_has_a_float_instruction(outcomes: dict[str, matrix.Outcome]) -> None:
     kernels = {n for n in _jit.REGISTRY if not n.startswith("test_")}
-    for name, report in reports.items():
-        assert set(report["kernels"]) == kernels, name
-        assert report["floats"] == {}, name
-    print(f"{len(kernels)} kernels on {len(reports)} targets without a float instruction")
+    for name, outcome in outcomes.items():
+        if outcome.report:
+            assert outcome.report["floats"] == {key: [] for key in kernels}, name
 
 
 def test_the_search_for_floats_finds_one() -> None:

@@ -317,6 +317,33 @@ def read_kept(path: Path) -> Iterator[Known]:
             yield pickle.load(file)
 
 
+FLOAT = re.compile(
+    r"\b(half|bfloat|float|double|x86_fp80|fp128|fadd|fmul|fdiv|fsub|fcmp|fptosi|sitofp|uitofp|fptoui)\b"
+)
+WORDS = ("vpdpbusd", "vpdpwssd", "vpmaddwd", "pmaddwd", "zmm", "ymm", "vpermi2b")
+
+
+def float_lines(ir: str) -> list[str]:
+    """Lines of instructions that mention a floating-point type or instruction; names and metadata do not count."""
+    bodies = re.findall(r"^define [^\n]*\n(.*?)^}", ir, re.M | re.S)
+    lines = (line.split(", !")[0] for body in bodies for line in body.splitlines())
+    return [line for line in lines if FLOAT.search(re.sub(r'[@%]"[^"]*"|[@%][\w.$-]+', "", line))]
+
+
+def code() -> dict[str, Any]:
+    """Of the compiled kernels: floats of all, words and intrinsics of those with products and norms."""
+    from intseg.kernels import _jit
+
+    kernels = [k for name, k in _jit.REGISTRY.items() if name.endswith((".linear", ".attention", ".layernorm"))]
+    text = "\n".join(kernel.assembly() for kernel in kernels)
+    called = re.compile(r"llvm\.x86\.(?!atomic)[a-z0-9]+\.[a-z0-9.]+")
+    return {
+        "assembly": {word: len(re.findall(rf"\b{word}|%{word}", text)) for word in WORDS},
+        "intrinsics": sorted({name for kernel in kernels for name in called.findall(kernel.llvm())}),
+        "floats": {name: float_lines(kernel.llvm())[:3] for name, kernel in _jit.REGISTRY.items() if kernel._compiled},
+    }
+
+
 def work(order: Mapping[str, Any]) -> None:
     """A setting's process: runs its modes, writes a report."""
     import llvmlite
@@ -352,6 +379,7 @@ def work(order: Mapping[str, Any]) -> None:
         "run_s": round(time.perf_counter() - compiled, 1),
         "cpu_s": round(time.process_time(), 1),
         "cells": [asdict(cell) for cell in cells],
+        **(code() if order["code"] else {}),
     }
     Path(order["report"]).write_text(json.dumps(report), encoding="utf-8")
 
@@ -519,6 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--keep", type=Path, metavar="FOLDER", help="keep environments and reports there for another run"
     )
     parser.add_argument("--case", metavar="NAME", help="describe and run one graph in this process, by its name")
+    parser.add_argument("--code", action="store_true", help="look into the compiled kernels too")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
