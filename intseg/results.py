@@ -18,11 +18,10 @@ from intseg.errors import UsageError, clip, printable
 from intseg.images import decode as pictures
 from intseg.images import labels as label_images
 from intseg.images import overlay as overlays
+from intseg.model import Model
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from intseg.api import Model
 
 Array = NDArray[Any]
 

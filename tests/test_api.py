@@ -368,7 +368,7 @@ import os, signal, sys, threading, time
 import numpy as np
 from PIL import Image
 import intseg
-from intseg import api
+from intseg import model
 from intseg.images import decode
 from intseg.kernels import _jit
 where, weights, picture = sys.argv[1:]
@@ -378,7 +378,7 @@ def hold():
     if where == "decoding":
         decode.guarded("x", lambda: (inside.set(), time.sleep(0.3)))
     elif where == "loading":
-        with api._lock:
+        with model._lock:
             inside.set(), time.sleep(0.3)
     else:
         kernel = _jit.kernel("int64(int64)")(lambda x: x)

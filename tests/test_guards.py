@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from tiny_model import tiny_graph
 
-from intseg import api, store
+from intseg import api, model, store
 from intseg.cli import main as cli
 from intseg.errors import InputError
 from intseg.images import decode as pictures
@@ -67,11 +67,11 @@ def test_integers_that_a_double_may_have_rounded_are_refused() -> None:
 
 def test_no_more_models_are_remembered_than_it_says(tmp_path: Path) -> None:
     graph = tiny_graph()
-    for i in range(api._REMEMBERED + 2):
+    for i in range(model._REMEMBERED + 2):
         info = dataclasses.replace(graph.info, name=f"model {i}")
         store.save(dataclasses.replace(graph, info=info), tmp_path / f"{i}.safetensors")
         api.load(tmp_path / f"{i}.safetensors")
-    assert len(api._models) == api._REMEMBERED
+    assert len(model._models) == model._REMEMBERED
 
 
 def webp(width: int) -> bytes:

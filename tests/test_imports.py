@@ -17,7 +17,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 LAYERS = ["errors", "files", "packing", "_version", "arith", "ops", "graph", "resize", "windows", "kernels.lanes"]
 LAYERS += ["prove"]
 LAYERS += ["build", "store", "executor", "kernels", "plan", "palettes", "images", "models"]
-LAYERS += ["backends", "results", "api"]
+LAYERS += ["backends", "model", "results", "api"]
 """At import time each of these may import those before it. Modules not listed (cli and its helpers) may import all."""
 
 KERNELS_MAY = {"numpy", "numba", "llvmlite"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from hostile.cases import KINDS
 from hostile.kind import Files
-from intseg import api, backends, errors, store
+from intseg import backends, errors, model, store
 from intseg.graph import Graph, Node
 from intseg.images import overlay as overlays
 from intseg.kernels import _jit
@@ -67,7 +67,7 @@ def _plant_memory() -> None:
 
 
 def _plant_path() -> None:
-    real = api._configured_names
+    real = model._configured_names
 
     def planted(path: Path) -> tuple[str, ...] | None:
         names = real(path)
@@ -75,7 +75,7 @@ def _plant_path() -> None:
             Path("/etc/passwd").read_bytes()
         return names
 
-    api._configured_names = planted
+    model._configured_names = planted
 
 
 def _plant_pickle() -> None:

@@ -17,6 +17,7 @@ from hostile.spoil import spoil, spoil_json, text
 from hostile.traces import home
 from hostile.weights import MODEL
 from intseg import api
+from intseg import model as loaded
 from intseg.batch import infer as batch
 from intseg.batch import sources
 from intseg.images import labels as label_images
@@ -96,7 +97,7 @@ class Folders(Kind):
         return {MODEL: (home() / "model0.safetensors").read_bytes(), "config.json": data}
 
     def read(self, folder: Path, files: Files) -> str:
-        api._models.clear()
+        loaded._models.clear()
         model = api.load(folder)
         return "other names" if model.info.classes != linear_graph().info.classes else "own names"
 
