@@ -45,6 +45,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, matrix.Outco
 
 def test_every_cell_gives_the_same_digest_at_every_node(outcomes: dict[str, matrix.Outcome]) -> None:
     lines, well = matrix.summary(list(outcomes.values()), OPTIONS)
+    print(*lines, sep="\n")
     assert well, [*lines, *(outcome.failed for outcome in outcomes.values())]
     assert outcomes.keys() == CODE.keys()
     for outcome in outcomes.values():
