@@ -66,35 +66,36 @@ def wrong_sum(v: Variant, x: Any) -> Int:
     if not v.acc_bits:
         return np.asarray(x)
     if v.acc_overflow != "wrap":
-        return _clamped(x, v.acc_bits)
+        return wrong_clamp(x, v.acc_bits)
     return wrap(x, v.acc_bits)
 
 
-def _clamped(x: Int, bits: int) -> Int:
+def wrong_clamp(x: Int, bits: int) -> Int:
+    """The nearest of the numbers of so many bits."""
     return np.asarray(np.clip(x, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
 
 
 def wrong_matmul(v: Variant, a: Any, b: Any) -> Int:
     """[..., M, K] times [..., K, N] as the variant adds it up."""
     if v.pairs:
-        return _in_pairs(a, b)
+        return wrong_pairs(a, b)
     if v.acc_bits and v.acc_overflow == "steps":
         a, b = a.astype(np.int64), b.astype(np.int64)
         total = np.zeros((*a.shape[:-1], b.shape[-1]), np.int64)
         for k in range(a.shape[-1]):
-            total = _clamped(total + a[..., k : k + 1] * b[..., k : k + 1, :], v.acc_bits)
+            total = wrong_clamp(total + a[..., k : k + 1] * b[..., k : k + 1, :], v.acc_bits)
         return total
     whole = matmul(a, b).astype(np.int64)
     return np.cumsum(whole, axis=-2) if v.quirk == "stale_rows" else whole
 
 
-def _in_pairs(a: Any, b: Any) -> Int:
+def wrong_pairs(a: Any, b: Any) -> Int:
     """Bytes of a without sign (x + 128 where they have one), two products added in INT16 that saturates."""
     offset = 128 if a.dtype.kind == "i" else 0
     a, b = a.astype(np.int64) + offset, b.astype(np.int64)
     total = -offset * np.broadcast_to(b.sum(axis=-2, keepdims=True), (*a.shape[:-1], b.shape[-1]))
     for k in range(0, a.shape[-1], 2):
-        total = total + _clamped(a[..., k : k + 2] @ b[..., k : k + 2, :], 16)
+        total = total + wrong_clamp(a[..., k : k + 2] @ b[..., k : k + 2, :], 16)
     return total
 
 

@@ -43,8 +43,8 @@ def shift_gelu(
     down = m.claim(p - top, high=0, why="top is the largest p of the row, or 0 above it")
     if int_div_kind == "aligned":
         e, e_0 = m.aligned_exps(down, -top, i0, k_inter, lam)
-        least, int_div_kind = (i0 + 1) // 2 << k_inter, "normalized"
-        total = m.claim(e + e_0, low=least, why="the larger is not shifted, and 1 - f / 2 is above a half")
+        why = "the larger is not shifted, and 1 - f / 2 is above a half"
+        total, int_div_kind = m.claim(e + e_0, low=(i0 + 1) // 2 << k_inter, why=why), "normalized"
     else:
         e = m.shift_exp(down, i0, k_inter, lam)
         e_0 = m.keep("exponential_0", m.quiet.shift_exp(-top, i0, k_inter, lam), 64)

@@ -240,6 +240,8 @@ def explain(case: Case, name: str, value: Array) -> str:
 
 def labels(case: Case, scores: Array, backend: str, threads: int) -> Array:
     info = case.graph.info
+    if info.classifies:
+        return backends.labels(scores[None, None], info, 1, 1, backend, threads)
     return backends.class_map(scores.astype(np.int32), info.upsample, info.patch, *case.size, backend, threads)
 
 

@@ -59,8 +59,8 @@ TABLES = {"INT_RANGE": ("int8", "int16"), "_BITS": ("int8", "int16"), "RECIPROCA
 """Dictionaries outside functions that the arithmetic reads, and which of their entries: no op saturates to others."""
 
 VALIDATION = ("check", "require", "same_shape", "int_attr", "probability_row_sum", "weight_sums", "bound_")
-WATCHING = ("wrong_", "facts_of_", "logical", "wrap", "_float24", "_newton", "limits")
-"""Functions whose names begin so take no part in running a graph; nothing in golden/ saturates to fewer bits yet."""
+WATCHING = ("wrong_", "facts_of_", "logical", "wrap", "_float24", "_newton")
+"""Functions whose names begin so take no part in running a graph."""
 
 EXACT = ("machine.py", "rounding.py", "shifting.py", "saturation.py", "sums.py", "division.py", "exponential.py")
 EXACT += ("norm.py", "interpolation.py")
@@ -533,6 +533,11 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     "parts heads divides the width": (
         "ops/tokens.py:split_heads: ns, parts, heads, [width // (parts * heads -> -(-width // (parts * heads)]))",
+    ),
+    "entries of a table fit INT16": ("arith/machine.py:entry: able.astype(np.int[64 -> 32])[..., None, :], x",),
+    "no element is above the row maximum": ("ops/exp_weights.py:exp_weights: (table, m.clip(t, [0 -> -1], 255)), 32)",),
+    "2^61 - 1 is prime, and the divisor lies in [2^30, 2^31)": (
+        "ops/weighted_mean.py:weighted_mean: ocal', (2 ** 61 - [1 -> 2]) // wide, 64)",
     ),
     "the input has two axes": ("ops/tokens.py:to_grid: t, width, x.shape[[- -> ]1])",),
 }
