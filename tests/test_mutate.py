@@ -48,6 +48,13 @@ def test_names_are_unique_and_equivalents_exist():
     assert set(mutate.EQUIVALENT) <= set(mutants())
 
 
+def test_the_page_counts_as_many():
+    """Who adds to the definition judges the vectors again."""
+    page = (ROOT / "docs" / "CONFORMANCE.md").read_text(encoding="utf-8")
+    counts = f"{len(mutate.all_mutants())} | {len(mutate.EQUIVALENT)}"
+    assert page.count(f"| golden/ | {counts} |") == page.count(f"| op cases of a pack | {counts} |") == 1
+
+
 def test_an_equivalent_mutant_survives():
     key = next(key for key in mutate.EQUIVALENT if "patchify" in key)
     assert mutate.killer(mutants()[key], suite()) is None
