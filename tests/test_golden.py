@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import intseg
 from intseg import api, backends
 from intseg.executor import execute
-from intseg.graph import Node
+from intseg.graph import Graph, Node
 from intseg.images import decode as pictures
 from intseg.ops import OPS
 from intseg.windows import cut_windows, tile
@@ -107,7 +107,7 @@ def test_one_changed_weight_is_noticed() -> None:
     name = "encoder.blocks.0.attn.qkv.bias"
     bias = model.graph.tensors[name].copy()
     bias += np.int32(1) << 13
-    graph = api.Graph(model.graph.nodes, {**model.graph.tensors, name: bias}, model.graph.output, model.info)
+    graph = Graph(model.graph.nodes, {**model.graph.tensors, name: bias}, model.graph.output, model.info)
     (_, window), *_ = windows("traces/intseg.small.safetensors")
     found = {}
     execute(graph, window, backends.table("numpy"), lambda node, value: found.update({node.name: value}))

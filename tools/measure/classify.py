@@ -23,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from intseg import api, store
+from intseg import store
 from intseg.batch.classified import Example, open_imagenet
 from intseg.errors import InputError
+from intseg.graph import ModelInfo
 from intseg.images import decode as pictures
 from intseg.plan.plan import Plan
 from intseg.tools.convert import class_info, windows
@@ -45,7 +46,7 @@ BATCH = 10
 GELU_IMAGES = 8
 
 
-def windows_of(examples: Sequence[Example], info: api.ModelInfo) -> Array:
+def windows_of(examples: Sequence[Example], info: ModelInfo) -> Array:
     """What is seen of every image, uint8 [images, H, W, 3]."""
     return np.stack(
         [window for e in examples for _, window in cut_windows(pictures.decode(e.image, info.pad).rgb, info)]
