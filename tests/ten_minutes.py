@@ -109,7 +109,7 @@ def main(readme: Path, images: Path) -> None:
     found = run(shlex.join([*other[:2], "photo.png", "rtl", *other[4:]]), code=1)
     for words in (
         f"node {NODE} (linear)",
-        "reproduces the other side exactly with",
+        "the node equals the other side exactly with",
         "round down (floor)",
         "case.safetensors",
     ):

@@ -254,3 +254,9 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, capsys: Capture) -> None:
         captured = capsys.readouterr()
         assert captured.out == ""
         assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "golden" / "models").glob("*.safetensors")), ids=lambda path: path.stem)
+def test_no_line_is_wider_than_a_terminal(path: Path) -> None:
+    """Names, dtypes and bits of every kind of node: blanks between columns give way."""
+    assert max(map(len, inspect_model.lines(api.load(path)))) <= 80

@@ -51,7 +51,7 @@ def _explanation_lines(report: Report) -> Iterator[str]:
         return
     if found.matches:
         where = f"the unseen node {found.node}" if found.node else "the node"
-        yield f"cause: recomputing {where} from the golden inputs reproduces the other side exactly with"
+        yield f"cause: recomputed from its inputs, {where} equals the other side exactly with"
         for name in found.names():
             yield f"  - {name}"
         return

@@ -7,13 +7,18 @@ from collections.abc import Iterator, Sequence
 from intseg.errors import printable
 
 
+WIDTH = 80
+"""Of a terminal."""
+
+
 def table(cells: Sequence[Sequence[str]], left: int = 1, gap: int = 3) -> Iterator[str]:
     """Columns as wide as they need, names from files escaped; the first `left` to the left, the others to the right.
 
-    gap  blanks between columns
+    gap  blanks between columns, fewer where the table is wider than a terminal
     """
     shown = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    gap = max(1, min(gap, (WIDTH - 2 - sum(widths)) // max(1, len(widths) - 1)))
     for row in shown:
         padded = (
             f"{cell:{'<' if i < left else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
