@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from intseg.errors import printable
 
-
 WIDTH = 80
 """Of a terminal."""
 
