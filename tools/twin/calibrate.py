@@ -287,6 +287,7 @@ def _fit(twin: FakeQuant, stats: dict[str, Stats], few: bool, candidates: Sequen
         best = choose(stats[node].samples, weights, candidates, bits)
         acts[node].set_range(*best(stats[node].sampled(), bits))
         chosen[node] = str(best)
+        stats[node].samples.clear()  # nothing else is fitted to them, and samples are the most of what is in memory
     for node, act in acts.items():
         if node in stats and act.bits == 16:
             act.set_max(stats[node].largest * MARGIN)
@@ -303,6 +304,8 @@ def _fit(twin: FakeQuant, stats: dict[str, Stats], few: bool, candidates: Sequen
         chosen[f"{name}.mlp.act"] = fit_gelu(
             block, *(stats[f"{name}.{part}"].sampled() for part in ("mlp.fc1", "add2"))
         )
+        for part in ("attn.qkv", "attn.merge", "attn.scores", "mlp.fc1", "add2"):
+            stats[f"{name}.{part}"].samples.clear()
     if isinstance(twin.decoder, QMaskTransformer):
         for node in mask_ends(twin.decoder):
             acts[node].set_max(fit_max(stats[node].sampled().flatten()[:, None], acts[node].bits))
