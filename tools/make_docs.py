@@ -63,7 +63,7 @@ def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     value = (
         " ".join(action.metavar)
         if isinstance(action.metavar, tuple)
-        else action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+        else action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper())
     )
     takes = action.nargs != 0
     names = [f"{name} {value}" if takes else name for name in action.option_strings[-1:]] or [str(value)]

@@ -56,16 +56,21 @@ _PROGRAMS = ("PyTorch", "ONNX Runtime", "OpenVINO")
 
 
 def side_by_side(results: Results) -> str:
-    """Every model and number of threads beside every peer; what was not measured is a dash."""
+    """Every program, every model and number of threads; what was not measured is a dash."""
     assert results.bench is not None
-    rows, shown = [], [(p, t) for p, t in PEERS if any(p in entry["peers_ms"] for _, _, entry in entries(results))]
-    for model, threads, entry in entries(results):
-        best = fastest(entry)
-        cells = [_ms(entry["peers_ms"].get(peer)) for peer, _ in shown]
-        beside = ["", MISSING] if best is None else [best[0], f"{best[1] / entry['intseg_ms']:.2f}"]
-        own = f"**{_ms(entry['intseg_ms'])}**"
-        rows.append([model.capitalize(), threads, own, *cells, *beside, f"{entry['peak_gmacs']:.0f}"])
-    head = ("model", "threads", "intseg", *(title for _, title in shown), "fastest of them", "ratio", "peak GMAC/s")
+    found = list(entries(results))
+    head = ("milliseconds", *(f"{model.capitalize()}, {threads}" for model, threads, _ in found))
+    runs = [entry for _, _, entry in found]
+    rows = [
+        [title, *(_ms(entry["peers_ms"].get(peer)) for entry in runs)]
+        for peer, title in PEERS
+        if any(peer in entry["peers_ms"] for entry in runs)
+    ]
+    rows.append(["**intseg**", *(f"**{_ms(entry['intseg_ms'])}**" for entry in runs)])
+    best = [fastest(entry) for entry in runs]
+    ratios = [MISSING if b is None else f"{b[1] / entry['intseg_ms']:.2f}" for b, entry in zip(best, runs, strict=True)]
+    rows.append(["the fastest other / intseg", *ratios])
+    rows.append(["peak GMAC/s", *(f"{entry['peak_gmacs']:.0f}" for entry in runs)])
     machine = results.bench["machine"]
     names = {
         "numpy": "NumPy",
@@ -77,7 +82,8 @@ def side_by_side(results: Results) -> str:
     names |= {"openvino": "OpenVINO", "nncf": "NNCF"}
     versions = ", ".join(f"{title} {machine[name]}" for name, title in names.items() if name in machine)
     where = f"{machine['cpu']} ({machine['target']}, {machine['cores']} cores, path {machine['path']})"
-    return "\n".join([f"On {where}; Python {machine['python']}, {versions}:", "", *table(head, rows)]).rstrip()
+    said = f"On {where}; Python {machine['python']}, {versions}; every model with the number of threads:"
+    return "\n".join([said, "", *table(head, rows)]).rstrip()
 
 
 def _ms(value: float | None) -> str:
