@@ -20,6 +20,7 @@ from intseg.exam import real
 from intseg.executor import execute
 from intseg.ops import RUN
 from intseg.tools import convert
+from intseg.tools.measure import classify_bits
 from intseg.tools.twin import fit
 from intseg.tools.twin.calibrate import calibrate
 from intseg.tools.twin.classifier import Classifier, is_classifier, load_classifier, random_classifier
@@ -185,3 +186,27 @@ def test_what_is_no_plain_vit_is_refused(name: str, words: str, tmp_path: Path) 
     del state["head.weight"]
     safetensors.torch.save_file(state, folder / "model.safetensors")
     assert not is_classifier(folder)
+
+
+def test_few_bits_are_counted_on_images_that_do_not_calibrate(tmp_path: Path) -> None:
+    folder = saved(random_classifier(dataclasses.replace(PLAIN, n_cls=1000), 1), tmp_path / "ck")
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(pattern(i, 40, 44)[0]).save(tmp_path / "set" / "images" / f"{i}.png")
+    (tmp_path / "set" / "labels.txt").write_text("".join(f"{i}.png {i}\n" for i in range(4)))
+    common = ["--name", "small", "--root", str(tmp_path / "set"), "--docs", str(tmp_path / "docs")]
+    assert classify_bits.main([str(folder), *common, "--parts", "uniform"]) == 0
+    document = json.loads((tmp_path / "docs" / "results" / "bits_small.json").read_text())
+    assert document["command"].endswith("--root set --parts uniform")
+    assert document["images"] == 3
+    rows = document["results"]["rows"]
+    assert set(rows) == {f"uniform, {b}" for b in (2, 3, 4, 6, 8)}
+    file, images = tmp_path / "w2.safetensors", [tmp_path / "set" / "images" / f"{i}.png" for i in range(4)]
+    options = ["--calibrate", str(images[0]), "--uniform", "w2a8", "-q", "-o", str(file)]
+    assert convert.main([str(folder), *options]) == 0
+    model = load_classifier(folder)
+    seen = torch.cat([convert.windows(image, intseg.load(file).info) for image in images[1:]])
+    floats = model(normalise(seen, model.config)).argmax(1).tolist()
+    labels = [intseg.run(image, file).label for image in images[1:]]
+    assert rows["uniform, 2"]["same"] == sum(a == b for a, b in zip(floats, labels, strict=True))
+    assert document["results"]["float"]["same"] == 3

@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, output: Path, *arguments: str) -> int:
     common = ["--root", str(data), "--checkpoint", f"tiny={data / 'checkpoint'}", "-o", str(output)]
     fast = ["--backend", "numpy", "--qat-steps", "0", "--samples", "1", "--recipes", "intseg"]
-    return experiments.main([*arguments, *common, *fast])
+    return experiments.main([*arguments, *common, *fast, "--parts", "uniform", "lrp", "activations"])
 
 
 @pytest.fixture(scope="module")

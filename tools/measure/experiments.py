@@ -34,7 +34,7 @@ from intseg.errors import InputError, UsageError
 from intseg.tools.ends import ended
 from intseg.tools.measure import bench
 from intseg.tools.measure.experiment.activations import activations
-from intseg.tools.measure.experiment.bits import bits
+from intseg.tools.measure.experiment.bits import PARTS, bits
 from intseg.tools.measure.experiment.choices import calibration, simplifications, upsampling
 from intseg.tools.measure.experiment.memo import FORMAT, Document, Memo, earlier, up_to_date, write
 from intseg.tools.measure.experiment.quantized import ptq, qat
@@ -63,7 +63,7 @@ OPTIONS = {
     "calibration": ("split", "limit", "train", "images"),
     "ptq": ("split", "limit", "train", "samples", "recipes", "qat_steps"),
     "qat": ("split", "limit"),
-    "bits": ("split", "limit", "train"),
+    "bits": ("split", "limit", "train", "parts"),
 }
 """Options that decide a result."""
 
@@ -86,6 +86,8 @@ def header(experiment: str, subject: Subject) -> Document:
     command = f"python tools/measure/experiments.py {experiment} --root {options.layout_name} "
     command += "" if options.layout == "camvid" else f"--layout {options.layout} "
     command += f"--checkpoint {subject.name}={subject.path.name}"
+    if experiment == "bits" and list(options.parts) != list(PARTS):
+        command += f" --parts {' '.join(options.parts)}"
     if experiment == "qat":
         kept = dict.fromkeys(subject.earlier.get("rows", {}), Path("model.safetensors"))
         files = {**kept, **options.qat.get(subject.name, {})}
@@ -190,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--images", type=int, default=26, help="of activations and calibration, evenly spaced (26)")
     p.add_argument("--tails", type=int, nargs="*", default=[8, 16], help="factors of Table 1's long tails (8 16)")
     p.add_argument("--qat-steps", type=int, default=3, help="training steps that are timed by ptq; 0 for none (3)")
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="groups of rows of bits (all)")
     p.add_argument("--sizes", nargs="+", choices=list(bench.SHAPES), default=list(bench.SHAPES), help="of sizes (all)")
     p.add_argument("--limit", type=int, help="first images only")
     p.add_argument("--backend", default="auto", help="of the engine (auto)")

@@ -99,15 +99,15 @@ def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
     return svg(made, title)
 
 
-def fronts(title: str, curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
-    """(MB, GBitOps, mIoU) by way to choose bits: size against mIoU, BitOps against mIoU."""
+def fronts(title: str, curves: Mapping[str, Sequence[tuple[float, float, float]]], measure: str) -> str:
+    """(MB, GBitOps, accuracy in percent) by way to choose bits: size against accuracy, BitOps against it."""
     made, places = figure(760, 320, 1, 2)
     for (way, points), colour in zip(curves.items(), (INK, *SERIES), strict=False):
-        size, work, miou = zip(*points, strict=True)
+        size, work, reached = zip(*points, strict=True)
         for place, cost in zip(places, (size, work), strict=True):
-            place.plot(cost, miou, "s--" if way == "uniform" else "o-", color=colour, markersize=3.5, label=way)
+            place.plot(cost, reached, "s--" if way == "uniform" else "o-", color=colour, markersize=3.5, label=way)
     for place, name in zip(places, ("MB of weights", "GBitOps of a window"), strict=True):
-        place.set(xlabel=name, ylabel="mIoU %")
+        place.set(xlabel=name, ylabel=measure)
     places[0].legend()
     return svg(made, title)
 

@@ -41,7 +41,7 @@ class Memo:
         self.path.unlink(missing_ok=True)
 
 
-PARTS_NAME = ("samples", "recipes", "qat_steps", "tails")
+PARTS_NAME = ("samples", "recipes", "qat_steps", "tails", "parts")
 """Options that the names of an experiment's parts tell: with others, parts that are there still hold."""
 
 

@@ -28,7 +28,7 @@ def bit_section(results: Results) -> Iterator[str]:
     """All of it."""
     yield "## Weights of 2 to 8 bits"
     yield ""
-    yield from command(results.commands("bits"))
+    yield from command([*results.commands("bits"), *(document["command"] for document in results.few_bits.values())])
     yield from prose("""
         The bits of each layer's weights by an exact allocation under a budget of size (tools/bits/allocation.py),
         weights rounded by tools/bits/rounding.py, activations of 8 bits. *uniform* gives all layers the same; the
@@ -39,74 +39,162 @@ def bit_section(results: Results) -> Iterator[str]:
         `lrp` and `mix-qsam` are worth Omega b, as published: the eighth bit as much as the third, so that a budget
         gives some layers 8 bits and the others 2. `sensitivity` and `mix-qvit` know what each bit is worth.
     """)
-    for name, found in results.each("bits"):
+    for name, found in measured(results):
         yield from _front(name, found)
-        yield f"![Size and BitOps against mIoU of {name}](pictures/results_bits_{name}.svg)"
+        yield f"![Size and BitOps against accuracy of {name}](pictures/results_bits_{name}.svg)"
         yield ""
+        yield from _aims(name, found)
+        yield from _others(name, found)
         yield from _means(name, found)
         yield from _synergy(name, found)
         yield from _importances(name, found)
     yield from results.missing("bits")
 
 
+def measured(results: Results) -> Iterator[tuple[str, Document]]:
+    """(model, results) of Segmenters, then of classifiers."""
+    yield from results.each("bits")
+    yield from ((name, document["results"]) for name, document in results.few_bits.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows of Segmenters, or of classifiers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def base_of(found: Document) -> Document:
     """The float row."""
-    row: Document = found["float"]["bilinear, L2"]
+    row: Document = found["float"].get("bilinear, L2", found["float"])
     return row
 
 
+def heads(base: Document) -> tuple[str, ...]:
+    """Of the columns of `judged`."""
+    if "top1" in base:
+        return "top-1 %", "change", "top-5 %", "same %"
+    return "mIoU %", "change", "pixel accuracy %", "equal %"
+
+
+def judged(row: Document, base: Document) -> list[str]:
+    """Accuracy, its change against the float row, a second accuracy, agreement with float."""
+    if "top1" not in base:
+        return accuracy(row, base)
+    change = "" if row is base else f"{score_of(row) - score_of(base):+.2f}"
+    return [f"{score_of(row):.2f}", change, *(f"{100 * row[key] / row['images']:.2f}" for key in ("top5", "same"))]
+
+
+def score_of(row: Document) -> float:
+    """mIoU, or top-1, in percent."""
+    return 100 * row["top1"] / row["images"] if "top1" in row else miou(row)
+
+
+def part(found: Document, name: str) -> dict[str, Document]:
+    """Rows of a part of the experiment, by what they are."""
+    prefix = f"{name}, "
+    return {key.removeprefix(prefix): row for key, row in found["rows"].items() if key.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def front(found: Document) -> dict[str, list[tuple[float, float, Document]]]:
-    """(megabytes, GBitOps, row) of the rows of the front, by series."""
+    """(megabytes, GBitOps, row) of the rows of the front, by series, the smallest first."""
     series: dict[str, list[tuple[float, float, Document]]] = {}
-    for name, row in found["rows"].items():
-        way = name.split(" ")[0].rstrip(",")
-        if way in ("uniform", *SCORES):
-            series.setdefault(way, []).append((row["size"] / 8e6, row["bitops"] / 1e9, row))
-    return {way: sorted(points, key=lambda point: point[0]) for way, points in series.items()}
+    for way in ("uniform", *SCORES):
+        points = [(row["size"] / 8e6, row["bitops"] / 1e9, row) for row in part(found, way).values()]
+        series |= {way: sorted(points, key=lambda point: point[0])} if points else {}
+    return series
+
+
+def curves(found: Document) -> dict[str, list[tuple[float, float, float]]]:
+    """(MB, GBitOps, accuracy) by series, for the picture."""
+    return {way: [(size, work, score_of(row)) for size, work, row in points] for way, points in front(found).items()}
 
 
 def _front(name: str, found: Document) -> Iterator[str]:
     total, base = sum(weights for _, weights, _ in found["scores"]["layers"]), base_of(found)
-    rows = [["float", "32", f"{4e-6 * total:.2f}", "", *accuracy(base, base)]]
+    rows = [["float", "32", f"{4e-6 * total:.2f}", "", *judged(base, base)]]
     for way, points in front(found).items():
         rows += [
-            [way, f"{row['size'] / total:.2f}", f"{size:.2f}", f"{work:.1f}", *accuracy(row, base)]
+            [way, f"{row['size'] / total:.2f}", f"{size:.2f}", f"{work:.1f}", *judged(row, base)]
             for size, work, row in reversed(points)
         ]
-    head = ("bits a weight", "MB", "GBitOps", "mIoU %", "change", "pixel accuracy %", "equal %")
+    head = ("bits a weight", "MB", "GBitOps", *heads(base))
     yield from table((f"{name}, {found['samples']} images", *head), rows)
 
 
-def _means(name: str, found: Document) -> Iterator[str]:
-    """What is left out, and the mIoU without it."""
-    rows, base = found["rows"], base_of(found)
-    for bits in (4, 3):
-        own = {key.removeprefix(f"W{bits}, "): row for key, row in rows.items() if key.startswith(f"W{bits}, ")}
-        if not own:
+AIMS = (
+    ("uniform, 6", None, -0.3, "W6A8 loses at most 0.3"),
+    ("uniform, 4", None, -1.5, "W4A8 loses at most 1.5"),
+    ("{best}, 4", "uniform, 4", 0.5, "mixed at 4 bits wins 0.5 over W4A8"),
+    ("{best}, 3", "uniform, 3", 3.0, "mixed at 3 bits wins 3 over W3A8"),
+    ("{best}, 2.5", "uniform, 3", 0.0, "mixed at 2.5 bits is no worse than W3A8"),
+)
+"""(row, what it is compared with: None is float, points of accuracy, words)."""
+
+CLASSIFIER_AIMS = (("uniform, 4", None, -3.0, "W4A8 loses at most 3"),)
+
+
+def _aims(name: str, found: Document) -> Iterator[str]:
+    """What was aimed at, what was reached, and what could have been: the distance to float."""
+    rows, base, told = found["rows"], base_of(found), []
+    for asked, against, points, words in CLASSIFIER_AIMS if "top1" in base else AIMS:
+        candidates = [key for score in SCORES if (key := asked.format(best=score)) in rows]
+        if not candidates or (against or candidates[0]) not in rows:
             continue
-        own |= {"all of it": rows[f"uniform W{bits}"]}
-        yield from table(
-            (f"{name}, W{bits}A8", "mIoU %", "change", "pixel accuracy %", "equal %"),
-            [[what, *accuracy(row, base)] for what, row in own.items()],
-        )
+        best = max(candidates, key=lambda key: score_of(rows[key]))
+        before = score_of(rows[against] if against else base)
+        won, room = score_of(rows[best]) - before, score_of(base) - before
+        by = best.partition(",")[0] if "{best}" in asked else ""
+        told.append([words, f"{won:+.2f}", by, "yes" if won >= points else "no", f"{room:.2f}" if against else ""])
+    if told:
+        head = (f"{name}, aim", "found", "by", "reached", "float is ahead by")
+        yield from table(head, told)
+
+
+def _others(name: str, found: Document) -> Iterator[str]:
+    """Fewer bits of activations, fewer calibration images; beside them what they differ from."""
+    base, rows = base_of(found), list[list[str]]()
+    for what, row in part(found, "activations").items():
+        rows.append([what, str(found["samples"]), f"{row['bitops'] / 1e9:.1f}", *judged(row, base)])
+    for what, row in part(found, "images").items():
+        rows.append([f"{what}A8", "1", f"{row['bitops'] / 1e9:.1f}", *judged(row, base)])
+    if rows:
+        yield from table((name, "images", "GBitOps", *heads(base)), rows)
+
+
+def _means(name: str, found: Document) -> Iterator[str]:
+    """What is left out, and the accuracy without it."""
+    base, left_out = base_of(found), part(found, "means")
+    for bits in dict.fromkeys(key.partition(": ")[0] for key in left_out):
+        own = {key.partition(": ")[2]: row for key, row in left_out.items() if key.startswith(bits)}
+        whole = part(found, "uniform").get(bits[1:])
+        own |= {"all of it": whole} if whole else {}
+        rows = [[what, *judged(row, base)] for what, row in own.items()]
+        yield from table((f"{name}, {bits}A8", *heads(base)), rows)
 
 
 def _synergy(name: str, found: Document) -> Iterator[str]:
     """What beta does to the allocation."""
-    true = np.array(found["scores"]["sensitivity"])
+    true, base = np.array(found["scores"]["sensitivity"]), base_of(found)
     total = sum(weights for _, weights, _ in found["scores"]["layers"])
+    alike = [row for way in ("uniform", *SCORES, "beta") for row in part(found, way).values()]
     rows = []
-    for beta in BETAS:
-        for score in SWEPT:
+    for score in SWEPT:
+        for beta in BETAS:
             best = allocate(problem_of(found["scores"], score, beta), Budget(size=int(SWEPT_MEAN * total)))
             lost = sum(true[i, b - FIRST_BITS] for i, b in enumerate(best.bits))
-            step = np.abs(np.diff(best.bits)).mean()
-            rows.append([f"{beta:g}", score, f"{lost:.4f}", f"{step:.2f}", f"{min(best.bits)} to {max(best.bits)}"])
+            step, used = np.abs(np.diff(best.bits)).mean(), f"{min(best.bits)} to {max(best.bits)}"
+            row = next((row for row in alike if row["bits"] == list(best.bits)), None)
+            reached = judged(row, base)[:2] if row else ["", ""]
+            rows.append([score, f"{beta:g}", f"{lost:.4f}", f"{step:.2f}", used, *reached])
     yield from prose(f"""
         Synergy at {SWEPT_MEAN:g} bits on average: the sum of what the layers lose alone (KL) at the bits that they get,
         how many bits neighbours differ by, and the bits in use.
     """)
-    yield from table((f"{name}, beta", "score", "sum of KL", "step", "bits"), sorted(rows, key=lambda row: row[1]))
+    yield from table((name, "beta", "sum of KL", "step", "bits", *heads(base)[:2]), rows)
 
 
 def problem_of(found: Document, score: str, beta: float) -> Problem:
@@ -121,8 +209,8 @@ def _importances(name: str, found: Document) -> Iterator[str]:
     words = ", ".join(f"{score} {rank_correlation(values, true):+.2f}" for score, values in scores.items())
     yield from prose(f"""
         Rank correlation (Spearman) of the importance of the {len(true)} layers with the loss (KL) that each causes
-        alone at {TRUE_BITS} bits, {name}: {words}. The {LISTED} most sensitive layers, every column in percent of its
-        sum over all layers:
+        alone at {TRUE_BITS} bits, {name}: {words}, which has that loss as a factor. The {LISTED} most sensitive
+        layers, every column in percent of its sum over all layers:
     """)
     parts = {f"KL at {TRUE_BITS} bits": true, **scores}
     rows = []
@@ -148,8 +236,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     found: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[places]
     return found
-
-
-def curves(found: Document) -> dict[str, list[tuple[float, float, float]]]:
-    """(MB, GBitOps, mIoU) by series, for the picture."""
-    return {way: [(size, work, miou(row)) for size, work, row in points] for way, points in front(found).items()}

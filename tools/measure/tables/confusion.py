@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from intseg.tools.measure.tables.bits import curves
+from intseg.tools.measure.tables.bits import base_of, curves, heads, measured
 from intseg.tools.measure.tables.results import Document, Results, latencies, metrics
 
 
@@ -39,8 +39,9 @@ def figures(results: Results) -> dict[str, str]:
     drawn = {}
     if results.bench:
         drawn["results_speed.svg"] = speed("Milliseconds of one image, one thread", latencies(results))
-    for name, found in results.each("bits"):
-        drawn[f"results_bits_{name}.svg"] = fronts(f"Size and BitOps against mIoU of {name}", curves(found))
+    for name, found in measured(results):
+        title = f"Size and BitOps against accuracy of {name}"
+        drawn[f"results_bits_{name}.svg"] = fronts(title, curves(found), heads(base_of(found))[0])
     for name in results.names:
         rows = compared(results, name)
         document = results.found["ptq"].get(name)

@@ -43,7 +43,7 @@ PEERS = (
 
 
 class Results:
-    """The files of a folder: `found[experiment][checkpoint]`, `sizes`, `bench`."""
+    """The files of a folder: `found[experiment][checkpoint]`, `sizes`, `bench`, and those of classifiers by name."""
 
     def __init__(self, folder: Path) -> None:
         self.found: dict[str, dict[str, Document]] = {part: {} for part in PARTS}
@@ -51,6 +51,7 @@ class Results:
         self.memory: Document | None = None
         self.bench: Document | None = None
         self.classifiers: dict[str, Document] = {}
+        self.few_bits: dict[str, Document] = {}
         for file in sorted(folder.glob("*.json")):
             document = _read(file)
             experiment = document.get("experiment")
@@ -58,6 +59,8 @@ class Results:
                 self.bench = document
             elif experiment == "classification":
                 self.classifiers[document["checkpoint"]["name"]] = document
+            elif experiment == "classification_bits":
+                self.few_bits[document["checkpoint"]["name"]] = document
             elif experiment == "sizes":
                 self.sizes = document
             elif experiment == "memory":
