@@ -154,14 +154,7 @@ def _emit_strip(
 
     def weights(i: Value, r: int) -> Value:
         row = builder.add(logits, builder.shl(builder.add(builder.mul(padded, e.i64(r)), i), e.i64(1)))
-        top = e.load(e.offset(tops, 64 * r), look.words)
-        count = kind.count // 32
-        # At most 32767: above 255 they are all alike.
-        t = [e.same("ssub.sat", top, e.load(e.offset(row, 64 * n), look.words)) for n in range(count)]
-        if e.isa.vbmi:
-            return look.from_bytes(_packed(e, t, look.bytes_))
-        words = [look.from_words(e.same("smin", v, e.const(look.words, 255))) for v in t]
-        return _packed(e, words, look.bytes_) if bytes_out else words[0]
+        return _weights(e, look, kind, e.load(e.offset(tops, 64 * r), look.words), row)
 
     def step(i: Value, carried: list[Value], keep: Value | None = None) -> list[Value]:
         found = []
@@ -187,6 +180,16 @@ def _emit_strip(
     total = e.loop(e.same("smax", first, whole), padded, kind.count, total, last)
     for r in rows:
         e.store(e.offset(totals, 8 * r), builder.zext(e.sum_lanes(total[r]), I64))
+
+
+def _weights(e: Emit, look: _Lookup, kind: Value, top: Value, row: Value) -> Value:
+    """A register of `kind`: the weights of INT16 logits from address `row` on, `top` their row's maximum."""
+    # At most 32767: above 255 they are all alike.
+    t = [e.same("ssub.sat", top, e.load(e.offset(row, 64 * n), look.words)) for n in range(kind.count // 32)]
+    if e.isa.vbmi:
+        return look.from_bytes(_packed(e, t, look.bytes_))
+    words = [look.from_words(e.same("smin", v, e.const(look.words, 255))) for v in t]
+    return _packed(e, words, look.bytes_) if kind == look.bytes_ else words[0]
 
 
 def _packed(e: Emit, words: list[Value], kind: Value) -> Value:

@@ -216,8 +216,7 @@ def linear(
     x      int8 [M, K];  panels to high: see Packed;  order int64 [columns]: `lane_order`
     kind   what a tile stores: RAW where the plain path requantizes, otherwise by size
     size   bytes of an output element: 1 or 2
-    out    int8 [M, N * size]: the output as bytes
-    scratch  int8 [scratch_bytes(K)]
+    out    int8 [M, N * size]: the output as bytes;  scratch  int8 [scratch_bytes(K)]
     """
     depth, width, columns, rows = x.shape[1], mult.shape[0], tile_columns(), tile_rows()
     steps = ceil_div(depth, group_size())
@@ -237,13 +236,11 @@ def linear(
             valid = min(columns, width - jp * columns)
             direct = valid == columns and not wide
             for i in range(0, count, rows):
-                a = source + i * stride
                 last = min(rows, count - i) - 1
+                to, to_stride = base + tile_at, columns * 4
                 if direct:
-                    to, to_stride = address(out) + (block + i) * width * size + jp * columns * size, width * size
-                else:
-                    to, to_stride = base + tile_at, columns * 4
-                tile(a, stride, last, panel, steps, panel_init, panel_quant, kind, to, to_stride)
+                    to, to_stride = address(out) + ((block + i) * width + jp * columns) * size, width * size
+                tile(source + i * stride, stride, last, panel, steps, panel_init, panel_quant, kind, to, to_stride)
                 if not direct:
                     _copy_out(
                         scratch, tile_at, last + 1, valid, wide, high, size, order, mult, shift, out, block + i, jp

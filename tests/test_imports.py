@@ -70,6 +70,18 @@ def module_of(path: Path) -> str:
     return layer_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
 
 
+def test_no_file_has_more_than_650_lines_and_no_function_more_than_50():
+    """The second in the package, kernels and tools: of tests it is the rule, of their harnesses not always so."""
+    files = [path for folder in ("intseg", "kernels", "tools", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 300
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 650, path
+        for item in [] if ROOT / "tests" in path.parents else ast.walk(ast.parse(text)):
+            if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (item.end_lineno or item.lineno) - item.lineno < 50, f"{path}: {item.name}"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_one_way(path: Path):
     """A module that is listed imports, at import time, only listed modules before it (its own package included)."""
