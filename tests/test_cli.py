@@ -159,15 +159,13 @@ def test_infer_works_on_every_kind_of_image(folder: Path, mode: str, capsys: Cap
 
 # ------------------------------------------------------------------------------------------------------ bad input
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
 
 @pytest.mark.parametrize(
     ("data", "word"),
     [
         (b"", "0 bytes"),
         (b"some text", "not an image"),
-        (PNG, "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
         (None, "No such file"),
         (-2000, "truncated"),
     ],
