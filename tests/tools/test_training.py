@@ -329,7 +329,10 @@ def test_idd_lite_and_pairs_train(data: Path, tmp_path: Path, capsys: pytest.Cap
     pairs = ["--root", str(data), "--layout", "pairs", "-o", str(tmp_path / "pairs"), *window]
     assert train.main(pairs) == 2
     assert "needs --classes" in capsys.readouterr().err
-    assert train.main([*pairs, "--classes", "camvid", "--ignore", "11"]) == 0
+    assert train.main([*pairs, "--classes", "camvid", "--ignore", "11", "--json", "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["written"] == str(tmp_path / "pairs" / "checkpoint.pth")
+    assert err == ""
     assert convert.dataset_of(tmp_path / "pairs") == "camvid"
 
 
