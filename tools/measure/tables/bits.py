@@ -37,7 +37,8 @@ def bit_section(results: Results) -> Iterator[str]:
         of both factors, in 10^9 for one window.
 
         `lrp` and `mix-qsam` are worth Omega b, as published: the eighth bit as much as the third, so that a budget
-        gives some layers 8 bits and the others 2. `sensitivity` and `mix-qvit` know what each bit is worth.
+        gives some layers 8 bits and the others 2. `sensitivity` and `mix-qvit` know what each bit is worth. A few
+        tenths of a point of mIoU are chance: which pixels are equal to float tells rows apart better.
     """)
     for name, found in measured(results):
         yield from _front(name, found)
