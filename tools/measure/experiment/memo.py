@@ -51,14 +51,14 @@ def write(document: Document, path: Path) -> None:
     store.write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
-def read_json(path: Path) -> Document:
-    """A file that `write` wrote. Raises InputError."""
+def read_json(path: Path, hint: str = "delete it to measure again") -> Document:
+    """A file that `write` wrote. Raises InputError, with a hint."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read ({type(error).__name__}); delete it to measure again") from None
+        raise InputError(f"{path}: cannot read ({error}); {hint}") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: is not a JSON object; delete it to measure again")
+        raise InputError(f"{path}: is not a JSON object; {hint}")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from intseg.batch import metrics as measures
 from intseg.errors import InputError
+from intseg.tools.measure.experiment.memo import read_json
 
 Document = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ class Results:
         self.classifiers: dict[str, Document] = {}
         self.few_bits: dict[str, Document] = {}
         for file in sorted(folder.glob("*.json")):
-            document = _read(file)
+            document = read_json(file, "run tools/measure/experiments.py again")
             experiment = document.get("experiment")
             if file.name == "bench.json":
                 self.bench = document
@@ -99,16 +99,6 @@ class Results:
     def commands(self, experiment: str) -> list[str]:
         """How the files of an experiment were made."""
         return [self.found[experiment][name]["command"] for name, _ in self.each(experiment)]
-
-
-def _read(file: Path) -> Document:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot read ({error}); run tools/measure/experiments.py again") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{file}: is not an object; run tools/measure/experiments.py again")
-    return document
 
 
 def metrics(row: Document) -> measures.Metrics:
