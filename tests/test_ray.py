@@ -132,14 +132,11 @@ def test_lost_workers_and_a_lost_node(cluster: Any, monkeypatch: pytest.MonkeyPa
         Image.fromarray(random.integers(0, 256, (120, 160, 3), np.uint8)).save(f"val/{i:02}.png")
     extra = cluster.add_node(num_cpus=1)
 
-    def bar(quiet: bool) -> Any:
-        def wrap(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
-            for i, outcome in enumerate(found):
-                yield outcome
-                if i == 12:
-                    cluster.remove_node(extra, allow_graceful=False)
-
-        return wrap
+    def bar(found: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
+        for i, outcome in enumerate(found):
+            yield outcome
+            if i == 12:
+                cluster.remove_node(extra, allow_graceful=False)
 
     assert infer("-o", "one", "--jsonl", "one/all.jsonl", "--resume") == 0
     monkeypatch.setattr(cli_infer, "_bar", bar)
