@@ -335,14 +335,11 @@ def test_interrupted_and_resumed_is_the_same(stop: int, jobs: int, monkeypatch: 
     options = ["in", "-r", "--overlay", "--jobs", str(jobs), "-q"]
     assert infer(*options, "-o", "whole", "--jsonl", "whole/all.jsonl") == 0
 
-    def interrupt(quiet: bool) -> Any:
-        def wrap(outcomes: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
-            for i, outcome in enumerate(outcomes):
-                if i == stop:
-                    raise KeyboardInterrupt
-                yield outcome
-
-        return wrap
+    def interrupt(outcomes: Iterator[batch.Outcome], total: int) -> Iterable[batch.Outcome]:
+        for i, outcome in enumerate(outcomes):
+            if i == stop:
+                raise KeyboardInterrupt
+            yield outcome
 
     with monkeypatch.context() as patch:
         patch.setattr(cli_infer, "_bar", interrupt)
