@@ -27,12 +27,16 @@ def bilinear_labels(scores: Array, patch: int, height: int, width: int, threads:
     """Classes of pixels from scores [h, w, C], as `backends.class_map` defines them for "bilinear"."""
     scores = np.ascontiguousarray(scores, np.int32)
     classes = scores.shape[2]
+    if max(int(scores.max()), -int(scores.min())) * patch**2 >= class_map.WIDEST:
+        return windows.class_map(scores, "bilinear", patch, height, width)
     labels = np.empty((height, width), np.uint16)
     bands, count = scores.shape[0] + 1, thread_count(threads)
 
+    block = patch * (patch + 16)
+
     def work(start: int, stop: int) -> None:
-        found, best, winner = (np.empty(n, np.int64) for n in (classes + 1, patch, patch))
-        class_map.bilinear_argmax(scores, patch, labels, found, best, winner, start, stop)
+        scratch = (np.empty(n, np.int32) for n in (classes + 1, classes + 1, block, block))
+        class_map.bilinear_argmax(scores, patch, labels, *scratch, start, stop)
 
     run_parallel([functools.partial(work, *r) for r in ranges(bands, count, 1)], count)
     return labels.astype(np.uint8) if classes <= 256 else labels
