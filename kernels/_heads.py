@@ -31,10 +31,10 @@ from ._tile import (
     narrow_columns,
     register_bytes,
     step_size,
-    tile,
     tile_columns,
     tile_narrow,
     tile_rows,
+    tile_words,
     unstaged,
 )
 from .linear import pack_quant, raise_shifts, stage, stage_whole
@@ -310,7 +310,7 @@ def _pack_values(
 
 
 @kernel(
-    "void(int8[:, ::1], int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1],"
+    "void(int8[:, ::1], int64, int64, int64, int64, int64, int8[:, ::1], int32[:, ::1], int8[:, ::1],"
     " int64[:, ::1], int64[::1], int64, int64, int64)"
 )
 def pack_keys_values(
@@ -319,6 +319,7 @@ def pack_keys_values(
     value_column: int,
     heads: int,
     dim: int,
+    value_dim: int,
     keys: Array,
     init: Array,
     values: Array,
@@ -330,19 +331,13 @@ def pack_keys_values(
 ) -> None:
     """Keys and values of tokens start to stop - 1, all heads; start is a multiple of `columns`, which groups divide.
 
-    qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values from value_column on
+    qkv     int8 [T, W]; head h has its keys in columns key_column + h dim, its values in value_column + h value_dim
     keys    int8 [heads, key_bytes];  init int32 [heads, padded];  values int8 [heads, value_bytes]
     starts  int64 [2, heads]: see Scores;  order int64 [columns]: `lane_order`;  group: see Shape
     """
     for h in range(heads):
         _pack_keys(qkv, key_column + h * dim, dim, keys[h], init[h], starts[0, h], starts[1, h], order, start, stop)
-        _pack_values(qkv, value_column + h * dim, dim, values[h], order, group, start, stop)
-
-
-@kernel("void(int8[:, ::1], int8[::1], int32[::1], int64[::1])")
-def pack_rows(b: Array, panels: Array, init: Array, order: Array) -> None:
-    """Rows of int8 [N, K] as columns of a product, in the layout of `linear.Packed`; order: `lane_order`."""
-    _pack_keys(b, 0, b.shape[1], panels, init, 0, 0, order, 0, b.shape[0])
+        _pack_values(qkv, value_column + h * value_dim, value_dim, values[h], order, group, start, stop)
 
 
 # ---- one strip ----------------------------------------------------------------------------------------------------
@@ -387,7 +382,7 @@ def score_panel(
     if tokens - jp * columns <= narrow_columns():
         tile_narrow(query, width, count - 1, panel, steps, start, quant, kind, to, padded * 2)
     else:
-        tile(query, width, count - 1, panel, steps, start, quant, kind, to, padded * 2)
+        tile_words(query, width, count - 1, panel, steps, start, quant, kind, to, padded * 2)
 
 
 @emitted

@@ -124,8 +124,11 @@ def narrow_int8(e: Emit, vectors: list[Value], high: Value) -> Value:
     return e.within(found, high)
 
 
-def _make_tile(dot: str, narrow: bool = False, signed: bool = True) -> Any:
-    """The tile over one of the two dot products; a narrow one computes only the first vector of columns."""
+def _make_tile(dot: str, stores: str, narrow: bool = False, signed: bool = True) -> Any:
+    """The tile over one of the two dot products; a narrow one computes only the first vector of columns.
+
+    stores  the kinds that it knows: "all", "raw" or "words"; what is not there need not be compiled
+    """
 
     def product(
         typingctx: Any,
@@ -145,7 +148,7 @@ def _make_tile(dot: str, narrow: bool = False, signed: bool = True) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emit(context, builder)
             used = 1 if narrow else e.isa.vectors
-            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, used, *args, signed=signed)
+            _emit_tile(e, e.dot8 if dot == "dot8" else e.dot16, used, *args, signed=signed, stores=stores)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), codegen
@@ -153,17 +156,20 @@ def _make_tile(dot: str, narrow: bool = False, signed: bool = True) -> Any:
     return emitted(product)
 
 
-tile = _make_tile("dot8")
+tile = _make_tile("dot8", "all")
 """Over INT8 (or, for group 2, INT16)."""
 
-tile_bytes = _make_tile("dot8", signed=False)
-"""Over the bytes that the instruction of the path takes, uint8 on the vnni path (or, for group 2, INT16)."""
+tile_words = _make_tile("dot8", "words")
+"""As `tile`, for results of INT16."""
 
-tile16 = _make_tile("dot16", signed=False)
+tile_bytes = _make_tile("dot8", "raw", signed=False)
+"""Sums over the bytes that the instruction of the path takes, uint8 on the vnni path (or, for group 2, INT16)."""
+
+tile16 = _make_tile("dot16", "all", signed=False)
 """Over INT16 on every path."""
 
-tile_narrow = _make_tile("dot8", narrow=True)
-"""As `tile`, for panels with at most `narrow_columns` columns in use; the others have their results in init."""
+tile_narrow = _make_tile("dot8", "words", narrow=True)
+"""As `tile_words`, for panels with at most `narrow_columns` columns in use; the others have their results in init."""
 
 
 def _emit_tile(
@@ -182,6 +188,7 @@ def _emit_tile(
     out_stride: Value,
     *,
     signed: bool = True,
+    stores: str = "all",
 ) -> None:
     isa, builder = e.isa, e.builder
     width = 4 * isa.lanes
@@ -196,19 +203,40 @@ def _emit_tile(
     else:
         flip = _hidden_splat(e, 0x80808080) if signed and isa.name == "vnni" else None
         tile_rows = _lane_sums(e, dot, used, rows, panel, steps, start, flip)
-    with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
-        with raw:
-            for row_out, values in zip(outs, tile_rows, strict=True):
-                for j, value in enumerate(values):
-                    e.store(e.offset(row_out, j * width), value)
-        with scaled:
-            high, amount = builder.lshr(kind, e.i64(16)), builder.and_(builder.lshr(kind, e.i64(8)), e.i64(255))
-            kind = builder.and_(kind, e.i64(255))
-            with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
-                with multiplied:
-                    _store_scaled(e, _shifted(e, tile_rows, amount), quant, kind, high, outs)
-                with halved:
-                    _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
+    if stores == "raw":
+        _store_raw(e, tile_rows, outs)
+    elif stores == "words":
+        _store_results(e, tile_rows, quant, kind, outs, words_only=True)
+    else:
+        with builder.if_else(builder.icmp_signed("==", kind, e.i64(RAW))) as (raw, scaled):
+            with raw:
+                _store_raw(e, tile_rows, outs)
+            with scaled:
+                _store_results(e, tile_rows, quant, kind, outs, words_only=False)
+
+
+def _store_raw(e: Emit, tile_rows: list[list[Value]], outs: list[Value]) -> None:
+    for row_out, values in zip(outs, tile_rows, strict=True):
+        for j, value in enumerate(values):
+            e.store(e.offset(row_out, 4 * j * e.isa.lanes), value)
+
+
+def _store_results(
+    e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, outs: list[Value], words_only: bool
+) -> None:
+    """All kinds but RAW; without INT8 if that is known."""
+    builder = e.builder
+    high, amount = builder.lshr(kind, e.i64(16)), builder.and_(builder.lshr(kind, e.i64(8)), e.i64(255))
+    kind = builder.and_(kind, e.i64(255))
+    with builder.if_else(builder.icmp_signed("<", kind, e.i64(SHIFTED))) as (multiplied, halved):
+        with multiplied:
+            scaled = _scaled(e, _shifted(e, tile_rows, amount), quant)
+            if words_only:
+                _store_words(e, scaled, kind, INT16, outs)
+            else:
+                _store_scaled(e, scaled, kind, high, outs)
+        with halved:
+            _store_words(e, _halved(e, tile_rows, amount), kind, SHIFTED, outs)
 
 
 def _hidden_splat(e: Emit, value: int) -> Value:
@@ -305,15 +333,17 @@ def _halved(e: Emit, tile_rows: list[list[Value]], by: Value) -> list[list[Value
     return [[e.builder.ashr(value, amount) for value in row] for row in tile_rows]
 
 
-def _store_scaled(
-    e: Emit, tile_rows: list[list[Value]], quant: Value, kind: Value, high: Value, outs: list[Value]
-) -> None:
-    builder, width = e.builder, QUANT_BYTES * e.isa.lanes
-    scaled: list[list[Value]] = [[] for _ in tile_rows]
+def _scaled(e: Emit, tile_rows: list[list[Value]], quant: Value) -> list[list[Value]]:
+    """Accumulators requantized."""
+    width, scaled = QUANT_BYTES * e.isa.lanes, [list[Value]() for _ in tile_rows]
     for j in range(e.isa.vectors):
         for values, row in zip(tile_rows, scaled, strict=True):
             row.append(requantize(e, values[j], e.offset(quant, j * width)))
-    with builder.if_else(builder.icmp_signed("==", kind, e.i64(INT8))) as (bytes_, words):
+    return scaled
+
+
+def _store_scaled(e: Emit, scaled: list[list[Value]], kind: Value, high: Value, outs: list[Value]) -> None:
+    with e.builder.if_else(e.builder.icmp_signed("==", kind, e.i64(INT8))) as (bytes_, words):
         with bytes_:
             for out, row in zip(outs, scaled, strict=True):
                 e.store(out, narrow_int8(e, row, high))

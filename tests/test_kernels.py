@@ -132,7 +132,7 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     scratch = scratch[-scratch.ctypes.data % 64 :][: shape.scratch_bytes]
     order, group = lane_order(_isa.select()), shape.value_group
     width, out, starts = heads * dim, np.zeros_like(expected), fused.scores.starts
-    _heads.pack_keys_values(qkv, width, 2 * width, heads, dim, keys, init, values, starts, order, group, 0, tokens)
+    _heads.pack_keys_values(qkv, width, 2 * width, heads, dim, dim, keys, init, values, starts, order, group, 0, tokens)
     for start, stop in ((0, tokens // 2), (tokens // 2, tokens)):
         fused(qkv, 0, keys, init, values, out, start, stop, scratch)
     return out, expected

@@ -149,7 +149,7 @@ def _attention_steps(found: _Attention, fused: FusedAttention) -> list[Step]:
     def bind_pack(arrays: Arrays) -> Rows:
         qkv, targets = arrays[source], [arrays[n] for n in names]
         return lambda start, stop, scratch: _heads.pack_keys_values(
-            qkv, key, value, heads, dim, *targets, starts, order, shape.value_group, start, stop
+            qkv, key, value, heads, dim, dim, *targets, starts, order, shape.value_group, start, stop
         )
 
     def bind(arrays: Arrays) -> Rows:
@@ -179,8 +179,9 @@ def _match_product(graph: Graph, inner: Inner, node: Node) -> Match | None:
     init = Buffer(f"{node.name}/init", packed.init.shape, "int32")
 
     def bind_pack(arrays: Arrays) -> Rows:
-        fixed = arrays[right.name], arrays[panels.name], arrays[init.name], order
-        return lambda start, stop, scratch: _heads.pack_rows(*fixed)
+        rows, targets = arrays[right.name], (arrays[panels.name][None], arrays[init.name][None])
+        rest = np.zeros((1, 0), np.int8), np.zeros((2, 1), np.int64), order, 4, 0, width  # keys without values
+        return lambda start, stop, scratch: _heads.pack_keys_values(rows, 0, 0, 1, depth, 0, *targets, *rest)
 
     def bind(arrays: Arrays) -> Rows:
         found = replace(packed, panels=arrays[panels.name], init=arrays[init.name])
