@@ -46,9 +46,9 @@ def _measure(args: argparse.Namespace) -> None:
             command = [TOOLS / "convert.py", folder, "-o", output, "--recipe", args.recipe, "-q"]
             found[name] = measured([*command, "--calibrate", STREET]) | {"bytes": output.stat().st_size}
         print(f"{name}: {found[name]['peak_bytes'] / 1e9:.2f} GB, {found[name]['cpu_seconds']:.0f} s", flush=True)
-    about = {"experiment": "memory", "command": f"python tools/measure/memory.py --sizes {' '.join(args.sizes)}"}
-    results = {"recipe": args.recipe, "sizes": found, "machine": bench.machine()}
-    write({**about, "results": results}, args.docs / "results" / "memory.json")
+        about = {"experiment": "memory", "command": f"python tools/measure/memory.py --sizes {' '.join(found)}"}
+        results = {"recipe": args.recipe, "sizes": found, "machine": bench.machine()}
+        write({**about, "results": results}, args.docs / "results" / "memory.json")
 
 
 if __name__ == "__main__":
