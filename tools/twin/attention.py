@@ -126,8 +126,12 @@ class QWeightedMean(Layer):
         return clamp_bits(rsr(product(a, b) * scale, p["shift"].unsqueeze(-2) + length - 1), self.y.bits)
 
 
-LOGITS_AT_ONCE = 2**24
-"""Windows whose attention is computed together have no more logits: each takes several times 8 bytes on the way."""
+LOGITS_AT_ONCE = 2**22
+"""Windows, or rows of one, whose attention is computed together have no more: each takes several times 8 bytes."""
+
+
+def nothing(name: str, value: Tensor) -> None:
+    """Records nothing: scores and probabilities, which are large, are not kept for it."""
 
 
 class QAttention(nn.Module):
@@ -182,28 +186,36 @@ class QAttention(nn.Module):
         return [self._heads(part).transpose(-2, -3) for part in x.chunk(3, dim=-1)]
 
     def forward(self, x: Quantized, name: str, record: Record) -> Quantized:
-        qkv = self.qkv(x)
+        qkv, kept = self.qkv(x), torch.is_grad_enabled() or record is not nothing
         with torch.no_grad():
             q, k, v = self._split(qkv.q)
             together = max(1, LOGITS_AT_ONCE // (self.heads * q.shape[-2] ** 2))
-            parts = [self._attend(*part) for part in zip(*(t.split(together) for t in (q, k, v)), strict=True)]
+            parts = [self._attend(*part, kept) for part in zip(*(t.split(together) for t in (q, k, v)), strict=True)]
             s, p, c = (torch.cat(found) for found in zip(*parts, strict=True))
+            del parts
             merged = c.transpose(-2, -3).flatten(-2)
         context = self.context_act.wrap(merged, lambda: self._surrogate(qkv.real, self.softmax.shares(p)))
         out: Quantized = self.proj(context)
-        for part, value in zip(
-            ("qkv", "q", "k", "v", "scores", "softmax", "context", "merge", "proj"),
-            (qkv.q, q, k, v, s, p, c, merged, out.q),
-            strict=True,
-        ):
-            record(f"{name}.{part}", value.long())
+        if record is not nothing:
+            for part, value in zip(
+                ("qkv", "q", "k", "v", "scores", "softmax", "context", "merge", "proj"),
+                (qkv.q, q, k, v, s, p, c, merged, out.q),
+                strict=True,
+            ):
+                record(f"{name}.{part}", value.long())
         return out
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and softmax, which are large, as INT16, and the context as int64, of some windows."""
-        s = self.scores.exact(q, k)
-        p = self.softmax.exact(s)
-        return s.short(), p.short(), self.context.exact(p, v)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, kept: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and softmax as INT16, no rows of them where they are not kept, and the context, of some windows."""
+        rows = max(1, LOGITS_AT_ONCE // (len(q) * self.heads * k.shape[-2]))
+        found = []
+        for some in q.split(rows, -2):
+            s = self.scores.exact(some, k)
+            p = self.softmax.exact(s)
+            large = (s.short(), p.short()) if kept else (s[..., :0, :].short(), p[..., :0, :].short())
+            found.append((*large, self.context.exact(p, v)))
+        s, p, c = (torch.cat(parts, -2) for parts in zip(*found, strict=True))
+        return s, p, c
 
     def _surrogate(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         """Float attention on the dequantized q, k, v, with the exact probabilities forward."""

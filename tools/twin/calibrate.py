@@ -31,7 +31,7 @@ from intseg.tools.twin.fit import fit_gelu, fit_max, fit_range
 from intseg.tools.twin.layers import QLinear
 from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, QBlock, QMaskTransformer
 from intseg.tools.twin.primitives import LOG2_E
-from intseg.tools.twin.samples import Stats, augment, collect, node_of, normalise, tapped
+from intseg.tools.twin.samples import Stats, augment, collect, node_of, normalise, tapped, windows_at_once
 from intseg.tools.twin.segmenter import Segmenter
 
 MARGIN = 1.5
@@ -415,19 +415,23 @@ def _exact_means(
 
     The weights [B, L, 1] sum to 1 over a window's tokens.
     """
-    expected, weights = dict[str, Tensor](), dict[str, Tensor]()
 
     def receive(node: str, value: Tensor) -> None:
         if node in layers:
             value = value if layers[node].units is None else value[..., layers[node].units]
             size = value.norm(dim=-1, keepdim=True).double()
             usual = size.median(dim=1, keepdim=True).values
-            weights[node] = (UNUSUAL * usual / size.clamp(min=1e-30)).clamp(max=1) ** 2
-            weights[node] /= weights[node].sum(1, keepdim=True)
-            expected[node] = (weights[node] * value).sum(1)
+            weight = (UNUSUAL * usual / size.clamp(min=1e-30)).clamp(max=1) ** 2
+            weight /= weight.sum(1, keepdim=True)
+            found.setdefault(node, []).append((weight, (weight * value).sum(1)))
 
+    config, found = model.config, dict[str, list[tuple[Tensor, Tensor]]]()
     with tapped(model, receive):
-        model.forward_scores(normalise(images, model.config), twin.recipe.cosine)
+        for part in images.split(windows_at_once(images, config)):
+            model.forward_scores(normalise(part, config), twin.recipe.cosine)
+    weights, expected = (
+        {node: torch.cat([each[k] for each in parts]) for node, parts in found.items()} for k in (0, 1)
+    )
     return expected, weights
 
 

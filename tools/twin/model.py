@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from intseg.errors import UsageError, suggest
 from intseg.tools.twin.act import Act, Quantized
-from intseg.tools.twin.attention import QAttention, Record
+from intseg.tools.twin.attention import QAttention, Record, nothing
 from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.config import SegmenterConfig
 from intseg.tools.twin.gelu import QGelu
@@ -356,7 +356,7 @@ class FakeQuantClassifier(FakeQuant):
         found = {"class_token": ("head", self.head)}
         return found | ({"distillation_token": ("head_dist", self.head_dist)} if self.config.distilled else {})
 
-    def forward(self, images: Tensor, record: Record = lambda name, value: None) -> Quantized:
+    def forward(self, images: Tensor, record: Record = nothing) -> Quantized:
         x = self.encoder(images, record)
         found = []
         for i, (token, (name, layer)) in enumerate(self.heads().items()):
@@ -393,7 +393,7 @@ class FakeQuantSegmenter(FakeQuant):
         decoder = QMaskTransformer if mask_transformer else QLinearDecoder
         self.decoder = decoder(model.decoder, self.encoder.norm_act, recipe)
 
-    def forward(self, images: Tensor, record: Record = lambda name, value: None) -> Quantized:
+    def forward(self, images: Tensor, record: Record = nothing) -> Quantized:
         config = self.config
         x = _rows(self.encoder(images, record), slice(config.n_extra, None))
         record("encoder.patches", x.q)

@@ -143,8 +143,14 @@ ENOUGH_ROWS, FEWEST_ROWS = 2048, 64
 SCORE_ROWS = 16
 """Rows of logits kept of an image; of more than ENOUGH_ROWS / SCORE_ROWS images fewer."""
 
-LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = 2**24
 """Windows run through the float model together have no more logits in a block."""
+
+
+def windows_at_once(windows: Tensor, config: SegmenterConfig) -> int:
+    """How many of the windows [B, H, W, 3] may run through the float model together."""
+    tokens = windows.shape[1] // config.patch * (windows.shape[2] // config.patch) + config.n_extra
+    return max(1, LOGITS_AT_ONCE // (config.n_heads * tokens**2))
 
 
 def rows_of(images: int, channels: int) -> tuple[int, int]:
@@ -178,8 +184,7 @@ def collect(
         stats.setdefault(node, Stats()).update(value, kept, first, count)
 
     for image, windows in enumerate(shown(batches, "calibrating", len(batches), "view")):
-        tokens = windows.shape[1] // config.patch * (windows.shape[2] // config.patch) + config.n_extra
-        together = max(1, LOGITS_AT_ONCE // (config.n_heads * tokens**2))
+        together = windows_at_once(windows, config)
         for first in range(0, len(windows), together):
             part = windows[first : first + together]
 
