@@ -175,6 +175,7 @@ BY_HAND = {
 TO_MEMORY = {("convert.py", "torch.save"), ("checkpoint.py", "torch.save"), ("training.py", "torch.save")}
 TO_MEMORY |= {("make_golden.py", "tempfile.TemporaryDirectory"), ("readme.py", "tempfile.TemporaryDirectory")}
 TO_MEMORY |= {("readme.py", "picture"), ("bench_bits.py", "tempfile.TemporaryDirectory")}
+TO_MEMORY |= {("memory.py", "tempfile.TemporaryDirectory")}
 TO_MEMORY |= {("compare_tosa.py", "np.save"), ("compare_tosa.py", "tempfile.TemporaryDirectory")}
 """Of tools that write results: to a buffer, a folder that --check compares with or where README's commands run."""
 

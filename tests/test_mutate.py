@@ -22,8 +22,13 @@ def suite() -> Any:
 
 
 @cache
+def listed() -> list[Any]:
+    return list(mutate.all_mutants())
+
+
+@cache
 def mutants() -> dict[str, Any]:
-    return {mutant.key: mutant for mutant in mutate.all_mutants()}
+    return {mutant.key: mutant for mutant in listed()}
 
 
 def test_an_unmutated_copy_passes():
@@ -44,7 +49,7 @@ def test_examples(key: str, killed_by: str):
 
 
 def test_names_are_unique_and_equivalents_exist():
-    assert max(Counter(mutant.key for mutant in mutate.all_mutants()).values()) == 1
+    assert max(Counter(mutant.key for mutant in listed()).values()) == 1
     assert set(mutate.EQUIVALENT) <= set(mutants())
 
 
