@@ -249,7 +249,8 @@ def _accuracy(model: api.Model, facts: Facts, metrics: dict[str, Any] | None) ->
     where = f" of {_markdown(facts.data)}" if facts.data else ""
     names = _metric_names(model)
     row = [tuple(f"{metrics[key]:.2f}" for _, key in names)]
-    head = f"{metrics['images']} images{where}, in percent, by `intseg eval`:"
+    plural = "s" * (metrics["images"] != 1)
+    head = f"{metrics['images']} image{plural}{where}, in percent, by `intseg eval`:"
     table = markdown([tuple(key for _, key in names), *row])
     weak = [
         f"{_markdown(name)} {value:.0f}"

@@ -42,7 +42,8 @@ def lines(report: Report) -> Iterator[str]:
         yield f"  {label:>16} {count:9d}  {'#' * max(1, 40 * count // widest)}"
     yield from _explanation_lines(report)
     if report.others:
-        yield f"after it, {len(report.others)} more tensors differ"
+        one = len(report.others) == 1
+        yield f"after it, {len(report.others)} more {'tensor differs' if one else 'tensors differ'}"
 
 
 def _explanation_lines(report: Report) -> Iterator[str]:

@@ -150,7 +150,9 @@ def _present(golden: Trace, other: Other, partial: bool) -> tuple[list[tuple[int
     present = [entry for entry in wanted if entry[2] in other] + ends
     if not present or (missing and not (partial or loose)):
         hint = "compare what is there with --partial" if present else "names are window0.<node>"
-        raise InputError(f"the other side lacks {len(missing)} tensors, the first is {missing[0]!r}; {hint}")
+        raise InputError(
+            f"the other side lacks {len(missing)} tensor{'s' * (len(missing) != 1)}, the first is {missing[0]!r}; {hint}"
+        )
     notes = list(other.notes) if isinstance(other, Arrays) else []
     if missing and not single:
         notes.append(f"{len(missing)} of {len(wanted)} tensors are missing on the other side, first {missing[0]}")
