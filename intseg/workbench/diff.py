@@ -151,7 +151,7 @@ def _present(golden: Trace, other: Other, partial: bool) -> tuple[list[tuple[int
     if not present or (missing and not (partial or loose)):
         hint = "compare what is there with --partial" if present else "names are window0.<node>"
         raise InputError(
-            f"the other side lacks {len(missing)} tensor{'s' * (len(missing) != 1)}, the first is {missing[0]!r}; {hint}"
+            f"the other side lacks {len(missing)} tensor{'s' * (len(missing) > 1)}, the first is {missing[0]!r}; {hint}"
         )
     notes = list(other.notes) if isinstance(other, Arrays) else []
     if missing and not single:
