@@ -579,6 +579,27 @@ def test_every_argument_says_whether_it_is_read_or_written_and_every_number_has_
                 assert kind is not int, where
 
 
+def test_every_default_is_what_the_help_says() -> None:
+    """In brackets at its end; `*` is "all"."""
+    (subparsers,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    told = 0
+    for name, sub in subparsers.choices.items():
+        for action in sub._actions:
+            default = action.default
+            known = default in (None, False, argparse.SUPPRESS, []) or default == "model"  # a palette: the first named
+            if known or not action.option_strings:
+                continue
+            words = default if isinstance(default, list | tuple) else [default]
+            said = " ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
+            said = re.escape("all" if said == "*" else said)
+            assert re.search(rf"\(([^()]*, )?{said}([,;:][^()]*)?\)|default:? {said}", action.help or ""), (
+                name,
+                action,
+            )
+            told += 1
+    assert told > 30
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -11,10 +11,10 @@
 
 A mutant is the package with one change: those of mutate.py, and a condition negated, `and` for `or`, a raise or a call
 left out. It is written into a copy of the checkout, so that processes which tests start have it too. The tests that
-judge it are those that call its function, found by running the test files of its module once under a profile; the
-fastest come first, --most seconds of them, and the first that fails kills. What is compiled calls no Python: a kernel
-is judged by all tests of its files. A mutant that takes ten times the CPU time of its tests, and half a minute more, is
-killed by the clock. Before the first mutant its tests must pass without it.
+judge it are those that call its function, found by running the test files of its module once under a profile; its own
+and the fastest come first, --most seconds of them, and the first that fails kills. What is compiled calls no Python: a
+kernel is judged by all tests of its files. A mutant that takes ten times the CPU time of its tests, and half a minute
+more, is killed by the clock. Before the first mutant its tests must pass without it.
 
 Mutants remove wrong files: nothing outside of a temporary folder can be changed by them (cage.py).
 
@@ -98,6 +98,7 @@ TESTS: dict[str, tuple[str, ...]] = {
 """Module or folder -> the test files that judge it."""
 
 EQUIVALENT: dict[str, str] = {
+    "intseg/files.py:_take_over: if old is None[ or fcntl is None -> ]:": "for systems without locks",
     "intseg/files.py:_remove_abandoned: [os.remove(path) -> pass]": "for systems without locks",
     "intseg/files.py:_next: return min([size + 1 - got if got <= size else _CHUNK -> _CHUNK if got <= size else size + "
     "1 - got], limit + 1 - got,": "how many bytes are asked for at a time, not how many are read",
@@ -344,7 +345,10 @@ class Workshop:
         self.cache.mkdir(0o700, parents=True)
 
     def judges(self, mutant: Mutant, most: float) -> list[Test]:
-        """The tests of a mutant, the fastest first, so many seconds; of a kernel all that call anything of its file."""
+        """The tests of a mutant, those of its module first, then the fastest, so many seconds.
+
+        Of a kernel all that call anything of its file.
+        """
         found: dict[str, float] = {}
         for key, tests in self.calls.items():
             file, _, function = key.partition(":")
@@ -353,7 +357,9 @@ class Workshop:
         if mutant.file.startswith("kernels") and not found:
             files = tests_of(mutant.file)
             found = {n: s for tests in self.calls.values() for n, s in tests.items() if n.partition("::")[0] in files}
-        order = sorted((Test(n, s) for n, s in found.items() if n not in self.failed), key=lambda test: test.seconds)
+        own = tests_of(mutant.file)
+        usable = (Test(name, seconds) for name, seconds in found.items() if name not in self.failed)
+        order = sorted(usable, key=lambda test: (test.name.partition("::")[0] not in own, test.seconds))
         total = [sum(test.seconds for test in order[:i]) for i in range(len(order))]
         return [test for test, before in zip(order, total, strict=True) if before <= most]
 
