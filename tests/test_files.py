@@ -444,6 +444,11 @@ def test_a_number_has_a_range_that_the_message_states(text: str) -> None:
     assert errors.number("-3", -5, 10) == -3
 
 
+@pytest.mark.parametrize(("text", "clipped"), [("abc", "abc"), ("abcd", "ab…"), ("a\nb", r"a\…"), ("ab", "ab")])
+def test_text_is_clipped_to_a_length(text: str, clipped: str) -> None:
+    assert errors.clip(text, 3) == clipped
+
+
 def test_closed_streams_say_so(tmp_path: Path) -> None:
     """`>&-` and `<&-`: one line and a code, not a traceback or silence."""
     for closed, code in (("0", 4), ("1", 4)):

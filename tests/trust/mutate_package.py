@@ -86,7 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "intseg/cli/conformance.py": ("test_cli", "test_vectors", "test_truth_table"),
     "intseg/cli/evaluate.py": ("test_cli", "test_evaluate"),
     "intseg/cli/exchange.py": ("test_onnx", "test_tosa"),
-    "intseg/cli/reports.py": ("test_cli", "test_report", "test_card", "test_inspect"),
+    "intseg/cli/reports.py": ("test_cli", "test_report", "test_card", "test_inspect", "test_prove"),
     "intseg/cli/spread.py": ("test_cli", "test_spread"),
     "intseg/cli/workbench.py": ("test_cli", "test_diff", "test_dump", "test_trace"),
     "intseg/cli": ("test_cli", "test_batch"),
@@ -106,6 +106,7 @@ EQUIVALENT: dict[str, str] = {
     "intseg/batch/cluster.py:Ray.run: mit, items, AHEAD [* -> +] self.jobs)": "how many images are under way at a time",
     "intseg/cli/exchange.py:_measured: andom.default_rng([0 -> 1])": "other random images",
     "intseg/cli/printing.py:_Closed.read: size: int | None=-[1 -> 2])": "nothing is read anyway",
+    "intseg/images/labels.py:_scaling: op, shown = (rest[[0 -> -1]], 255 if image.mo": "there is only one",
     "intseg/files.py:new_folder: pa[th.rmdir() -> ss]": "POSIX renames over an empty folder, Windows does not",
 }
 """Mutants that no test can kill, by their key, and why."""
@@ -450,6 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from it")
     parser.add_argument("--again", type=Path, metavar="FILE", help="only mutants that survived in this journal")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a journal and stop")
+    parser.add_argument("--tests", nargs="+", default=(), metavar="TEST", help="judge by these, whatever they call")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     args = parser.parse_args(argv)
     if args.show:
@@ -532,16 +534,18 @@ def _looked(workshop: Workshop, journal: Journal, files: list[str]) -> None:
 def _score(chosen: list[Change], everything: int, folder: Path, journal: Journal, args: argparse.Namespace) -> int:
     preload()
     workshop, start = Workshop(folder), time.monotonic()
-    _looked(workshop, journal, sorted({file for change in chosen for file in tests_of(change.file)}))
+    if not args.tests:
+        _looked(workshop, journal, sorted({file for change in chosen for file in tests_of(change.file)}))
+    given = [Test(name, args.most) for name in args.tests]
     known = journal.outcomes()
     found: list[dict[str, Any]] = []
     order = sorted(chosen, key=lambda change: change.file.startswith("kernels"))  # what is compiled takes longest
-    _require_sound(workshop, order)
+    _require_sound(workshop, order, given)
     for mutant in (change.mutant() for change in order):
         if mutant.key not in known:
             if time.monotonic() - start > args.seconds:
                 break
-            known[mutant.key] = _judged(workshop, mutant, args.most)
+            known[mutant.key] = _judged(workshop, mutant, given or workshop.judges(mutant, args.most))
             journal.add(known[mutant.key])
         found.append(known[mutant.key])
         if found[-1]["what"] == "survived":
@@ -549,22 +553,21 @@ def _score(chosen: list[Change], everything: int, folder: Path, journal: Journal
     return _print_score(found, everything, time.monotonic() - start)
 
 
-def _require_sound(workshop: Workshop, chosen: Sequence[Change]) -> None:
-    """Tests of the first mutant that has some pass without it: else everything would count as killed."""
+def _require_sound(workshop: Workshop, chosen: Sequence[Change], given: Sequence[Test]) -> None:
+    """The given tests, or those of the first mutant that has some, pass unmutated: else everything would be killed."""
     for mutant in (change.mutant() for change in chosen):
-        if tests := workshop.judges(mutant, 1.0):
+        if tests := given or workshop.judges(mutant, 1.0):
             if not workshop.passes(tests):
                 raise SystemExit(f"mutate_package.py: tests fail without a mutant: {', '.join(t.name for t in tests)}")
             return
 
 
-def _judged(workshop: Workshop, mutant: Mutant, most: float) -> dict[str, Any]:
+def _judged(workshop: Workshop, mutant: Mutant, tests: Sequence[Test]) -> dict[str, Any]:
     """What becomes of a mutant: argued, killed or survived."""
-    start, tests = time.monotonic(), []
+    start = time.monotonic()
     if mutant.key in EQUIVALENT:
         what = "argued"
     else:
-        tests = workshop.judges(mutant, most)
         what = "survived" if not tests or workshop.survives(mutant, tests) else "killed"
     seconds = round(time.monotonic() - start, 2)
     return {"key": mutant.key, "file": mutant.file, "what": what, "tests": len(tests), "seconds": seconds}
