@@ -134,6 +134,7 @@ def test_a_folder_where_a_run_is_at_work(capsys: Capture, monkeypatch: pytest.Mo
         process.kill()  # what it held is free: no lock is ever stale
         process.join()
     assert infer("-o", "out") == 0
+    assert not claims._claims  # what ended is handed to no later worker
 
 
 def test_lines_of_another_model_are_not_taken_over() -> None:

@@ -195,6 +195,8 @@ def test_command(unit: str, capsys: pytest.CaptureFixture[str]):
         (["isqrt", "--low", "9", "--high", "3"], 2, "high is 3"),
         (["isqrt", "--high", str(2**31 - 1)], 2, "number of roots"),
         (["isqrt", "-w", "x"], 2, "only gelu_table"),
+        (["isqrt", "--low", str(-(2**63))], 2, "low is -9223372036854775808"),
+        (["isqrt", "--low", str(-(2**63) - 1)], 2, "not a whole number from -9223372036854775808 to 92233"),
         (["shift_exp", "--i0", "0"], 2, "i0 is 0"),
         (["shift_exp", "--low", "5"], 2, "low is 5"),
         (["requantize", "--shift", "63"], 2, "shift is 63"),

@@ -138,3 +138,11 @@ def test_images_whose_weights_would_not_fit_are_refused() -> None:
     windows.require_narrow(replace(info, working_size=None), 65_535, 65_535)
     with pytest.raises(InputError, match="use a smaller image or scale native"):
         windows.require_narrow(info, 65_535, 65_533)
+
+
+def test_windows_of_unknown_origin_have_a_size() -> None:
+    attrs = dict.fromkeys(windows.GEOMETRY, 4096) | {"patch": 64, "height": 4096, "width": 4096}
+    scores = np.zeros((1, 64, 64, 3), np.int8)
+    windows.check_step("merge_scores", scores, attrs)
+    with pytest.raises(ValueError, match=r"window is \(4160, 4096\)"):
+        windows.check_step("merge_scores", scores, attrs | {"window_height": 4160, "stride_rows": 4160})
