@@ -357,6 +357,13 @@ def test_an_open_file_is_one_image(weights: Path, tmp_path: Path) -> None:
         intseg.run(text, weights)  # type: ignore[call-overload]
 
 
+def test_a_backend_compiles_its_own_code(weights: Path) -> None:
+    graph = intseg.load(weights).graph
+    assert backends.compile(graph, "numpy").func is backends._run_numpy  # type: ignore[attr-defined]
+    if backends.has_numba():
+        assert type(backends.compile(graph, "numba", 1)).__name__ == "Plan"
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1025, 10**20])
 def test_threads_have_a_range(weights: Path, threads: int) -> None:
     with pytest.raises(UsageError, match="expected 1 to 1024"):

@@ -17,7 +17,7 @@ from graphs import tiny, with_attr, with_element, with_info, with_node, with_ten
 
 from intseg.build import GraphBuilder
 from intseg.errors import IntsegError, ModelError
-from intseg.graph import Graph, validate
+from intseg.graph import Graph, check_call, validate
 from intseg.ops import OPS, Value
 
 
@@ -407,3 +407,10 @@ def test_the_builder_infers_shares_tensors_and_refuses():
     with pytest.raises(ModelError, match="3 x 3"):
         b.node("more", "patchify", x, patch=3)
     assert [n.name for n in b.nodes] == ["input", "again", "patches"]
+
+
+def test_no_op_gives_more_than_2_30_elements() -> None:
+    large = Value("int16", (4096, 4096, 1))
+    assert check_call(OPS["upsample_nearest"], ["x"], [large], {}, {"factor": 8}).shape == (32_768, 32_768, 1)
+    with pytest.raises(ModelError, match=r"gives int16 \[36864, 36864, 1\], expected at most 2\^30 elements"):
+        check_call(OPS["upsample_nearest"], ["x"], [large], {}, {"factor": 9})

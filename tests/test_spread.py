@@ -334,3 +334,16 @@ def test_executors_give_results_in_order(executor: executors.Executor) -> None:
     for i, found in enumerate(executor.run(task, items())):
         assert found == 5 + i * i
         assert len(drawn) <= i + 1 + executors.AHEAD * 2
+
+
+def test_so_many_items_are_under_way() -> None:
+    begun: list[int] = []
+
+    def submit(item: int) -> Any:
+        begun.append(item)
+        return lambda: item
+
+    results = executors.in_order(submit, range(5), 3)
+    assert (next(results), begun) == (0, [0, 1, 2])
+    assert (next(results), begun) == (1, [0, 1, 2, 3])
+    assert list(results) == [2, 3, 4]
