@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import fuzz as tool
 import numpy as np
 import pytest
 from graphs import tiny, with_info, with_node
@@ -148,6 +149,14 @@ def test_a_file_that_cannot_be_made_is_found(tmp_path: Path):
     (failure,) = found["failures"]
     assert failure["error"] == "ZeroDivisionError: a mutation that cannot be made"
     assert (Path(failure["folder"]) / "failure.json").is_file()
+
+
+def test_the_table_of_the_page_is_that_of_the_counts() -> None:
+    document = json.loads((ROOT / "docs" / "fuzz.json").read_text(encoding="ascii"))
+    seconds = document.pop("seconds")
+    page = (ROOT / "docs" / "TRUST.md").read_text(encoding="utf-8")
+    for line in "\n".join(tool.table(tool.Counts.of_json(document), seconds)).splitlines():
+        assert line in page
 
 
 def test_a_node_whose_op_is_no_text_is_spoiled():

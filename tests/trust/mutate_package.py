@@ -39,7 +39,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -481,9 +481,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def survivors(path: Path) -> list[Change]:
     """The mutants that survived in a journal, as far as their code is still there."""
     lines = [line for line in _lines(path) if line.get("what") == "survived"]
-    keys = {line["key"] for line in lines}
-    files = sorted({line["file"] for line in lines})
-    return [change for file in files for change in changes_of(file) if change.mutant().key in keys]
+    return named({line["key"] for line in lines})
+
+
+def named(keys: Collection[str]) -> list[Change]:
+    """The mutants with these keys."""
+    places = {tuple(key.split(":")[:2]) for key in keys}
+    near = (c for file in sorted({file for file, _ in places}) for c in changes_of(file))
+    return [c for c in near if (c.file, c.function) in places and c.mutant().key in keys]
 
 
 class Journal:
