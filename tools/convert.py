@@ -8,7 +8,6 @@ The command's arguments are declared in intseg/cli/convert.py.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import io
 import math
@@ -44,6 +43,7 @@ from intseg.tools.twin.classifier import IMAGENET, Classifier, is_classifier, lo
 from intseg.tools.twin.config import CheckpointError, Pair, SegmenterConfig
 from intseg.tools.twin.excitation import drawn_scene, excitation
 from intseg.tools.twin.export import export
+from intseg.tools.twin.memory import give_back_large_blocks
 from intseg.tools.twin.model import FakeQuant, twin_of
 from intseg.tools.twin.onnx_import import load_onnx
 from intseg.tools.twin.recipe import RECIPES, Recipe
@@ -223,21 +223,6 @@ def run(args: argparse.Namespace) -> Answer:
         return _run(args)
     finally:
         torch.set_num_threads(before)
-
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""Of mallopt, in malloc.h."""
-
-
-def give_back_large_blocks() -> None:
-    """Have glibc return blocks of 4 MB and more to the system when they are freed.
-
-    By itself it learns to keep them, and samples that stay lie between them: a Base took 3.1 GB with 1.7 in use.
-    """
-    option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if option is not None:
-        option(_MMAP_THRESHOLD, 2**22)
-        option(_TRIM_THRESHOLD, 2**26)
 
 
 def _run(args: argparse.Namespace) -> Answer:

@@ -29,6 +29,7 @@ from intseg.tools.twin.attention import QAttention, QSoftmax
 from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.fit import fit_gelu, fit_max, fit_range
 from intseg.tools.twin.layers import QLinear
+from intseg.tools.twin.memory import give_back
 from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, QBlock, QMaskTransformer
 from intseg.tools.twin.primitives import LOG2_E
 from intseg.tools.twin.samples import Stats, augment, collect, node_of, normalise, tapped, windows_at_once
@@ -96,7 +97,8 @@ def calibrate(
             twin.logit_act.set_max(LOGIT_ROOM * max(stats[head].largest for head, _ in twin.heads().values()))
         for layer in twin.linears().values():
             layer.fit_weight_scale()
-        del stats  # the samples are the most of what there is in memory
+        del stats
+        give_back()
         if twin.recipe.ranges == "fit" and correct:
             correct_biases(twin, model, some_windows(twin, batches, CORRECTED_VIEWS))
     return chosen
