@@ -205,7 +205,7 @@ def test_a_checkout_without_symbolic_links_says_what_to_do(tmp_path: Path) -> No
     for name in ("kernels", "tools"):
         (tmp_path / "intseg" / name).write_text(f"../{name}", encoding="utf-8")
     image = str(GOLDEN / "images" / "small.png")
-    for words in (("infer", image, "-w", MODEL, "-o", "labels.png"), ("train", "-o", "runs")):
+    for words in (("infer", image, "-w", MODEL, "-o", "labels.png"), ("train", "--root", ".", "-o", "runs")):
         done = run_bare("-m", "intseg.cli", *words, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert (
