@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Callable
 
 from intseg import palettes
 from intseg.cli.convert import RECIPES, Checkpoint, needs_tools, not_negative, positive
@@ -124,20 +122,27 @@ def _add_common(parser: argparse.ArgumentParser, steps: int, lr: float) -> None:
     add("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
-def _tool(name: str) -> Callable[[argparse.Namespace], Answer]:
-    """What a command runs: `run` of a module of intseg.tools, imported then."""
-
-    def run(args: argparse.Namespace) -> Answer:
-        with needs_tools():
-            tool = importlib.import_module(f"intseg.tools.{name}")
-        answer: Answer = tool.run(args)
-        return answer
-
-    return run
+def _train(args: argparse.Namespace) -> Answer:
+    with needs_tools():
+        from intseg.tools import train
+    answer: Answer = train.run(args)
+    return answer
 
 
-TRAIN = Command("train", "train a float Segmenter", _TRAIN, _train_arguments, _tool("train"))
-QAT = Command("qat", "quantization-aware training", _QAT, _qat_arguments, _tool("qat"))
-COMPARE_FLOAT = Command(
-    "compare-float", "float, twin and engine side by side", _COMPARE, _compare_arguments, _tool("evaluate")
-)
+def _qat(args: argparse.Namespace) -> Answer:
+    with needs_tools():
+        from intseg.tools import qat
+    answer: Answer = qat.run(args)
+    return answer
+
+
+def _compare(args: argparse.Namespace) -> Answer:
+    with needs_tools():
+        from intseg.tools import evaluate
+    answer: Answer = evaluate.run(args)
+    return answer
+
+
+TRAIN = Command("train", "train a float Segmenter", _TRAIN, _train_arguments, _train)
+QAT = Command("qat", "quantization-aware training", _QAT, _qat_arguments, _qat)
+COMPARE_FLOAT = Command("compare-float", "float, twin and engine side by side", _COMPARE, _compare_arguments, _compare)
