@@ -72,7 +72,10 @@ def _spread(most: list[str], some: list[str]) -> list[str]:
 
 def _loop(label: int, counter: str, body: list[str]) -> list[str]:
     """`body` as often as a register says, which ends at zero."""
-    head, tail = [f"test {counter}, {counter}", f"jle {label + 1}f", f"{label}:"], [f"dec {counter}", f"jnz {label}b"]
+    head, tail = (
+        [f"test {counter}, {counter}", f"jle {label + 1}f", ".p2align 6", f"{label}:"],
+        [f"dec {counter}", f"jnz {label}b"],
+    )
     return [*head, *body, *tail, f"{label + 1}:"]
 
 
