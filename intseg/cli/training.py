@@ -115,7 +115,7 @@ def _add_common(parser: argparse.ArgumentParser, steps: int, lr: float) -> None:
     add("--seed", type=whole(0, MANY), default=0, metavar="N", help="of everything random (0)")
     add("--every", type=some, default=500, metavar="N", help="steps between checkpoints (500)")
     add("--limit", type=some, metavar="N", help="measure only the first N images")
-    add("--sample", type=some, default=1, metavar="N", help="measure only every N-th image")
+    add("--sample", type=some, default=1, metavar="N", help="measure only every N-th image (1)")
     add("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
     text = "of products in training steps (float32); bfloat16 where the processor has it"
     add("--precision", choices=("float32", "bfloat16"), default="float32", help=text)
