@@ -152,11 +152,17 @@ def test_a_file_that_cannot_be_made_is_found(tmp_path: Path):
 
 
 def test_the_table_of_the_page_is_that_of_the_counts() -> None:
-    document = json.loads((ROOT / "docs" / "fuzz.json").read_text(encoding="ascii"))
-    seconds = document.pop("seconds")
     page = (ROOT / "docs" / "TRUST.md").read_text(encoding="utf-8")
-    for line in "\n".join(tool.table(tool.Counts.of_json(document), seconds)).splitlines():
+    for line in "\n".join(tool.table(*tool.summed([ROOT / "docs" / "fuzz.json"]))).splitlines():
         assert line in page
+
+
+def test_campaigns_are_summed() -> None:
+    path = ROOT / "docs" / "fuzz.json"
+    (one, seconds), (two, both) = tool.summed([path]), tool.summed([path, path])
+    assert (two.files, two.same, both) == (2 * one.files, 2 * one.same, 2 * seconds)
+    assert two.stages == Counter({key: 2 * n for key, n in one.stages.items()})
+    assert (two.memory, two.slowest) == (one.memory, one.slowest)
 
 
 def test_a_node_whose_op_is_no_text_is_spoiled():

@@ -371,6 +371,16 @@ def table(counts: Counts, seconds: float) -> Iterator[str]:
 OUTCOMES = ("accepted", "refused", "failed")
 
 
+def summed(paths: Sequence[Path]) -> tuple[Counts, float]:
+    """What campaigns counted that were run one after the other, and their seconds; files are different in each."""
+    counts, seconds = Counts(), 0.0
+    for path in paths:
+        document = json.loads(path.read_text(encoding="ascii"))
+        seconds += document.pop("seconds")
+        counts.add(Counts.of_json(document))
+    return counts, seconds
+
+
 def replay(folder: Path, limit: float, memory: int) -> int:
     """Read a saved failure again, in this process. Returns 0 when it is gone."""
     document = json.loads((folder / "failure.json").read_text(encoding="ascii"))
@@ -401,7 +411,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shrink", type=float, default=10, help="seconds of CPU time to make a failure smaller (10)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder of the failures")
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="the table of counts that --json printed")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="FILE", help="the table of counts that --json printed, their sum"
+    )
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read a saved failure again")
     parser.add_argument(
         "--plant", action="append", choices=list(PLANTS), help="break a reader first: the run must fail"
@@ -418,9 +430,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(found.as_json()))
         return 0
     if args.show:
-        document = json.loads(args.show.read_text(encoding="ascii"))
-        seconds = document.pop("seconds")
-        print("\n".join(table(Counts.of_json(document), seconds)))
+        found, seconds = summed(args.show)
+        print("\n".join(table(found, seconds)), file=sys.stderr if args.json else sys.stdout)
+        if args.json:
+            print(json.dumps({**found.as_json(), "seconds": round(seconds, 1)}))
         return 0
     if args.replay:
         return replay(args.replay, args.limit, args.memory)
