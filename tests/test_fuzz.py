@@ -165,6 +165,41 @@ def test_campaigns_are_summed() -> None:
     assert (two.memory, two.slowest) == (one.memory, one.slowest)
 
 
+KEPT = """
+import gc, sys, tempfile, weakref
+from pathlib import Path
+sys.path[:0] = sys.argv[1:]
+import guard
+from intseg.errors import IntsegError
+
+class Decoded: ...
+
+kept = []
+
+def read(place, files):
+    decoded = Decoded()
+    kept.append(weakref.ref(decoded))
+    raise IntsegError("no")
+
+guard.KINDS["record"] = type("Kind", (), {"held": True, "stages": (), "read": staticmethod(read)})
+gc.disable()
+found = guard.Guard(Path(tempfile.mkdtemp()), 60, 0).read("record", {})
+assert found == ("read", "refused", None), found
+assert kept[0]() is None
+"""
+
+
+def test_what_a_refused_file_held_is_gone_before_the_next() -> None:
+    """Or the next one meets a limit of memory that it did not reach."""
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT, str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "trust")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_node_whose_op_is_no_text_is_spoiled():
     for op in ({}, [], None, 3):
         for seed in range(200):

@@ -161,7 +161,9 @@ class Guard:
         message = str(error)
         if len(message) > MAX_MESSAGE or not message.isprintable():
             return "", "", BadMessage(f"message of {len(message)} characters: {message!r:.300}", _site(error))
-        return _stage(kind, error), "refused", None
+        stage = _stage(kind, error)
+        del error  # its traceback holds this frame, which holds it: what was decoded would stay until a collection
+        return stage, "refused", None
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.watching:
