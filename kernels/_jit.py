@@ -31,6 +31,7 @@ import numpy as np
 from llvmlite import binding
 from numba.core import compiler, serialize
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import _isa
@@ -144,7 +145,9 @@ class Cache:
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """The compiled function of an intact entry, None where there is none."""
-        target_context.refresh()
+        # Machine code needs the symbols of Numba's runtime only. What compiling needs, and 0.2 s to import (SciPy with
+        # it), whoever compiles asks for: `target_context.refresh()`.
+        rtsys.initialize(target_context)
         try:
             payload = _unwrap(_read_own(self._path(signature)))
         except OSError:
