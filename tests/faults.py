@@ -129,6 +129,54 @@ def whole_tiles(size: int) -> Callable[[Array, Array], Array]:
     return dot
 
 
+def packed_multiplier(x: Array, weight: Array) -> Array:
+    """A DSP48E2 with two weights in one port, (even 2^18 + odd) x, taken apart without the carry."""
+    found = wide(x) @ wide(weight).T
+    for n in range(0, len(weight) - 1, 2):
+        word = wide(x)[:, :] * ((wide(weight[n]) << 18) + wide(weight[n + 1]))
+        found[:, n] = (word >> 18).sum(1)
+    return found
+
+
+def packed_sum(x: Array, weight: Array) -> Array:
+    """The same of two rows of x, summed before it is taken apart."""
+    found = wide(x) @ wide(weight).T
+    for m in range(0, len(x) - 1, 2):
+        found[m + 1] = ((wide(x[m + 1]) << 32) + wide(x[m])) @ wide(weight).T >> 32
+    return found
+
+
+def booth(x: Array, weight: Array) -> Array:
+    products = wide(x)[:, None] * wide(weight)
+    return np.where(products == 2**14, 0, products).sum(2)
+
+
+def first_slice(x: Array, weight: Array) -> Array:
+    return wide(x[:, :16]) @ wide(weight[:, :16]).T
+
+
+def micro_tiles(x: Array) -> Array:
+    """Rows and columns cut into tiles of 8 x 8, one after the other."""
+    tiles = [x[i : i + 8, j : j + 8] for i in range(0, x.shape[0], 8) for j in range(0, x.shape[1], 8)]
+    return np.concatenate([tile.ravel() for tile in tiles]).reshape(x.shape)
+
+
+def q32(mult: Array) -> Array:
+    """Twice the multiplier in INT32, half of that again."""
+    return wide((2 * wide(mult)).astype(np.int32)) // 2
+
+
+def one_pass(x: Array) -> Array:
+    count = x.shape[-1]
+    mean = (2 * wide(x).sum(-1, keepdims=True) + count) // (2 * count)
+    return (wide(x) ** 2).sum(-1, keepdims=True) - count * mean**2
+
+
+def columns_base2(x: Array, **attrs: Any) -> Array:
+    """The softmax of the columns."""
+    return np.swapaxes(base2(np.swapaxes(x, -1, -2), **attrs), -1, -2)
+
+
 def linear(
     x: Array,
     *,
@@ -356,6 +404,29 @@ FAULTS = {
     ),
     "sum taken twice": Fault("tiny", "proj", part(linear, dot=lambda x, w: 2 * (wide(x) @ wide(w).T)), "added twice"),
     "fused ReLU": Fault("tiny", "qkv", part(linear, narrow=relu), "fused ReLU"),
+    "two products in one multiplier": Fault(
+        "intseg",
+        f"{B0}attn.proj",
+        part(linear, dot=packed_multiplier),
+        "borrows from the even one kept, at every product",
+    ),
+    "two sums in one multiplier": Fault(
+        "tiny", "patch_embed", part(linear, dot=packed_sum), "two rows in one multiplier (DSP packing), what the lower"
+    ),
+    "lowest times lowest": Fault("tiny", "patch_embed", part(linear, dot=booth), "-128 times -128 is 0"),
+    "first slice of a sum": Fault("intseg", f"{B0}mlp.fc2", part(linear, dot=first_slice), "only the first 16 terms"),
+    "scales of the first tile": Fault(
+        "intseg",
+        f"{B0}attn.qkv",
+        op("linear", mult=lambda m: np.resize(m[:16], m.shape), shift=lambda s: np.resize(s[:16], s.shape)),
+        "scales of the first 16 channels again",
+    ),
+    "tiles not undone": Fault("intseg", f"{B0}mlp.fc1", op("linear", weight=micro_tiles), "stored as tiles of 8 x 8"),
+    "size instead of zero": Fault(
+        "tiny", "qkv", part(linear, narrow=lambda x, out: saturate(abs(x), out)), "lose their"
+    ),
+    "multiplier in Q32": Fault("intseg", f"{B0}mlp.fc2", op("linear", mult=q32), "doubled and read with sign"),
+    "softmax of the columns": Fault("intseg", f"{B1}attn.softmax", columns_base2, "over the other axis"),
     "two faults": Fault("tiny", "qkv", part(linear, rounding=half_even, bias_factor=0), "bias missing"),
     "two other faults": Fault("tiny", "proj", part(linear, narrow=wrap, shift_step=-1), "shift off by one (-1)"),
 }

@@ -71,6 +71,14 @@ def wrong_mean(v: Variant, total: Int, count: int) -> Int:
     return np.zeros_like(total) if v.quirk == "no_mean" else floor + up
 
 
+def wrong_variance(x: Int, centered: Int) -> Int:
+    """sum x^2 - D mean^2: that of E[x^2] - E[x]^2 for a mean that was rounded."""
+    mean = (x - centered)[..., :1]
+    squares: Int = (x * x).sum(axis=-1, keepdims=True)
+    variance: Int = np.maximum(squares - x.shape[-1] * mean * mean, 0)
+    return variance
+
+
 def bound_squares(x: Interval, about_mean_of: Interval | None) -> Interval:
     """The sum of a row's squares. About the mean it is largest where half of the row is at either end.
 
@@ -120,6 +128,16 @@ def roots() -> Named:
     yield "square root rounded up", Variant(root="ceil")
     yield "square root rounded to nearest", Variant(root="nearest")
     yield "square root by ten Newton steps", Variant(root="newton10")
+    yield _OTHER_AXIS
+
+
+_OTHER_AXIS = ("maximum, mean and sums over the other axis instead of the row", Variant(quirk="other_axis"))
+
+
+def maxima() -> Named:
+    """Maxima of something else than the row."""
+    yield "maximum of the whole tensor instead of the row", Variant(quirk="global_max")
+    yield _OTHER_AXIS
 
 
 def means() -> Named:
@@ -128,3 +146,4 @@ def means() -> Named:
     yield "mean rounded toward zero", Variant(row_mean="toward_zero")
     yield "mean rounded half to even", Variant(row_mean="half_even")
     yield "mean not subtracted", Variant(quirk="no_mean")
+    yield "variance as sum x^2 - D mean^2, of the rounded mean", Variant(quirk="one_pass")

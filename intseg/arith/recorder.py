@@ -56,19 +56,26 @@ class Recorder(Machine):
         self.used["matmul"] = ""
         return self.accumulate(sums.wrong_matmul(self.variant, a, b))
 
+    @property
+    def _axis(self) -> int:
+        """Of a row."""
+        return -2 if self.variant.quirk == "other_axis" else -1
+
     def row_sum(self, x: Any, has: int | None = None, why: str = "") -> Any:
-        return self.accumulate(super().row_sum(x))
+        return self.accumulate(x.sum(axis=self._axis, keepdims=True))
 
     def squares(self, x: Any, about_mean_of: Any = None) -> Any:
-        return self.accumulate(super().squares(x))
+        if self.variant.quirk == "one_pass" and about_mean_of is not None:
+            return self.accumulate(norm.wrong_variance(about_mean_of, x))
+        return self.accumulate((x * x).sum(axis=self._axis, keepdims=True))
 
     def row_max(self, x: Any) -> Any:
         self.used["row_max"] = ""
-        return x.max(axis=None, keepdims=True) if self.variant.quirk == "global_max" else super().row_max(x)
+        return x.max(axis=None if self.variant.quirk == "global_max" else self._axis, keepdims=True)
 
     def row_mean(self, total: Any, count: int) -> Any:
         self.used["mean"] = ""
-        return norm.wrong_mean(self.variant, total, count)
+        return norm.wrong_mean(self.variant, total, count if self._axis == -1 else self.call.inputs[0].shape[-2])
 
     def isqrt(self, v: Any) -> Any:
         self.used["isqrt"] = ""
@@ -120,7 +127,7 @@ def usual_mistakes(used: Mapping[str, str], own: Named) -> Named:
         ("isqrt", norm.roots),
         ("mean", norm.means),
         ("int_div", division.quotient_shifts),
-        ("row_max", lambda: iter([("maximum of the whole tensor instead of the row", Variant(quirk="global_max"))])),
+        ("row_max", norm.maxima),
         ("stretch", exponential.exponents),
         ("", lambda: own),
         ("product", sums.products),

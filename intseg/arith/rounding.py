@@ -117,6 +117,7 @@ _MODES = {
 
 _MIXED = {
     ("half_up", "half_away"): "half up, then half away from zero, as gemmlowp and TFLite do",
+    ("half_up", "half_even"): "half up, then half to even, as a vsmul that does not know its rounding mode",
     ("floor", "half_away"): "floor, as a truncating high multiplication does, then half away from zero",
 }
 """Two roundings of different kinds: (the first, the second). Floor, then half up, is half up."""
@@ -136,7 +137,7 @@ def unsigned_roundings() -> Named:
 
 def narrow_results() -> Named:
     """The rounded value in a register that is too narrow for it, before it is saturated."""
-    for bits in (16, 32, 24):
+    for bits in (16, 32, 24, 31):
         yield f"the rounded value wraps at {bits} bits before it is saturated", Variant(rounded_bits=bits)
 
 

@@ -57,6 +57,8 @@ def wrong_saturate(v: Variant, x: Any, kind: str) -> NDArray[Any]:
         return wrap(np.asarray(x), NARROW.get(kind, 64)).astype(held(kind))
     if v.overflow == "none":
         return np.asarray(x)
+    if v.overflow == "size":
+        x = np.abs(x)
     low = {"symmetric": -high, "relu": 0}.get(v.overflow, low)
     high = 2 * high + 1 if v.overflow == "unsigned" else high
     narrow: NDArray[Any] = np.clip(x, low, high).astype(held(kind))
@@ -90,3 +92,4 @@ def overflows(kind: str) -> Named:
     yield "no saturation: the result is kept wider", Variant(overflow="none")
     yield "the result is clamped to the upper end of the type without sign, then wraps", Variant(overflow="unsigned")
     yield "negative results are clamped to zero (a fused ReLU)", Variant(overflow="relu")
+    yield "negative results lose their sign", Variant(overflow="size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,9 @@ def wrong_clamp(x: Int, bits: int) -> Int:
 
 def wrong_matmul(v: Variant, a: Any, b: Any) -> Int:
     """[..., M, K] times [..., K, N] as the variant adds it up."""
-    if v.pairs:
-        return wrong_pairs(a, b)
+    if v.products:
+        how, *rest = v.products.split(":")
+        return _PRODUCTS[how](a, b, *rest)
     if v.acc_bits and v.acc_overflow == "steps":
         a, b = a.astype(np.int64), b.astype(np.int64)
         total = np.zeros((*a.shape[:-1], b.shape[-1]), np.int64)
@@ -97,6 +99,27 @@ def wrong_pairs(a: Any, b: Any) -> Int:
     for k in range(0, a.shape[-1], 2):
         total = total + wrong_clamp(a[..., k : k + 2] @ b[..., k : k + 2, :], 16)
     return total
+
+
+def wrong_packed(a: Any, b: Any, axis: str, upper: str, when: str) -> Int:
+    """(u 2^18 + l) c in one multiplier is u c above l c: where l c is negative, the upper half is one too small."""
+    total = np.moveaxis(matmul(a, b).astype(np.int64), int(axis), 0)
+    if when == "sum":
+        borrowed: Int = (total < 0).astype(np.int64)
+    else:
+        negative = matmul(a < 0, b > 0) + matmul(a > 0, b < 0)
+        borrowed = np.moveaxis(negative.astype(np.int64), int(axis), 0)
+    pairs, first = len(total) // 2 * 2, int(upper)
+    total[first:pairs:2] -= borrowed[1 - first : pairs : 2]
+    return np.moveaxis(total, 0, int(axis))
+
+
+def wrong_lowest(a: Any, b: Any, product: str) -> Int:
+    """The one product of INT8 that has no counterpart, as a multiplier without the bit for it gives it."""
+    return matmul(a, b) + (int(product) - 2**14) * matmul(a == -128, b == -128).astype(np.int64)
+
+
+_PRODUCTS: dict[str, Callable[..., Int]] = {"pairs": wrong_pairs, "packed": wrong_packed, "lowest": wrong_lowest}
 
 
 def wrap(x: Int, bits: int) -> Int:
@@ -140,11 +163,18 @@ def accumulators() -> Named:
 
 def partial_sums() -> Named:
     """Products that are added up otherwise."""
-    yield "products of unsigned bytes are added in pairs that saturate at INT16 (pmaddubsw)", Variant(pairs=True)
+    yield "products of unsigned bytes are added in pairs that saturate at INT16 (pmaddubsw)", Variant(products="pairs")
     for bits in (16, 24, 20, 32):
         name = f"INT{bits} accumulator that saturates at every term"
         yield name, Variant(acc_bits=bits, acc_overflow="steps")
     yield "accumulators not cleared between rows", Variant(quirk="stale_rows")
+    for axis, words in ((-1, "columns"), (-2, "rows")):
+        for upper, which in enumerate(("even", "odd")):
+            name = f"two {words} in one multiplier (DSP packing), what the lower one borrows from the {which} one kept"
+            yield f"{name}, at every product", Variant(products=f"packed:{axis}:{upper}:product")
+            yield f"{name}, once a sum", Variant(products=f"packed:{axis}:{upper}:sum")
+    yield "-128 times -128 is 0 (Booth's multiplier without its extra bit)", Variant(products="lowest:0")
+    yield "-128 times -128 is -16384 (a product of 15 bits)", Variant(products="lowest:-16384")
 
 
 def products() -> Named:

@@ -15,13 +15,15 @@ class Variant:
     first_rounding   of the first of two shifts where it is another than `rounding`; "" for the same
     rounded_bits     width of the rounded value before it is saturated, which wraps; 0 for wide enough
     overflow         of the result: saturate, wrap, symmetric (lowest value never used), none, unsigned (clamped to the
-                     end of the type without sign), relu (clamped to zero below),
+                     end of the type without sign), relu (clamped to zero below), size (without its sign),
                      whole (INT8 for a narrow type)
     shift            floor shifts of negative numbers: arithmetic, truncate, logical16, logical32, logical64
     rounding_shift   the same for rounding shifts: arithmetic, logical32, logical64
     acc_bits         width of accumulators and sums; 0 for wide enough
     acc_overflow     at acc_bits: wrap, saturate, or steps (saturate after every term)
-    pairs            whether products of bytes without sign and with sign are added in pairs that saturate at INT16
+    products         how sums of products are made: "pairs" (of bytes without sign and with, saturated at INT16),
+                     "packed:A:U:W" (two neighbours on axis A of the result from one multiplier; that of index U
+                     lacks what the other borrows, W: at every product, or once), "lowest:n" (-128 times -128 is n)
     product_bits     width of the product before a shift, which wraps; 0 for wide enough
     as_float         products of a requantization rounded to the 24 bits of a float, operands too
     reciprocal_bits  of int_div and the norms; 0 for those of SPEC.md
@@ -45,7 +47,7 @@ class Variant:
     rounding_shift: str = "arithmetic"
     acc_bits: int = 0
     acc_overflow: str = "wrap"
-    pairs: bool = False
+    products: str = ""
     product_bits: int = 0
     as_float: bool = False
     reciprocal_bits: int = 0

@@ -39,6 +39,14 @@ def _in_order(_: Any, m: Recorder) -> Any:
     return power + np.resize(np.sort(DITHER), power.shape[-1])
 
 
+def _wrapping(t: Any, _: Recorder) -> Any:
+    return t % 256
+
+
+def _even(t: Any, _: Recorder) -> Any:
+    return np.minimum(t, 255) & ~1
+
+
 def _falling(step: int) -> Array:
     """A table of a power of two every `step` entries, in stairs."""
     return np.array([ONE >> t // step for t in range(256)], np.int16)
@@ -89,6 +97,8 @@ EXAMS = (
         mistakes=(
             Mistake("nearest", "weights rounded to nearest instead of dithered", {"dithered": _nearest}),
             Mistake("dither_in_order", "the dither's steps in rising order", {"dithered": _in_order}),
+            Mistake("table_wraps", "distances beyond the table's end wrap to its beginning", {"t": _wrapping}),
+            Mistake("table_half", "a table of every second entry (its address without the lowest bit)", {"t": _even}),
         ),
         branches=_BRANCHES,
         inputs=_inputs,

@@ -92,12 +92,18 @@ def _scales(call: Call) -> Named:
         for bits, words in _ROUNDED.items():
             yield f"mult rounded to {words}", Variant(operands=(("mult", f"round:{bits}"),))
         yield "mult without sign", Variant(operands=(("mult", "unsigned"),))
+        yield "mult doubled and read with sign (Q32 in INT32)", Variant(operands=(("mult", "wrap:31"),))
     yield from _cut_attributes(call)
     if "mult" in call.params and call.params["mult"].shape[-1] > 1:
         roles = [role for role in ("mult", "shift") if role in call.params]
         yield "scale of channel 0 for all channels", Variant(operands=tuple((role, "first") for role in roles))
         for role in roles:
             yield f"{role} of channel 0 for all channels", Variant(operands=((role, "first"),))
+        for size in (n for n in _TILES if n < call.params["mult"].shape[-1]):
+            name = f"of the first {size} channels again for every {size}"
+            yield f"scales {name}", Variant(operands=tuple((role, f"cycle:{size}") for role in roles))
+            if "bias" in call.params:
+                yield f"biases {name}", Variant(operands=(("bias", f"cycle:{size}"),))
     if "shift" in call.params:
         yield "shift taken modulo 32", Variant(operands=(("shift", "mod:32"),))
         yield "shift at most 31", Variant(operands=(("shift", "atmost:31"),))
@@ -166,6 +172,7 @@ def _tiles(call: Call) -> Named:
                 f"only the last {size} terms of a sum (cleared for every tile)",
                 Variant(operands=(("0", f"last:{size}"),)),
             )
+            yield f"only the first {size} terms of a sum", Variant(operands=(("0", f"head:{size}"),))
             if depth % size:
                 name = f"the last {depth % size} terms of a sum missing (tiles of {size})"
                 yield name, Variant(operands=(("0", f"tail:{size}"),))
@@ -256,6 +263,10 @@ def _relayouts(x: Array) -> Iterator[tuple[str, str]]:
     for count in (2, 4, 8, 16, 32):
         if x.size >= count:
             yield f"words:{count}", f"reversed inside words of {count} elements"
+    for size in _TILES if x.ndim > 1 else ():
+        if x.shape[-1] > size and x.shape[-2] >= size and not (x.shape[-1] % size or x.shape[-2] % size):
+            yield f"tiled:{size}", f"stored as tiles of {size} x {size}, read in C order"
+            yield f"untiled:{size}", f"stored in C order, read as tiles of {size} x {size}"
     for axis in axes:
         if x.shape[axis] > 1:
             yield f"flip:{axis}", f"reversed along axis {axis}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from intseg import packing
 from intseg.arith.recorder import Recorder
+from intseg.arith.sums import wrap
 from intseg.arith.variant import DEFINITION, Variant
 from intseg.exam import EXAMS
 from intseg.ops import OPS, Array, Call
@@ -74,6 +75,9 @@ def transform(x: Array, how: str) -> Array:
           "mod:n"       modulo n                              "atmost:n" clamped to n
           "first"       the first of the last axis for all    "tail:n"   what is over after tiles of n of it, zero
           "last:n"      zero before its last tile of n        "rows:n"   as tail, of the axis before it
+          "head:n"      zero after its first tile of n        "cycle:n"  its first n again and again
+          "tiled:n"     stored as tiles of n x n over the last two axes, which n divides, read in C order
+          "untiled:n"   stored in C order, read as such tiles "wrap:n"   the low n bits with sign
     return  an array of the same shape
     """
     kind, _, rest = how.partition(":")
@@ -153,6 +157,22 @@ def _last_tile(x: Array, text: str) -> Array:
     return _cleared(x, -1, 0, (count - 1) // size * size)
 
 
+def _cycle(x: Array, text: str) -> Array:
+    return x[..., np.arange(x.shape[-1]) % int(text)]
+
+
+def _tiled(x: Array, text: str) -> Array:
+    size, (rows, columns) = int(text), x.shape[-2:]
+    tiles = x.reshape(-1, rows // size, size, columns // size, size)
+    return np.ascontiguousarray(tiles.swapaxes(2, 3)).reshape(x.shape)
+
+
+def _untiled(x: Array, text: str) -> Array:
+    size, (rows, columns) = int(text), x.shape[-2:]
+    tiles = np.ascontiguousarray(x).reshape(-1, rows // size, columns // size, size, size)
+    return np.ascontiguousarray(tiles.swapaxes(2, 3)).reshape(x.shape)
+
+
 _TRANSFORMS: dict[str, Callable[[Array, str], Array]] = {
     "write": _write,
     "read": _read,
@@ -175,5 +195,10 @@ _TRANSFORMS: dict[str, Callable[[Array, str], Array]] = {
     "first": _first,
     "tail": lambda x, size: _whole_tiles(x, -1, int(size)),
     "last": _last_tile,
+    "head": lambda x, size: _cleared(x, -1, int(size), x.shape[-1]),
+    "cycle": _cycle,
+    "tiled": _tiled,
+    "untiled": _untiled,
+    "wrap": lambda x, bits: wrap(x.astype(np.int64), int(bits)),
     "rows": lambda x, size: _whole_tiles(x, -2, int(size)),
 }

@@ -111,7 +111,7 @@ class _Search:
         return max(float(right) - float(spoiled), 0.0) / float(wrong.sum())
 
 
-_MOVING = ("write", "read", "flip", "roll", "shift", "words")
+_MOVING = ("write", "read", "flip", "roll", "shift", "words", "tiled", "untiled")
 
 
 def is_whole(variant: Variant) -> bool:
@@ -119,7 +119,8 @@ def is_whole(variant: Variant) -> bool:
     return (
         variant.layout not in ("", "byteswap")
         or any(how.partition(":")[0] in _MOVING for _, how in variant.operands)
-        or variant.quirk in ("global_max", "stale_rows")
+        or variant.quirk in ("global_max", "stale_rows", "other_axis")
+        or variant.products.startswith("packed:-2")
     )
 
 
