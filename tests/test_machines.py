@@ -56,6 +56,20 @@ def test_the_digests_to_reach_are_those_of_numpy_here() -> None:
     assert machines.reference(Result("here", digests=digests)) == {"golden": "aa", "street camvid": "bb", "files": "cc"}
 
 
+def test_rows_of_other_machines_stay_while_their_digests_are_todays(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    machines.write(
+        path, [Result("here", digests={"golden numpy": "aa"}), Result("s390x", digests={"golden numpy": "aa"})]
+    )
+    machines.write(
+        path, [Result("here", digests={"golden numpy": "aa"}, tree="new"), Result("aarch64", state="failed")]
+    )
+    rows = {entry["name"]: entry["tree"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+    assert rows == {"here": "new", "aarch64": "", "s390x": ""}
+    machines.write(path, [Result("here", digests={"golden numpy": "ab"})])
+    assert [entry["name"] for entry in json.loads(path.read_text(encoding="utf-8"))] == ["here", "aarch64"]
+
+
 def test_what_cannot_be_had_fails_only_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

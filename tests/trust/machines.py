@@ -4,7 +4,7 @@
     ./check machines                                  all of them, about half an hour of one core
     ./check machines s390x neoverse-v1                some
     ./check machines --short                          golden folder and street only, a third of the time
-    ./check machines --cache DIR --json FILE          keep what is fetched; write the results
+    ./check machines --cache DIR --json FILE          keep what is fetched; write the results, beside those of FILE
     ./check machines --table docs/machines.json     the table of docs/TRUST.md
 
 A machine is an interpreter with its packages, run by qemu-user in place of the processor. Every one replays the golden
@@ -268,6 +268,7 @@ class Result:
     facts     of machine_run.py: interpreter, packages, target, path
     digests   by the name of the result
     seconds   of processor time
+    tree      the commit, with -dirty where files differ from it
     """
 
     name: str
@@ -279,6 +280,15 @@ class Result:
     instructions: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    tree: str = ""
+
+
+def tree() -> str:
+    """The commit that runs; "" where git does not know it."""
+    try:
+        return call(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"], "the commit").strip()
+    except Missing:
+        return ""
 
 
 def prepare(machine: Machine, store: Store) -> tuple[list[str], dict[str, str], str]:
@@ -318,7 +328,7 @@ def interpreter(machine: Machine, store: Store) -> tuple[list[str], list[str], s
 
 def run(machine: Machine, store: Store, limit: float, say: Callable[[str], None]) -> Result:
     """Run machine_run.py on a machine, killed with all it started after `limit` seconds."""
-    result = Result(machine.name, machine.cpu)
+    result = Result(machine.name, machine.cpu, tree=tree())
     try:
         command, environment, result.emulator = prepare(machine, store)
     except Missing as error:
@@ -437,8 +447,16 @@ def reference(result: Result) -> dict[str, str]:
 
 def table(results: Sequence[Mapping[str, object]]) -> str:
     """The table of docs/TRUST.md."""
-    rows = ["| machine | emulator | Python, NumPy, Numba | path, instructions | digests, golden | result | CPU time |"]
-    rows += ["|---|---|---|---|---|---|---|"]
+    titles = (
+        "machine",
+        "emulator",
+        "Python, NumPy, Numba",
+        "path, instructions",
+        "digests, golden",
+        "result",
+        "CPU time",
+    )
+    rows = [f"| {' | '.join((*titles, 'tree'))} |", "|---" * 8 + "|"]
     for entry in results:
         result = Result(**entry)  # type: ignore[arg-type]
         facts = result.facts
@@ -451,7 +469,7 @@ def table(results: Sequence[Mapping[str, object]]) -> str:
         digest = f"{len(result.digests)}, `{golden}`" if result.digests else ""
         state = result.state if not result.problem else f"{result.state}: {result.problem}"
         seconds = f"{result.seconds:.0f} s" if result.seconds else ""
-        rows.append(f"| {cpu} | {emulator} | {versions} | {path} | {digest} | {state} | {seconds} |")
+        rows.append(f"| {cpu} | {emulator} | {versions} | {path} | {digest} | {state} | {seconds} | {result.tree} |")
     return "\n".join(rows) + "\n"
 
 
@@ -465,13 +483,36 @@ def chosen(names: Sequence[str], short: bool = False) -> list[Machine]:
     return [replace(machine, short=machine.short or (short and machine.name != "here")) for machine in found]
 
 
-def campaign(machines: Sequence[Machine], store: Store, limit: float, say: Callable[[str], None]) -> list[Result]:
-    """Results of the machines, in order; only this machine's, where it fails itself."""
+def beside(results: Sequence[Result], earlier: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    """Rows of a file: what was run, and of the other machines what it held, as long as the digests are today's."""
+    expected = reference(results[0])
+    rows = {str(entry["name"]): entry for entry in earlier if agrees(Result(**entry), expected)}  # type: ignore[arg-type]
+    rows |= {result.name: asdict(result) for result in results}
+    return [rows[machine.name] for machine in MACHINES if machine.name in rows]
+
+
+def agrees(result: Result, expected: Mapping[str, str]) -> bool:
+    """Whether no digest of a result differs from those to reach."""
+    return all(expected.get(of_what(name), digest) == digest for name, digest in result.digests.items())
+
+
+def campaign(
+    machines: Sequence[Machine],
+    store: Store,
+    limit: float,
+    say: Callable[[str], None],
+    keep: Callable[[Sequence[Result]], None] = len,
+) -> list[Result]:
+    """Results of the machines, in order; only this machine's, where it fails itself.
+
+    keep  is given what there is after every machine
+    """
     results: list[Result] = []
     for machine in machines:
         result = run(machine, store, limit, say)
         judge(result, machine, reference(results[0] if results else result))
         results.append(result)
+        keep(results)
         say(f"{machine.name}: {result.state}{f': {result.problem}' if result.problem else ''}")
         if machine.name == "here" and result.state != "ok":
             break
@@ -483,6 +524,13 @@ def failures(results: Sequence[Result], names: Sequence[str]) -> int:
     return sum(r.state not in ("ok", "not to be had") or (r.state != "ok" and r.name in names) for r in results)
 
 
+def write(path: Path | None, results: Sequence[Result]) -> None:
+    """Results into a file, if one is wanted."""
+    if path is not None:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        path.write_text(json.dumps(beside(results, earlier), indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -491,7 +539,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mirror", default="", metavar="URL", help="of Debian (that of apt)")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="of one machine (1800)")
     parser.add_argument("--short", action="store_true", help="every machine in short: golden folder, street")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results after every machine; rows of others stay"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of such a file instead")
     args = parser.parse_args(argv)
     if args.table:
@@ -505,11 +555,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = (args.cache or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        results = campaign(chosen(args.names, args.short), Store(folder, args.mirror, say), args.limit, say)
-    entries = [asdict(result) for result in results]
-    print(table(entries), end="")
-    if args.json:
-        args.json.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        store, machines = Store(folder, args.mirror, say), chosen(args.names, args.short)
+        results = campaign(machines, store, args.limit, say, lambda results: write(args.json, results))
+    print(table([asdict(result) for result in results]), end="")
     wrong, missing = failures(results, args.names), sum(r.state == "not to be had" for r in results)
     print(
         f"machines: {sum(r.state == 'ok' for r in results)} with the same bits, {missing} not to be had, {wrong} wrong"
