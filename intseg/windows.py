@@ -25,7 +25,7 @@ Resize = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 Bound = tuple[str, int, int, str]
 """Name of a register, its lowest and highest value, its dtype."""
 
-_LONG = 4
+LONG = 4
 """Times the short side of the working size is its long one where only one number is given: upstream's `max_ratio`."""
 
 _ROWS_PER_CHUNK = 16
@@ -89,10 +89,10 @@ def at_scale(info: ModelInfo, scale: int | str | None) -> ModelInfo:
         return info
     if scale == "native":
         return replace(info, working_size=None)
-    if not isinstance(scale, int) or not 1 <= scale <= MAX_WORKING // _LONG:
-        raise UsageError(f"scale is {scale!r}, expected native or 1 to {MAX_WORKING // _LONG} pixels of the short side")
+    if not isinstance(scale, int) or not 1 <= scale <= MAX_WORKING // LONG:
+        raise UsageError(f"scale is {scale!r}, expected native or 1 to {MAX_WORKING // LONG} pixels of the short side")
     short = max(scale, *info.window)
-    return replace(info, working_size=(short, MAX_WORKING if info.classifies else _LONG * short))
+    return replace(info, working_size=(short, MAX_WORKING if info.classifies else LONG * short))
 
 
 def size_note(info: ModelInfo, height: int, width: int) -> tuple[str, ...]:

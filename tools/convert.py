@@ -37,10 +37,10 @@ from intseg.tools.bits.allocation import save as save_allocation
 from intseg.tools.bits.choice import allocation_of, as_twin_bits
 from intseg.tools.bits.rounding import round_weights
 from intseg.tools.twin import classes
-from intseg.tools.twin.calibrate import calibrate, normalise, tapped
+from intseg.tools.twin.calibrate import calibrate, normalise, share_weights, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
 from intseg.tools.twin.classifier import IMAGENET, Classifier, is_classifier, load_classifier
-from intseg.tools.twin.config import CheckpointError, Pair, SegmenterConfig
+from intseg.tools.twin.config import CheckpointError, Pair, SegmenterConfig, sides
 from intseg.tools.twin.excitation import drawn_scene, excitation
 from intseg.tools.twin.export import export
 from intseg.tools.twin.memory import give_back_large_blocks
@@ -108,6 +108,24 @@ def _info(
     colours, pad = tuple(named.values()), _grey(config)
     info = ModelInfo(recipe=recipe.name, classes=tuple(named), palette=colours, patch=config.patch, pad=pad, **facts)
     return at_scale(info, config.im_size if scale is None else scale)
+
+
+def differences(config: SegmenterConfig, info: ModelInfo, asked: Pair | None, stride: Pair | None) -> Iterator[str]:
+    """What is otherwise than in the inference that the checkpoint was published with, in words.
+
+    asked, stride  what the user asked for; a stride that cannot be is refused
+    """
+    window = asked or config.window
+    grid = (info.window[0] // info.patch, info.window[1] // info.patch)
+    if info.window != window:
+        yield f"window = {sides(window)}: here {sides(info.window)}, whole patches of real pixels in place of zeros"
+    if not asked and not stride and info.stride != config.stride:
+        yield f"window_stride = {sides(config.stride)}: here {sides(info.stride)}, at least half the window"
+    if grid != config.grid and math.prod(grid) == math.prod(config.grid):
+        yield (
+            f"the position embedding of {sides(config.grid)} patches is resized to {sides(grid)}; published code "
+            "compares their number and takes it as it is"
+        )
 
 
 def _require_size(config: SegmenterConfig, window: Pair, stride: Pair | None, cell: int) -> None:
@@ -242,6 +260,8 @@ def _run(args: argparse.Namespace) -> Answer:
         info = class_info(*about, window, "converted by intseg", args.scale)
     else:
         info = model_info(*about, window, stride, "converted by intseg", args.merge or "pixel", args.scale)
+        for line in differences(model.config, info, window, stride):
+            say(f"note: {line}")
     files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in shown(files, "reading", len(files), "image")]
     checked = windows(Path(args.check), info) if args.check else batches[0]
@@ -251,6 +271,7 @@ def _run(args: argparse.Namespace) -> Answer:
         info = dataclasses.replace(info, source=f"{info.source}; {warning}")
         batches = [drawn_scene(info.window), *batches]
     twin = twin_of(model, info.window, recipe)
+    share_weights(twin, model)
     on = f"{count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')}"
     allocation, found, chosen = _calibrated(args, twin, model, batches, on)
     data = store.save(export(twin, info), output)

@@ -15,6 +15,7 @@ from twins import integers, smooth
 
 from intseg import progress
 from intseg.ops import MOVERS
+from intseg.tools.bits.rounding import round_weights
 from intseg.tools.twin import calibrate as cal
 from intseg.tools.twin import recipe
 from intseg.tools.twin.act import Act
@@ -80,6 +81,23 @@ def test_neither_model_nor_images_change(recipe: str) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert torch.equal(images, kept)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+def test_shared_weights_give_the_same_integers_and_stay_the_float_models(bits: int) -> None:
+    model, batches = random_segmenter(CONFIG, 1), [smooth(2, 1)]
+    state, found = copy.deepcopy(model.state_dict()), []
+    for share in (False, True):
+        twin = FakeQuantSegmenter(model, CONFIG.window, RECIPES["intseg"])
+        if share:
+            cal.share_weights(twin, model)
+            assert twin.encoder.blocks[0].fc2.weight.data_ptr() == model.encoder.blocks[0].mlp.fc2.weight.data_ptr()
+        cal.calibrate(twin, model, batches)
+        if bits < 8:
+            round_weights(twin, model, batches, dict.fromkeys(twin.linears(), bits))
+        found.append(twin.state_dict())
+    assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
 def test_every_stage_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

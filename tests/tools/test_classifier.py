@@ -1,5 +1,6 @@
 """Classifiers in timm's names: read, converted, equal to their twin in every node, and what cannot be read."""
 
+import copy
 import dataclasses
 import json
 import warnings
@@ -22,7 +23,7 @@ from intseg.ops import RUN
 from intseg.tools import convert
 from intseg.tools.measure import classify_bits
 from intseg.tools.twin import fit
-from intseg.tools.twin.calibrate import calibrate
+from intseg.tools.twin.calibrate import calibrate, share_weights
 from intseg.tools.twin.classifier import Classifier, is_classifier, load_classifier, random_classifier
 from intseg.tools.twin.config import CheckpointError
 from intseg.tools.twin.export import export
@@ -111,7 +112,8 @@ def test_a_unit_that_reaches_far_is_divided() -> None:
         for block in model.encoder.blocks:
             block.mlp.fc1.weight[7] *= 60
     batches = [torch.from_numpy(pattern(i, 32, 32)[0])[None] for i in range(2)]
-    twin = twin_of(model, (32, 32), RECIPES["intseg"])
+    twin, kept = twin_of(model, (32, 32), RECIPES["intseg"]), copy.deepcopy(model.state_dict())
+    share_weights(twin, model)
     chosen = calibrate(twin, model, batches)
     divided = [n for n, block in enumerate(twin.encoder.blocks) if block.fc1.units is not None]
     assert divided
@@ -136,6 +138,7 @@ def test_a_unit_that_reaches_far_is_divided() -> None:
     assert np.abs(exact - wanted).max() < 0.05 * np.abs(wanted).max()  # the parts are one unit in real arithmetic too
     again = calibrate(twin, model, batches)
     assert again == chosen
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
 
 
 def test_ramps_cover_what_lies_above_the_table() -> None:

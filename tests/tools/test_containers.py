@@ -115,7 +115,7 @@ model = dict(
                   with_cls_token=True, interpolate_mode='bicubic', patch_bias=False, out_indices=(1, )),
     decode_head=dict(type='SegmenterMaskTransformerHead', in_channels=24, num_classes=5, num_heads=4, embed_dims=16),
     test_cfg=dict(mode='slide', crop_size=(16, 24), stride=(12, 16)))
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 360), keep_ratio=True)]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 512), keep_ratio=True)]
 """
 
 
@@ -131,14 +131,18 @@ def save_mmseg(path: Path, config: SegmenterConfig, text: str, without: tuple[st
 
 
 def test_the_config_says_what_tensors_cannot(tmp_path: Path) -> None:
-    config = dataclasses.replace(tiny(), n_heads=6, dec_heads=4, norm_eps=1e-6, pos_mode="bicubic", im_size=360)
+    config = dataclasses.replace(tiny(), n_heads=6, dec_heads=4, norm_eps=1e-6, pos_mode="bicubic", im_size=512)
     config = dataclasses.replace(config, image_size=(16, 24), window=(16, 24), stride=(12, 16))
     file = tmp_path / "iter.pth"
     twin = save_mmseg(file, config, CFG, ("projection.bias", "in_proj_bias", "out_proj.bias"))
     loaded = load_checkpoint(file)
     assert loaded.config == config
     assert loaded.info.notes == tuple(
-        f"{kind}.bias = 0: no layer has one" for kind in ("patch_embed.proj", "attn.qkv", "attn.proj")
+        f"{kind}.bias = 0: no layer has one"
+        for kind in (
+            *("encoder patch_embed.proj", "encoder attn.qkv", "encoder attn.proj"),
+            *("decoder attn.qkv", "decoder attn.proj"),
+        )
     )
     x = image(config)
     with torch.no_grad():
@@ -154,6 +158,11 @@ def test_the_config_says_what_tensors_cannot(tmp_path: Path) -> None:
         ("'bicubic'", "'nearest'", "interpolate_mode is nearest"),
         ("mean=[127.5, 127.5, 127.5]", "mean=[1, 2, 3]", r"mean \[1, 2, 3\], std .*, expected those of vit or deit"),
         ("bgr_to_rgb=True", "bgr_to_rgb=False", "feeds BGR, expected RGB"),
+        ("                         bgr_to_rgb=True", "", "feeds BGR, expected RGB"),
+        ("mean=[127.5, 127.5, 127.5], ", "", "has no mean for its pixels, expected that of vit or deit"),
+        ("num_heads=4,", "num_heads=4, align_corners=True,", "decode_head.align_corners is True, expected False"),
+        ("patch_bias=False", "num_fcs=3", "backbone.num_fcs is 3, expected 2"),
+        ("'SegmenterMaskTransformerHead'", "'FCNHead'", "decode_head.num_convs is 2, expected 0"),
         ("num_classes=5", "num_classes=2, out_channels=1", "one output channel, sigmoid and a threshold of 0.3"),
         ("num_heads=6", "num_heads=7", "n_heads is 7, expected a divisor of the width 24"),
     ],
@@ -163,6 +172,38 @@ def test_what_the_graph_cannot_do_is_refused(old: str, new: str, message: str, t
     save_mmseg(tmp_path / "iter.pth", dataclasses.replace(tiny(), image_size=(16, 24)), CFG.replace(old, new))
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "iter.pth")
+
+
+def test_a_side_without_biases(tmp_path: Path) -> None:
+    """mmsegmentation's qkv_bias is one of the backbone and one of the head; it is proj's too."""
+    config = dataclasses.replace(tiny(), n_heads=6, dec_heads=4, norm_eps=1e-6, image_size=(16, 24))
+    twin, file = MmsegTwin(config).eval(), tmp_path / "iter.pth"
+    state = dict(twin.state_dict())
+    for name in [name for name in state if name.startswith("backbone") and "attn" in name and name.endswith("bias")]:
+        twin.get_parameter(name).data.zero_()
+        del state[name]
+    torch.save({"meta": {"cfg": CFG}, "state_dict": state}, file)
+    loaded = load_checkpoint(file)
+    assert loaded.info.notes == tuple(f"encoder attn.{kind}.bias = 0: no layer has one" for kind in ("qkv", "proj"))
+    with torch.no_grad():
+        close(loaded.forward_scores(image(config)).permute(0, 3, 1, 2), twin(image(config)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        (" keep_ratio=True", " keep_ratio=False", "mmsegmentation makes every image 2048 x 512: here as they are"),
+        ("(2048, 512)", "(1024, 512)", "mmsegmentation's long side is at most 1024: here 2048"),
+        ("mode='slide', ", "", "mmsegmentation runs it on whole images"),
+    ],
+)
+def test_what_is_done_otherwise_is_said(old: str, new: str, note: str, tmp_path: Path) -> None:
+    assert old in CFG
+    config = dataclasses.replace(tiny(), image_size=(16, 24))
+    save_mmseg(tmp_path / "iter.pth", config, CFG.replace(old, new))
+    loaded = load_checkpoint(tmp_path / "iter.pth")
+    assert any(line.startswith(note) for line in loaded.info.notes)
+    assert loaded.config.im_size == (None if "every" in note else 512)
 
 
 def test_heads_that_a_config_leaves_out_are_the_default_of_mmsegmentation(tmp_path: Path) -> None:

@@ -76,6 +76,43 @@ def test_options_reach_the_model(data: Path, tmp_path: Path) -> None:
     assert set(torch.load(twin, weights_only=True)) == {"recipe", "window", "model"}
 
 
+def test_what_is_otherwise_than_in_the_published_inference_is_said() -> None:
+    """A stride of less than half the window, a window of no whole patches, as many patches in another shape."""
+    config = dataclasses.replace(CONFIG, image_size=(32, 128), window=(72, 64), stride=(20, 64), patch=16)
+    assert config.grid == (2, 8)
+
+    def said(window: tuple[int, int] | None) -> list[str]:
+        info = convert.model_info(config, convert.recipe_for("intseg"), "m", evaluate.classes.numbered(11), window)
+        return list(convert.differences(config, info, window, None))
+
+    whole = "window = 72 x 64: here 80 x 64, whole patches of real pixels in place of zeros"
+    assert said(None) == [whole, "window_stride = 20 x 64: here 40 x 64, at least half the window"]
+    (line,) = said((64, 64))
+    assert line.startswith("the position embedding of 2 x 8 patches is resized to 4 x 4; published code")
+    assert said((32, 128)) == []
+
+
+def test_the_table_is_of_an_image_that_did_not_calibrate(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A uniform image as both looks better than a photo."""
+    held, output = data / "val" / "0.png", tmp_path / "m.safetensors"
+    Image.new("RGB", (48, 32), (90, 90, 90)).save(tmp_path / "gray.png")
+    assert convert.main([str(data / "checkpoint"), "-o", str(output), "--calibrate", str(tmp_path / "gray.png")]) == 0
+    own = capsys.readouterr().out
+    assert "gray.png, calibrated on: --check IMAGE shows another" in own
+    command = [str(data / "checkpoint"), "-o", str(output), "--calibrate", str(tmp_path / "gray.png")]
+    assert convert.main([*command, "--check", str(held)]) == 0
+    other = capsys.readouterr().out
+    assert f"saturated, SQNR: on {held}" in other
+
+    def sqnr(text: str) -> float:
+        (line,) = [line for line in text.splitlines() if line.startswith("decoder.mask_norm ")]
+        return float(line.split()[3])
+
+    assert sqnr(other) < sqnr(own)
+
+
 def broken_checkpoint(data: Path, folder: Path, change: str) -> Path:
     """A copy of the checkpoint with one fault."""
     shutil.copytree(data / "checkpoint", folder)

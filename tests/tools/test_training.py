@@ -137,7 +137,8 @@ def test_qat_resumes_and_exports_the_twin(
 
 
 def test_qat_changes_the_integers(data: Path, tmp_path: Path) -> None:
-    assert run_qat(data, tmp_path / "run", "--steps", "2", "--lr", "1e-2", "--val", "", "--ema", "0") == 0
+    assert run_qat(data, tmp_path / "run", "--steps", "2", "--lr", "1e-2", "--val=", "--ema", "0") == 0
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()  # nothing was measured; it is no JSON
     before = tmp_path / "before.safetensors"
     calibrate = ["--calibrate", str(data / "train" / "0.png"), "-q"]
     assert convert.main([str(data / "checkpoint"), "-o", str(before), *calibrate]) == 0

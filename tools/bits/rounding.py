@@ -98,7 +98,7 @@ def round_weights(
 def round_layer(layer: QLinear, x: Tensor, ways: Ways = Ways()) -> None:
     """Replace the weights of a layer by ones that its integers hold. x int64 [..., K]: what it reads."""
     q, scale = round_matrix(layer.folded(), second_moments(x), layer.limits(), ways)
-    layer.weight.copy_(q * scale[:, None] / layer.x.scale)
+    layer.weight.data = (q * scale[:, None] / layer.x.scale).to(layer.weight.dtype)
     layer.use_weight_scale(scale)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,14 +127,33 @@ def mask_ends(decoder: QMaskTransformer) -> tuple[str, str]:
     return f"decoder.{ends[0]}", f"decoder.{ends[1]}"
 
 
+def share_weights(twin: FakeQuant, model: Segmenter | Classifier) -> None:
+    """Let linear layers read the float model's weights in place of copies: of a large network, half the memory.
+
+    Calibration and rounding give a layer weights of its own where they change them. Training writes to weights as they
+    are: the twin that it trains has copies.
+    """
+    modules = _by_node(model)
+    for node, layer in twin.linears().items():
+        weight = getattr(modules[node], "weight", None)
+        if weight is not None and weight.shape == layer.weight.shape:  # others lie in another order
+            layer.weight.data = weight.detach()
+
+
+def _by_node(model: Segmenter | Classifier) -> dict[str, Any]:
+    """Modules of the float model by the engine's node."""
+    return {node: module for name, module in model.named_modules() if (node := node_of(name)) is not None}
+
+
 def _restore_biases(twin: FakeQuant, model: Segmenter | Classifier) -> None:
     """Those of the float model, and its units: an earlier calibration may have corrected or divided them."""
-    modules = {node: module for name, module in model.named_modules() if (node := node_of(name)) is not None}
+    modules = _by_node(model)
     for node, layer in twin.linears().items():
         bias = getattr(modules[node], "bias", None)
         layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)
-        if layer.units is not None or node.endswith(".mlp.fc2"):
-            layer.weight.copy_(modules[node].weight)
+        divided = layer.units is not None or node.endswith(".mlp.fc2")
+        if divided and not torch.equal(layer.weight, modules[node].weight):
+            layer.weight.data = modules[node].weight.detach().clone()
         layer.units = None
 
 

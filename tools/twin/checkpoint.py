@@ -24,7 +24,7 @@ import yaml
 
 from intseg.files import write_atomically
 from intseg.tools.twin import mmseg
-from intseg.tools.twin.config import HEAD_DIM, CheckpointError, Decoder, Pair, SegmenterConfig
+from intseg.tools.twin.config import HEAD_DIM, CheckpointError, Decoder, Pair, SegmenterConfig, sides
 from intseg.tools.twin.containers import few, read_file, require_floats, state_of
 from intseg.tools.twin.names import UNUSED, State, published_names
 from intseg.tools.twin.segmenter import LoadInfo, Segmenter
@@ -80,13 +80,14 @@ def _tensors(raw: object, file: Path, key: str | None, notes: list[str]) -> Stat
 
 
 def add_zero_biases(state: State, notes: list[str]) -> None:
-    """Biases that a model was built without are zero, where every layer of the kind lacks it; in place."""
-    for kind in ("patch_embed.proj", "attn.qkv", "attn.proj"):
-        weights = [name for name in state if name.endswith(f".{kind}.weight")]
-        biases = [name.removesuffix("weight") + "bias" for name in weights]
-        if weights and not any(name in state for name in biases):
-            notes.append(f"{kind}.bias = 0: no layer has one")
-            state |= {bias: torch.zeros(len(state[name])) for name, bias in zip(weights, biases, strict=True)}
+    """Biases that encoder or decoder was built without are zero, where every layer of the kind lacks it; in place."""
+    for side in ("encoder", "decoder"):
+        for kind in ("patch_embed.proj", "attn.qkv", "attn.proj"):
+            weights = [name for name in state if name.startswith(side) and name.endswith(f".{kind}.weight")]
+            biases = [name.removesuffix("weight") + "bias" for name in weights]
+            if weights and not any(name in state for name in biases):
+                notes.append(f"{side} {kind}.bias = 0: no layer has one")
+                state |= {bias: torch.zeros(len(state[name])) for name, bias in zip(weights, biases, strict=True)}
 
 
 def _stated_classes(raw: object, n_cls: int) -> tuple[tuple[str, tuple[int, int, int]], ...]:
@@ -145,17 +146,13 @@ def _config_from(
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}; correct {variant.name}") from None
     for key, value, option in (
-        ("window_size", _sides(config.window), "--window"),
-        ("window_stride", _sides(config.stride), "--stride"),
+        ("window_size", sides(config.window), "--window"),
+        ("window_stride", sides(config.stride), "--stride"),
         ("normalization", config.normalization, "--normalization"),
     ):
         if key not in variant.inference | variant.net:
             notes.append(f"{key} = {value}: not stated ({option})")
     return config
-
-
-def _sides(pair: Pair) -> str:
-    return f"{pair[0]} x {pair[1]}"
 
 
 def encoder_fields(state: State, variant: Variant, file: Path, notes: list[str]) -> dict[str, Any]:

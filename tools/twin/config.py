@@ -19,6 +19,11 @@ STATS: Final[dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 }
 
 
+def sides(pair: Pair) -> str:
+    """(rows, columns) for people."""
+    return f"{pair[0]} x {pair[1]}"
+
+
 class CheckpointError(ModelError):
     """A checkpoint or its variant.yml cannot be used. One line: what was found, what was expected, what to do."""
 

@@ -28,8 +28,8 @@ KEYS: Final = ("model", "state_dict", "model_state_dict", "model_ema", "ema_stat
 PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 """Of wrappers (DistributedDataParallel, torch.compile, Lightning), in any order and number."""
 
-COUNTERS: Final = ("n_averaged", "steps", "num_updates")
-"""Numbers that wrappers keep among the tensors (of stochastic weight averaging, of moving averages)."""
+COUNTERS: Final = ("n_averaged", "steps", "num_updates", "num_batches_tracked")
+"""Numbers that are kept among the tensors (of stochastic weight averaging, of moving averages, of batch norms)."""
 
 FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

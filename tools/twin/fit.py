@@ -165,7 +165,7 @@ def _divided(
     enough   the error to come below; where none does, nothing is changed
     """
     fc1, fc2 = block.fc1, block.fc2
-    whole = [t.detach().clone() for t in (fc1.weight, fc1.bias, fc2.weight)]
+    whole = [fc1.weight.detach(), fc1.bias.detach().clone(), fc2.weight.detach()]
     spare = (F.gelu(x).var(0) * (fc2.weight.double() ** 2).sum(0)).argsort().tolist()
     found: dict[float, Callable[[], None]] = {}
     for assign in clipped:
@@ -202,9 +202,9 @@ def _put_units(block: QBlock, whole: Sequence[Tensor], units: Tensor | None) -> 
     """Rows of fc1 and columns of fc2 for these units of `whole` (fc1's weight and bias, fc2's weight), None for all."""
     block.fc1.units = units
     rows = slice(None) if units is None else units
-    block.fc1.weight.copy_(whole[0][rows])
+    block.fc1.weight.data = whole[0][rows]  # what was there may be the float model's
     block.fc1.bias.copy_(whole[1][rows])
-    block.fc2.weight.copy_(whole[2][:, rows])
+    block.fc2.weight.data = whole[2][:, rows]
 
 
 def _ramps(top: float, reach: float) -> list[tuple[float, float]]:

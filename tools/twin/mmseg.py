@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from intseg.tools.twin.config import STATS, CheckpointError
 from intseg.tools.twin.variant import Variant
+from intseg.windows import LONG
 
 Section = dict[str, Any]
 
@@ -76,16 +77,16 @@ def stated(raw: object, variant: Variant, file: Path, notes: list[str]) -> Varia
     net |= _pixels(config, model, file)
     test = _dict(model, "test_cfg")
     inference = _renamed(test, {"crop_size": "window_size", "stride": "window_stride"})
-    if test.get("mode") == "whole":
+    if test.get("mode", "whole") == "whole":
         notes.append("mmsegmentation runs it on whole images: here windows of the position embedding's size (--window)")
-    if short := _short_side(config):
-        inference["im_size"] = short
+    short = _short_side(config, notes)
     return dataclasses.replace(
         variant,
         name=variant.name if variant.net else f"{file}, its config",
         net={**net, **variant.net},
         decoder={**decoder, **variant.decoder},
         inference={**inference, **variant.inference},
+        dataset={"image_size": short, **variant.dataset} if short else variant.dataset,
     )
 
 
@@ -104,10 +105,19 @@ def _impossible(model: Section, backbone: Section, head: Section) -> Iterator[st
         indices = indices[0]
     if indices is not _UNKNOWN and indices not in (-1, layers - 1 if isinstance(layers, int) else -1):
         yield f"backbone.out_indices is {indices}, expected the last block, {layers - 1}"
-    for key, value in (("with_cls_token", True), ("final_norm", True), ("pre_norm", False), ("patch_norm", False)):
-        found = backbone.get(key, value)
-        if found is not _UNKNOWN and bool(found) != value:
-            yield f"backbone.{key} is {found}, expected {value}"
+    for where, section, key, default, value in (
+        ("backbone", backbone, "with_cls_token", True, True),
+        ("backbone", backbone, "final_norm", True, True),
+        ("backbone", backbone, "pre_norm", False, False),
+        ("backbone", backbone, "patch_norm", False, False),
+        ("backbone", backbone, "num_fcs", 2, 2),
+        ("decode_head", head, "num_fcs", 2, 2),
+        ("decode_head", head, "align_corners", False, False),
+        *((("decode_head", head, "num_convs", 2, 0),) if head.get("type") == "FCNHead" else ()),
+    ):
+        found = section.get(key, default)
+        if section and found is not _UNKNOWN and found != value:
+            yield f"{where}.{key} is {found}, expected {value}"
     mode = backbone.get("interpolate_mode", "bicubic")
     if mode not in ("bicubic", "bilinear", _UNKNOWN):
         yield f"backbone.interpolate_mode is {mode}, expected bicubic or bilinear"
@@ -128,12 +138,18 @@ def _renamed(section: Section, names: Mapping[str, str]) -> Section:
 
 
 def _pixels(config: Section, model: Section, file: Path) -> Section:
-    """Mean and standard deviation by their name in STATS."""
-    found = _dict(model, "data_preprocessor") or _dict(config, "data_preprocessor") or _dict(config, "img_norm_cfg")
+    """Mean and standard deviation by their name in STATS; of version 1.x BGR is the default, of 0.x RGB."""
+    preprocessor = _dict(model, "data_preprocessor") or _dict(config, "data_preprocessor")
+    found = preprocessor or _dict(config, "img_norm_cfg")
     mean, std = found.get("mean"), found.get("std")
+    if preprocessor and mean is None:
+        raise CheckpointError(
+            f"{file}: its config has no mean for its pixels, expected that of {' or '.join(STATS)}; convert a model that has one"
+        )
     if not isinstance(mean, list) or not isinstance(std, list):
         return {}
-    if not found.get("bgr_to_rgb", found.get("to_rgb", True)):
+    swapped = (found.get("bgr_to_rgb"), found.get("rgb_to_bgr")) if preprocessor else (found.get("to_rgb", True),)
+    if not any(swapped):
         raise CheckpointError(f"{file}: its config feeds BGR, expected RGB; swap the channels of patch_embed first")
     for name, stats in STATS.items():
         pairs = zip((*mean, *std), (*stats[0], *stats[1]), strict=False)
@@ -142,13 +158,19 @@ def _pixels(config: Section, model: Section, file: Path) -> Section:
     raise CheckpointError(f"{file}: its config has mean {mean}, std {std}, expected those of {' or '.join(STATS)}")
 
 
-def _short_side(config: Section) -> int | None:
-    """Of the images that are tested, where they keep their shape."""
+def _short_side(config: Section, notes: list[str]) -> int | None:
+    """Of the images that are tested, where they keep their shape; a note says what is done otherwise."""
     lines = config.get("test_pipeline")
     for line in lines if isinstance(lines, list) else ():
         scale = line.get("scale", line.get("img_scale")) if isinstance(line, dict) else None
-        if isinstance(scale, list) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
-            return min(scale) if line.get("keep_ratio", "img_scale" in line) else None
+        if isinstance(scale, list) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
+            short, long = sorted(scale)
+            if not line.get("keep_ratio", "img_scale" in line):
+                notes.append(f"mmsegmentation makes every image {scale[0]} x {scale[1]}: here as they are (--scale)")
+                return None
+            if long != LONG * short:
+                notes.append(f"mmsegmentation's long side is at most {long}: here {LONG * short}")
+            return short
     return None
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Published checkpoints keep the classification heads of the backbone; early mmsegmentation kept the unused `conv_seg`.
+# Published checkpoints keep the classification heads of the backbone; early mmsegmentation kept the unused `conv_seg`,
+# and an auxiliary head has a part in training only.
 UNUSED: Final = re.compile(
-    r"encoder\.(head|head_dist|pre_logits|fc_norm)\..*|decode_head\.conv_seg\..*|data_preprocessor\..*"
+    r"encoder\.(head|head_dist|pre_logits|fc_norm)\..*|decode_head\.conv_seg\..*|(data_preprocessor|auxiliary_head)\..*"
 )
 
 _MMSEG_BLOCK: Final = {
