@@ -159,7 +159,7 @@ def test_the_config_says_what_tensors_cannot(tmp_path: Path) -> None:
         ("mean=[127.5, 127.5, 127.5]", "mean=[1, 2, 3]", r"mean \[1, 2, 3\], std .*, expected those of vit or deit"),
         ("bgr_to_rgb=True", "bgr_to_rgb=False", "feeds BGR, expected RGB"),
         ("                         bgr_to_rgb=True", "", "feeds BGR, expected RGB"),
-        ("mean=[127.5, 127.5, 127.5], ", "", "has no mean for its pixels, expected that of vit or deit"),
+        ("mean=[127.5, 127.5, 127.5], ", "", "has no mean of pixels, expected that of vit or deit"),
         ("num_heads=4,", "num_heads=4, align_corners=True,", "decode_head.align_corners is True, expected False"),
         ("patch_bias=False", "num_fcs=3", "backbone.num_fcs is 3, expected 2"),
         ("'SegmenterMaskTransformerHead'", "'FCNHead'", "decode_head.num_convs is 2, expected 0"),

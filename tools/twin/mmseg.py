@@ -144,7 +144,7 @@ def _pixels(config: Section, model: Section, file: Path) -> Section:
     mean, std = found.get("mean"), found.get("std")
     if preprocessor and mean is None:
         raise CheckpointError(
-            f"{file}: its config has no mean for its pixels, expected that of {' or '.join(STATS)}; convert a model that has one"
+            f"{file}: its config has no mean of pixels, expected that of {' or '.join(STATS)}; convert another model"
         )
     if not isinstance(mean, list) or not isinstance(std, list):
         return {}
