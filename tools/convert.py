@@ -248,20 +248,7 @@ def _run(args: argparse.Namespace) -> Answer:
     checkpoint, output = Path(args.checkpoint), Path(args.output)
     model = _load(args, checkpoint)
     recipe = recipe_for(args.recipe, args.upsample, args.cosine)
-    dataset, stated = dataset_of(checkpoint), dict(model.info.classes)
-    if isinstance(model, Classifier) and model.config.n_cls == IMAGENET:
-        dataset = dataset or "imagenet"
-    named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
-    window = tuple(args.window) if args.window else None
-    stride = tuple(args.stride) if args.stride else None
-    about = (model.config, recipe, args.name or output.stem, named)
-    if isinstance(model, Classifier):
-        refuse_pixels(args)
-        info = class_info(*about, window, "converted by intseg", args.scale)
-    else:
-        info = model_info(*about, window, stride, "converted by intseg", args.merge or "pixel", args.scale)
-        for line in differences(model.config, info, window, stride):
-            say(f"note: {line}")
+    info = _info_of(args, model, recipe)
     files = find_images([Path(name) for name in args.calibrate], args.samples)
     batches = [windows(file, info) for file in shown(files, "reading", len(files), "image")]
     checked = windows(Path(args.check), info) if args.check else batches[0]
@@ -294,6 +281,24 @@ def _run(args: argparse.Namespace) -> Answer:
     document = _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds}
     document |= {"bits": dict(allocation.bits)} if allocation else {}
     return Answer(lines, document)
+
+
+def _info_of(args: argparse.Namespace, model: Segmenter | Classifier, recipe: Recipe) -> ModelInfo:
+    """Windows and classes of what is asked for; prints where they are not those of the checkpoint."""
+    dataset, stated = dataset_of(Path(args.checkpoint)), dict(model.info.classes)
+    if isinstance(model, Classifier) and model.config.n_cls == IMAGENET:
+        dataset = dataset or "imagenet"
+    named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
+    window = tuple(args.window) if args.window else None
+    stride = tuple(args.stride) if args.stride else None
+    about = (model.config, recipe, args.name or Path(args.output).stem, named)
+    if isinstance(model, Classifier):
+        refuse_pixels(args)
+        return class_info(*about, window, "converted by intseg", args.scale)
+    info = model_info(*about, window, stride, "converted by intseg", args.merge or "pixel", args.scale)
+    for line in differences(model.config, info, window, stride):
+        say(f"note: {line}")
+    return info
 
 
 def _calibrated(
