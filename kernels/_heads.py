@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import _isa
 from ._ir import I8, I16, I32, Emit, Value
-from ._jit import emitted, helper, inlined, kernel
+from ._jit import emitted, helper, inlined, kernel, optimized
 from ._tile import (
     BLOCKED,
     INT16,
@@ -36,6 +36,7 @@ from ._tile import (
     tile_rows,
     tile_words,
     unstaged,
+    viewed,
 )
 from .linear import pack_quant, raise_shifts, stage, stage_whole
 
@@ -239,7 +240,7 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@helper
+@optimized
 def _pack_keys(
     qkv: Array,
     column: int,
@@ -255,7 +256,7 @@ def _pack_keys(
     """Panels start / columns to ceil(stop / columns) of one head's keys [T, dim], columns of qkv from `column`."""
     tokens, columns, group, size = qkv.shape[0], tile_columns(), group_size(), step_size()
     steps = ceil_div(dim, group)
-    words = keys.view(np.int16)
+    words = viewed(keys, np.int16)
     for jp in range(start // columns, ceil_div(stop, columns)):
         panel = jp * steps * columns * size
         if (jp + 1) * columns > tokens:
@@ -283,14 +284,14 @@ def _pack_keys(
             init[at] = pad if jp * columns + order[lane] >= tokens else init[at] + first
 
 
-@helper
+@optimized
 def _pack_values(
     qkv: Array, column: int, dim: int, values: Array, order: Array, group: int, start: int, stop: int
 ) -> None:
     """Steps of one head's values [T, dim] whose keys lie in [start, stop); start is a multiple of the group."""
     tokens, columns, size = qkv.shape[0], tile_columns(), step_bytes(group)
     steps = ceil_div(tokens, group)
-    words = values.view(np.int16)
+    words = viewed(values, np.int16)
     for jv in range(ceil_div(dim, columns)):
         for k in range(start // group, ceil_div(stop, group)):
             at = (jv * steps + k) * columns * size
@@ -354,7 +355,7 @@ def queries(qkv: Array, row: int, count: int, column: int, dim: int, scratch: Ar
         for r in range(count):
             stage_whole(source + r * qkv.shape[1], dim, to + r * stride)
         return to, stride
-    words = scratch.view(np.int16)
+    words = viewed(scratch, np.int16)
     for r in range(count):
         stage(qkv, row + r, column, dim, steps, scratch, words, r * stride)
     return to, stride

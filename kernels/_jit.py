@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import os
 import pickle
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic as _numba_intrinsic
 
-from . import _isa
+from . import _isa, _parts
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 _HELPER_OPTIONS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True}
@@ -49,12 +50,17 @@ REGISTRY: dict[str, Kernel] = {}
 
 def helper(function: Callable[..., Any]) -> Any:
     """Mark a function that kernels call: compiled into each of them, never called from Python."""
+    return numba.njit(**_HELPER_OPTIONS, pipeline_class=_parts.Compiler)(function)
+
+
+def optimized(function: Callable[..., Any]) -> Any:
+    """As `helper`, compiled by itself before it becomes part of a kernel: takes longer, some loops come out faster."""
     return numba.njit(**_HELPER_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """As `helper`, for what loops call: never a call in machine code."""
-    return numba.njit(**_HELPER_OPTIONS, forceinline=True)(function)
+    return numba.njit(**_HELPER_OPTIONS, pipeline_class=_parts.Compiler, forceinline=True)(function)
 
 
 def emitted(function: Callable[..., Any]) -> Any:
@@ -84,7 +90,10 @@ class Kernel:
                 folder = cache_folder()
                 if folder is not None:
                     dispatcher._cache = Cache(folder, self.name)
-                dispatcher.compile(self.signature)
+                with _no_garbage():
+                    dispatcher.compile(self.signature)
+                if not dispatcher.stats.cache_hits:
+                    _parts.set_environments(next(iter(dispatcher.overloads.values())))
                 dispatcher.disable_compile()
                 self._compiled = dispatcher
         return self._compiled
@@ -104,6 +113,18 @@ class Kernel:
             dispatcher = numba.njit(**_OPTIONS)(self.py_func)
             dispatcher.compile(self.signature)
         return dispatcher
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Not looked for while a kernel compiles: its many objects live till the end, and searching them is an eighth."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:

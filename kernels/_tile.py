@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
+from numba.core.imputils import impl_ret_borrowed
 from numpy.typing import NDArray
 
 from . import _isa
@@ -393,6 +394,29 @@ def address(typingctx: Any, array: Any) -> Any:
         return builder.ptrtoint(data, I64)
 
     return types.int64(array), codegen
+
+
+@emitted
+def viewed(typingctx: Any, array: Any, kind: Any) -> Any:
+    """`array.view(kind)` of INT8 in C order, whose compilation takes Numba a tenth of a second each; never copies."""
+    result = array.copy(dtype=kind.dtype)
+    size = kind.dtype.bitwidth // 8
+    unpacked: Any = cgutils.unpack_tuple
+    packed: Any = cgutils.pack_array
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        seen = context.make_array(array)(context, builder, args[0])
+        out = context.make_array(result)(context, builder)
+        shape, strides = ([*unpacked(builder, part)] for part in (seen.shape, seen.strides))
+        shape[-1], strides[-1] = builder.sdiv(shape[-1], I64(size)), I64(size)
+        out.shape, out.strides = (packed(builder, part) for part in (shape, strides))
+        out.data = builder.bitcast(seen.data, out.data.type)
+        out.itemsize, out.nitems = I64(size), builder.sdiv(seen.nitems, I64(size))
+        out.meminfo, out.parent = seen.meminfo, seen.parent
+        borrowed: Any = impl_ret_borrowed
+        return borrowed(context, builder, result, out._getvalue())
+
+    return result(array, kind), codegen
 
 
 @emitted

@@ -32,6 +32,7 @@ from ._tile import (
     tile_columns,
     tile_rows,
     unstaged,
+    viewed,
 )
 
 Array = NDArray[Any]
@@ -220,7 +221,7 @@ def linear(
     """
     depth, width, columns, rows = x.shape[1], mult.shape[0], tile_columns(), tile_rows()
     steps = ceil_div(depth, group_size())
-    stride, words, wide = steps * step_size(), scratch.view(np.int16), kind == RAW
+    stride, words, wide = steps * step_size(), viewed(scratch, np.int16), kind == RAW
     base, tile_at = address(scratch), ROW_BLOCK * stride
     for block in range(start, stop, ROW_BLOCK):
         count = min(ROW_BLOCK, stop - block)
@@ -228,7 +229,7 @@ def linear(
         if not unstaged(depth):
             source = base
             for r in range(count):
-                stage(x, block + r, 0, depth, steps, scratch, words, r * stride)
+                stage(x, block + r, np.int64(0), depth, steps, scratch, words, r * stride)
         for jp in range(ceil_div(width, columns)):
             panel = address(panels) + jp * stride * columns
             panel_init = address(init) + jp * columns * 4
@@ -271,13 +272,13 @@ def _copy_out(
             for c in range(valid * size):
                 out[row + r, first * size + c] = scratch[at + r * columns * 4 + c]
         return
-    acc = scratch[at : at + rows * columns * 4].view(np.int32)
+    acc, first_at = viewed(scratch, np.int32), at // 4
     for r in range(rows):
         for lane in range(columns):
             c = order[lane]
             if c < valid:
                 n = first + c
-                value = requantize_one(np.int64(acc[r * columns + lane]), mult[n], shift[n], -high - 1, high)
+                value = requantize_one(np.int64(acc[first_at + r * columns + lane]), mult[n], shift[n], -high - 1, high)
                 for b in range(size):
                     out[row + r, n * size + b] = np.int8(value >> (8 * b))
 

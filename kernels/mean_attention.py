@@ -28,6 +28,7 @@ from ._tile import (
     tile_bytes,
     tile_columns,
     tile_rows,
+    viewed,
 )
 from ._woven import CHUNK, weave, weaves
 from .attention import Strip, signature
@@ -85,7 +86,7 @@ def _weigh(
         table_at = address(tables) + head * tables.shape[1]
         strip_weights(at, padded, first, tokens, tops, table_at, out, base + totals)
         return
-    words, sums, table = scratch.view(np.int16), scratch.view(np.int64), tables.view(np.int16)[head]
+    words, sums, table = viewed(scratch, np.int16), viewed(scratch, np.int64), viewed(tables, np.int16)[head]
     for r in range(count):
         at = logits // 2 + r * padded
         sums[totals // 8 + r] = plain_weights(words, at, tokens, table, 0, words, at)

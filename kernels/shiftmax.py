@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from ._fast import Attention, Fast
 from ._heads import Scores, pack_scores
-from ._jit import helper, kernel
+from ._jit import kernel, optimized
 from ._rows import bit_length
-from ._tile import biased, tile_rows
+from ._tile import biased, tile_rows, viewed
 from .attention import Strip, context_strip, fused, pack_values, shape, zero_start
 
 Array = NDArray[Any]
 Int = Any  # an INT64 scalar where compiled
 
 
-@helper
+@optimized
 def shift_exp(x: int, i0: int, k_inter: int) -> int:
     """2^k_inter i0 e^(x / i0) for x <= 0 with lambda = 1 (SPEC 2.8)."""
     x = max(x + (x >> 1) - (x >> 4), -k_inter * i0)
@@ -27,7 +27,7 @@ def shift_exp(x: int, i0: int, k_inter: int) -> int:
     return (((-r) >> 1) + i0) << (k_inter - q)
 
 
-@helper
+@optimized
 def int_div(n: Int, reciprocal: Int, shift: Int, normalized: Int) -> Int:
     """n / d by its reciprocal; the normalized kind rounds (SPEC 2.7)."""
     half = (np.int64(1) << (shift - np.int64(1))) if normalized else np.int64(0)
@@ -78,7 +78,7 @@ def shiftmax_op(x: Array, *, i0: int, k_inter: int, int_div_kind: str, out: str)
     return result.reshape(x.shape).astype(out, copy=False)
 
 
-@helper
+@optimized
 def _weigh(scratch: Array, strip: Strip, count: int, tokens: int, padded: int, softmax: Any, head: int) -> None:
     """Rows of INT16 logits to probabilities: INT16 in place, or byte planes.
 
@@ -86,7 +86,7 @@ def _weigh(scratch: Array, strip: Strip, count: int, tokens: int, padded: int, s
              the last entry holds for all beyond
     """
     normalized, bits, powers = softmax
-    logits, at, plane_at = scratch.view(np.int16), strip[0] // 2, strip[1]
+    logits, at, plane_at = viewed(scratch, np.int16), strip[0] // 2, strip[1]
     last = np.int64(powers.shape[0] - 1)
     one = (np.int64(1) << (bits - 1)) - 1
     for r in range(count):

@@ -21,7 +21,7 @@ from ._heads import Scores, pack_scores
 from ._ir import I16, I32, I64, Emit, Value
 from ._jit import emitted, helper, kernel
 from ._rows import bit_length, row_max
-from ._tile import address, biased, tile_rows
+from ._tile import address, biased, tile_rows, viewed
 from .attention import Strip, context_strip, fused, pack_values, shape, zero_start
 
 Array = NDArray[Any]
@@ -206,7 +206,7 @@ def _weigh(scratch: Array, strip: Strip, count: int, tokens: int, padded: int, s
 
     softmax  int64 [3]: frac_bits, a1, a2
     """
-    logits, at, plane_at = scratch.view(np.int16), strip[0] // 2, strip[1]
+    logits, at, plane_at = viewed(scratch, np.int16), strip[0] // 2, strip[1]
     scores, low = address(scratch) + strip[0], address(scratch) + strip[1]
     for r in range(count):
         row = scores + r * padded * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba")
@@ -125,6 +127,27 @@ def test_a_failing_write_costs_the_cache_only(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "replace", full)
     assert fresh()(1) == 2
     assert list(folder.iterdir()) == []
+
+
+@_jit.helper
+def root(x: int) -> int:
+    if x < 0:
+        raise ValueError("no root")
+    return int(np.sqrt(x))
+
+
+def root_of(x: int) -> int:
+    return root(x)
+
+
+def test_a_helper_raises_in_a_kernel_that_was_compiled_or_loaded(folder: Path) -> None:
+    for count in (0, 1):
+        kernel = _jit.Kernel(root_of, "int64(int64)")
+        assert kernel(9) == 3
+        assert hits(kernel) == count
+        with pytest.raises(ValueError, match="no root"):
+            kernel(-1)
+    assert gc.isenabled()
 
 
 PROGRAM = """
