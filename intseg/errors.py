@@ -4,7 +4,7 @@
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 MAX_MESSAGE = 10_000
@@ -92,9 +92,13 @@ def number(text: str, low: int, high: int) -> int:
     raise UsageError(f"{text[:40]!r} is not a whole number from {low} to {high}")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' where a known word is close to the one given, else nothing."""
+def suggest(word: str, known: Iterable[str], words: Mapping[str, str] | None = None) -> str:
+    """' (did you mean ...?)' where a known word is close to the one given, else nothing.
+
+    words  other words, and the known one that each means
+    """
     if len(word) > 100:  # comparing takes the square of the length, and a file may hold any word
         return ""
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    meant = {name: name for name in known} | dict(words or {})
+    close = difflib.get_close_matches(word, meant, 1)
+    return f" (did you mean {meant[close[0]]}?)" if close else ""

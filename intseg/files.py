@@ -612,6 +612,15 @@ def _one_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-        hint = "free space or choose another folder" if full else "choose a folder that exists and is writable"
+        hint = _REMEDIES.get(error.errno or 0, "choose a folder that exists and is writable")
         raise InputError(f"{path}: cannot write: {error.strerror}; {hint}") from None
+
+
+_REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)), "free space or choose another folder"
+    ),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EILSEQ: "choose a name of other letters",
+}
+"""What to do where a file cannot be written for another reason than its folder."""

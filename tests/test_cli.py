@@ -471,21 +471,19 @@ def test_bad_standard_input(
     assert names(folder) == set()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "suggestion"),
-    [
-        (["infr", "x.png"], "infer"),
-        (["predct", "x.png"], "predict"),
-        (["infer", "x.png", "--jobz", "3"], "--jobs"),
-        (["infer", "x.png", "--opacty=1"], "--opacity"),
-        (["infer", "x.png", "--backend", "numpi"], "numpy"),
-        (["infer", "x.png", "-w", "camvid-tny"], "camvid-tiny"),
-        (["eval", "--layout", "camvd"], "camvid"),
-    ],
-)
-def test_a_mistyped_word_gets_a_suggestion(arguments: list[str], suggestion: str, capsys: Capture) -> None:
-    assert cli.main(arguments) in (2, 4)
-    assert_one_line_error(capsys, f"(did you mean {suggestion}?)")
+SUGGESTIONS = {
+    "infr x.png": "infer", "predct x.png": "predict", "segment x.png": "infer", "segmnt x": "infer", "x.PNG": "infer",
+    "benchmark": "profile", "quantize x.pth": "convert", "infer x.png --jobz 3": "--jobs",
+    "infer x.png --opacty=1": "--opacity", "infer x.png --backend numpi": "numpy",
+    "infer x.png -w camvid-tny": "camvid-tiny", "eval --layout camvd": "camvid",
+}  # fmt: skip
+"""Command lines with a word that is mistyped or another program's, and the word that is suggested."""
+
+
+@pytest.mark.parametrize("line", SUGGESTIONS)
+def test_a_wrong_word_gets_a_suggestion(line: str, capsys: Capture) -> None:
+    assert cli.main(line.split()) in (2, 4)
+    assert_one_line_error(capsys, f"(did you mean {SUGGESTIONS[line]}?)")
 
 
 def test_images_may_stand_between_options(folder: Path) -> None:

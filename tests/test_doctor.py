@@ -77,7 +77,8 @@ def test_a_wrong_result_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(doctor, "installed_backends", lambda: (backends.resolve("auto"),))
     assert cli.main(["doctor", "--threads", "1"]) == 1
     captured = capsys.readouterr()
-    assert f"expected {'0' * 64}  WRONG" in captured.out
+    assert "expected\n" in captured.out
+    assert f" {'0' * 64}  WRONG\n" in captured.out
     assert captured.err.startswith("intseg: 1 wrong: ")
     assert len(captured.err.splitlines()) == 1
 

@@ -1,4 +1,7 @@
-"""Other systems without having them: big-endian arrays through every writer, and what Windows lacks taken away."""
+"""Other systems without having them: big-endian arrays through every writer, and what Windows lacks taken away.
+
+There a file that is open is not renamed, replaced or removed either: the commands run where that is an error.
+"""
 
 from __future__ import annotations
 
@@ -127,6 +130,20 @@ class Absent:
 def refused(*names, **options):
     raise OSError(22, "A required privilege is not held by the client")
 
+def in_use(path):
+    # by this process; of a folder, whether a file inside is
+    place = os.path.realpath(path)
+    files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return any(file == place or file.startswith(place + os.sep) for file in files)
+
+def not_in_use(work):
+    def guarded(*paths, **options):
+        for path in paths:
+            if isinstance(path, (str, os.PathLike)) and options.get("dir_fd") is None and in_use(path):
+                raise PermissionError(13, "The process cannot access the file because it is being used", str(path))
+        return work(*paths, **options)
+    return guarded
+
 opened = os.open
 
 def elsewhere(path, *arguments, **options):
@@ -142,6 +159,8 @@ if sys.argv[1] == "without":
         if hasattr(os, name):
             delattr(os, name)
     os.symlink = os.link = refused
+    for name in ("replace", "rename", "remove", "unlink", "rmdir"):
+        setattr(os, name, not_in_use(getattr(os, name)))
     os.open = elsewhere
 
 from intseg.cli import main
@@ -182,6 +201,12 @@ def test_commands_run_without_what_windows_lacks_and_write_the_same(tmp_path: Pa
         ["vectors", *model, "-o", "pack", "-q"],
         ["verify", "pack", "--backend", "numpy"],
         ["diff", "img/small.png", "dumped", "-w", MODEL],
+        ["dump", "--read", "dumped", "-o", "trace.safetensors"],
+        ["dump", "img/small.png", "-w", MODEL, "--node", "scores", "--case", "case"],
+        ["dump", MODEL, "--format", "flat", "-o", "w.flat"],
+        ["export", MODEL, "-o", "tosa", "--form", "tosa"],
+        ["card", MODEL, "-o", "card", "--force", "-q"],
+        ["infer", "img", *model, "-o", "out", "--force"],
     ]
     for how in ("with", "without"):
         place = tmp_path / how

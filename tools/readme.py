@@ -61,8 +61,8 @@ def quantization(name: str) -> str:
     """What `intseg quant-report` prints of a bundled model on the street, without its time, long tables cut."""
     found = list(quantization_text.lines(quant_report.measure([quant_report.Source(STREET)], name)))
     command = f"$ intseg quant-report {name} golden/images/street.png"
-    head = [command, found[0].rpartition(",")[0], found[1], "..."]
-    tables = [list(lines) for full, lines in itertools.groupby(found[4:], bool) if full]
+    head = [command, found[0].rpartition(",")[0], found[1], found[2], "..."]
+    tables = [list(lines) for full, lines in itertools.groupby(found[found.index("") :], bool) if full]
     cuts = [*[99] * _WHOLE, *[_ROWS] * len(tables)]
     shown = ([*lines[:most], *["  ..."] * (len(lines) > most)] for lines, most in zip(tables, cuts, strict=False))
     return "\n".join(["```", *head, "\n\n".join("\n".join(lines) for lines in shown), "```"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from intseg import models
 from intseg.cli import exchange
 from intseg.cli.parser import BACKENDS, Command, Read, ReadHeld, WrittenFolder, add_weights, whole, written
-from intseg.cli.printing import Answer, count, say
+from intseg.cli.printing import Answer, count, say, size
 from intseg.errors import MismatchError, UsageError
 
 _UNIT_OPTIONS = (
@@ -97,7 +97,7 @@ def _vectors(args: argparse.Namespace) -> Answer:
     pack = vectors.make_pack(model, backend, say)
     vectors.write_pack(pack, args.output)
     found = vectors.summary(pack)
-    counts = f"{count(found['cases'], 'op case')}, {count(found['images'], 'image')}, {found['bytes'] / 1e6:.1f} MB"
+    counts = f"{count(found['cases'], 'op case')}, {count(found['images'], 'image')}, {size(found['bytes'])}"
     reached = f"{found['reached']} of {found['branches']} branches of SPEC.md reached, {found['by_model']} by the model"
     lines = [f"{args.output}: {counts}", reached, f"digest {found['digest']}"]
     return Answer(lines, {"written": args.output, **found})

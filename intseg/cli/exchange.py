@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intseg.cli.parser import Command, WrittenFolder, add_model, require_ending
-from intseg.cli.printing import Answer, count, say, wrote
+from intseg.cli.printing import Answer, count, say, size, wrote
 from intseg.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _export(args: argparse.Namespace) -> Answer:
     }
     about = (
         f"{count(facts['nodes'], 'node')}, {count(facts['functions'], 'function')} of {count(operators, 'operator')}, "
-        f"{len(data) / 1e6:.1f} MB, opset {facts['opset']}"
+        f"{size(len(data))}, opset {facts['opset']}"
     )
     lines, runs = _measured(made, graph, 1) if args.form == "qdq" else ([], [])
     answer = wrote(args.output, about, form=args.form, **facts, **({"runs": runs} if runs else {}))

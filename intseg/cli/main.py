@@ -88,12 +88,46 @@ COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "predict": ("infer",),
     "evaluate": ("eval",),
+    "help": ("--help",),
     "models": ("inspect", "--list"),
     "warmup": ("doctor", "--warm"),
     "flatten": ("dump", "--format", "flat"),
     "minimize": ("diff",),
+    "version": ("--version",),
 }
 """Other names, most of them earlier ones: what each stands for. The -o of `minimize` is that of `diff --minimize`."""
+
+
+_SYNONYMS = {
+    "infer": "segment segmentation run classify detect inference label mask overlay visualize apply demo",
+    "eval": "validate val validation test accuracy miou score metrics",
+    "profile": "benchmark bench time timing speed latency perf measure",
+    "convert": "quantize quantise quant ptq calibrate import",
+    "quant-report": "sensitivity errors",
+    "diff": "compare debug",
+    "verify": "check selftest self-test conformance replay",
+    "vectors": "golden testbench pack",
+    "inspect": "info show summary summarize describe list ls print graph",
+    "export": "onnx tosa save",
+    "report": "html page gallery",
+    "card": "model-card hub publish",
+    "train": "fit finetune fine-tune",
+    "qat": "quantization-aware-training",
+    "prove": "bounds overflow certify certificate",
+    "dump": "hex coe mif rtl tensors weights",
+    "trace": "activations intermediates features",
+    "doctor": "env environment system status setup install cache",
+}
+"""What other programs call a command."""
+
+_ENDINGS = {
+    "infer": ".png .jpg .jpeg .webp .bmp .tif .tiff",
+    "inspect": ".safetensors",
+    "convert": ".pth .pt .ckpt .onnx",
+}
+"""Of files that are given where a command is expected."""
+
+_WORDS = (*_SYNONYMS.items(), *_ENDINGS.items())
 
 
 def parser(listed: bool = False) -> Parser:
@@ -107,6 +141,7 @@ def parser(listed: bool = False) -> Parser:
     )
     made = Parser("intseg", description=f"{_DESCRIPTION}\n\n{groups}", epilog=_EPILOG, formatter_class=Help)
     made.hidden = ALIASES
+    made.words = {word: name for name, words in _WORDS for word in words.split()}
     made.usage = f"intseg {COMMAND} [options]"
     made.add_argument("--version", action="version", version=f"intseg {__version__}")
     add_common(made, False)

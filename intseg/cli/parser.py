@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -132,16 +132,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, with a suggestion.
 
     hidden  names of commands that help does not list
+    words   what other programs call a command or a file given in its place ends with, and its name here
     """
 
     hidden: Collection[str] = ()
+    words: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         found = re.search(r"^argument (.*): invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
         if found:
             known = re.findall(r"[\w-]+", found[3])
-            hint = suggest(found[2], [*known, *self.hidden])
+            ending = os.path.splitext(found[2])[1].lower()
+            hint = suggest(ending if ending in self.words else found[2], [*known, *self.hidden], self.words)
             if found[1] == COMMAND:
                 message = f"no command {found[2]!r}{hint}"
             else:

@@ -47,6 +47,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def size(number: int) -> str:
+    """Bytes: "7.2 MB", "12.3 kB"."""
+    return f"{number / 1e6:.1f} MB" if number >= 10**5 else f"{number / 1e3:.1f} kB"
+
+
 def give(answer: Answer, as_json: bool) -> int:
     """Print an answer; its exit code. Raises its failure."""
     if as_json:
@@ -127,7 +132,7 @@ def say_warning(
     line: str | None = None,
 ) -> None:
     """In place of `warnings.showwarning`."""
-    say(f"note: {message}")
+    say(f"note: {str(message).partition(os.linesep)[0]}")  # some libraries put a traceback below
 
 
 class _Closed(io.TextIOBase):

@@ -22,7 +22,7 @@ from intseg.cli.parser import (
     whole,
     written,
 )
-from intseg.cli.printing import Answer, count, say, wrote
+from intseg.cli.printing import Answer, count, say, size, wrote
 from intseg.errors import MismatchError, ModelError, UsageError
 from intseg.reports.table import table
 
@@ -39,9 +39,9 @@ def _models() -> Answer:
     loaded = {name: api.load(name) for name in models.names()}
     rows = [("name", "classes", "window", "recipe", "size", "sha256")]
     for name, model in loaded.items():
-        info, size = model.info, f"{model.path.stat().st_size / 1e6:.1f} MB"
+        info, held = model.info, size(model.path.stat().st_size)
         window = f"{info.window[0]}x{info.window[1]}"
-        rows.append((name, str(len(info.classes)), window, info.recipe, size, model.sha256[:12]))
+        rows.append((name, str(len(info.classes)), window, info.recipe, held, model.sha256[:12]))
     lines = [*table(rows), f"without -w, {models.DEFAULT} is used"]
     return Answer(lines, [_model_json(name, model) for name, model in loaded.items()])
 
@@ -241,7 +241,7 @@ def _report(args: argparse.Namespace) -> Answer:
             say(f"note: {one.file}: {note}")
     page = report.page(model, looked)
     store.write_atomically(Path(args.output), page)
-    about = f"{count(len(looked), 'image')}, {len(page) / 1e6:.1f} MB"
+    about = f"{count(len(looked), 'image')}, {size(len(page))}"
     return wrote(args.output, about, images=len(looked), bytes=len(page))
 
 

@@ -17,7 +17,7 @@ from intseg.cli.parser import (
     whole,
     written,
 )
-from intseg.cli.printing import Answer, count, say, wrote
+from intseg.cli.printing import Answer, count, say, size, wrote
 from intseg.errors import MismatchError, UsageError
 
 _TRACE = """\
@@ -47,7 +47,7 @@ def _trace(args: argparse.Namespace) -> Answer:
     found = traces.write(args.output, args.image, model, args.nodes, args.registers, args.backend)
     for note in found.notes:
         say(f"note: {args.image}: {note}")
-    sizes = f"{count(found.windows, 'window')}, {count(found.tensors, 'tensor')}, {found.size / 1e6:.1f} MB"
+    sizes = f"{count(found.windows, 'window')}, {count(found.tensors, 'tensor')}, {size(found.size)}"
     facts = {"windows": found.windows, "tensors": found.tensors, "bytes": found.size, "notes": list(found.notes)}
     return wrote(args.output, sizes, **facts)
 

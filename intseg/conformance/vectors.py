@@ -250,7 +250,7 @@ def make_pack(model: api.Model, backend: str = "numpy", say: Callable[[str], Non
     files = {"model.safetensors": store.dumps(model.graph)}
     cases = op_cases()
     for op, calls in cases.items():
-        say(f"{op}: {len(calls)} cases")
+        say(f"{op}: {len(calls)} case{'s' * (len(calls) != 1)}")
         files[f"ops/{op}.safetensors"] = _op_file(op, calls, table(backend), digest)
         found += [(f"ops/{op}/{i}", coverage.branches(call)) for i, call in enumerate(calls)]
     images = []

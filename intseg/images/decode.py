@@ -87,7 +87,9 @@ def decode(image: ImageLike, background: Colour, name: str = "image") -> Picture
     from PIL import Image
 
     if not isinstance(image, Image.Image):
-        raise InputError(f"image is a {type(image).__name__}, expected a path, bytes, a Pillow image or a uint8 array")
+        raise InputError(
+            f"image of type {type(image).__name__}, expected a path, bytes, a Pillow image or a uint8 array"
+        )
     return guarded(name, lambda: _convert(image, background, name))
 
 

@@ -72,7 +72,8 @@ def lines(found: Certificate, by: str, pattern: str) -> Iterator[str]:
             del rows[: len(registers)]
     yield "* no register of a trace: a sum on the way to one, or one that only kernels hold"
     inside = len(found.model.graph.nodes)
-    counts = f"{found.registers} registers of {inside} nodes and {len(found.nodes) - inside} steps"
+    steps = len(found.nodes) - inside
+    counts = f"{found.registers} registers of {inside} nodes and {steps} step{'s' * (steps != 1)}"
     yield f"{found.model.info.name}: {counts} hold every value"
     yield f"proved in {found.seconds:.3f} s of processor time"
 

@@ -6,7 +6,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +166,10 @@ def lines(finding: Finding, section: str | None) -> Iterator[str]:
     if finding.section != section:
         yield finding.section
     mark = {True: "  ok", False: "  WRONG", None: ""}[finding.ok]
-    yield f"  {finding.name:26} {finding.value}{mark}"
+    value = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", finding.value) if finding.ok else finding.value
+    parts = textwrap.wrap(value + mark.replace(" ", "\0"), 51, break_long_words=False) or [""]
+    for name, part in zip([finding.name, *[""] * len(parts)], parts, strict=False):
+        yield f"  {name:26} {part}".replace("\0", " ")
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:

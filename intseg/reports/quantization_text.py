@@ -57,17 +57,15 @@ def _metrics_json(found: tuple[float, float] | None) -> dict[str, float] | None:
 
 
 def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
-    """What `intseg quant-report` prints, within 100 columns."""
+    """What `intseg quant-report` prints, within 80 columns where names allow."""
     info, labelled = report.model.info, report.integer is not None
     plural = "s" if report.images > 1 else ""
     yield (
         f"{info.name} (recipe {info.recipe}): {report.images} image{plural}, {report.windows} windows, "
         f"{report.seconds:.1f} s"
     )
-    yield (
-        f"integers against real arithmetic, same weights: {report.changed:.2%} of the {_unit(report)} differ, "
-        f"score error {report.score_error:.2%}"
-    )
+    yield "integers against real arithmetic, same weights:"
+    yield f"  {report.changed:.2%} of the {_unit(report)} differ, score error {report.score_error:.2%}"
     if report.real and report.integer:
         yield (
             f"mIoU {report.real[0]:.2f} % in real arithmetic, {report.integer[0]:.2f} % as integers; "
@@ -75,16 +73,18 @@ def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
         )
     yield from (f"note: {note}" for note in report.notes)
     unit = _unit(report)
-    yield f"cost, in %: its error put into the real graph; px: {unit} that change, scores: error that appears"
-    yield f"gain, in %: made exact in the integer graph; px: {unit} won back, scores: error that disappears"
+    yield "cost, in %: its error put into the real graph;"
+    yield f"  px: {unit} that change, scores: error that appears"
+    yield "gain, in %: made exact in the integer graph;"
+    yield f"  px: {unit} won back, scores: error that disappears"
     for group, title in _TITLES.items():
         if group in report.rows:
             yield ""
             yield from _cost_table(report.rows[group], title, labelled)
     yield ""
     ranked = sorted(report.nodes, key=lambda node: math.inf if node.local_db is None else node.local_db)
-    yield "ends: values at an end of the range; SQNR in dB of the op by itself, all: with all errors before it;"
-    yield "what a GELU alone reads is judged behind it"
+    yield "ends: values at an end of the range; SQNR in dB of the op by itself,"
+    yield "  all: with all errors before it; what a GELU alone reads is judged behind it"
     yield "every node:" if per_node else f"the {min(_WORST, len(ranked))} nodes with the lowest SQNR by themselves:"
     yield from table(_node_cells(report.nodes if per_node else ranked[:_WORST]))
     yield ""

@@ -184,6 +184,7 @@ def open_golden(path: str | os.PathLike[str], weights: str | None) -> Trace:
         traced = traces.write(target, path, model)
         file = TensorFile(target)
         held = {name: file.read(name) for name in file.names()}
+        file.close()
     golden = Trace(_Held(file, held), model)
     golden.notes = tuple(f"{path}: {note}" for note in traced.notes)
     return golden

@@ -130,7 +130,8 @@ class TensorFile:
             size = os.fstat(self._file.fileno()).st_size
             length = int.from_bytes(self._file.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER, size - 8):
-                raise InputError(f"{path}: not a safetensors file, or truncated; write it again with intseg trace")
+                bad = _whose(self._file.read(_BEGINNING))
+                raise bad(f"{path}: not a safetensors file, or truncated; write it again")
             self.metadata, self.entries = _parse_header(self.path, self._bytes(8, length), size - 8 - length)
         except BaseException:
             self._file.close()
@@ -141,9 +142,13 @@ class TensorFile:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
+    def close(self) -> None:
+        """Let the file be replaced or removed where an open one cannot be."""
+        self._file.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_file"):
-            self._file.close()
+            self.close()
 
     def _bytes(self, start: int, count: int) -> bytes:
         """A part of the file that was opened, whatever has its name now."""
@@ -184,6 +189,15 @@ class TensorFile:
             raise ModelError(f"{self.path}: packed tensor {name!r}: {error}; export the model again") from None
 
 
+_BEGINNING = 200
+"""Bytes of a header in which a model's says that it is one: its keys are sorted."""
+
+
+def _whose(beginning: bytes) -> type[IntsegError]:
+    """The error of a file that cannot be read to its end: a model's, or that of any other file."""
+    return ModelError if b"graph_sha256" in beginning else InputError
+
+
 def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] | None, dict[str, _Entry]]:
     """Metadata under the key "intseg" (None without one) and the entries by name, checked against the file's size."""
     try:
@@ -192,7 +206,8 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, Any] 
         metadata = None if text is None else files.parse_json(text)
         entries = {name: _entry(name, value) for name, value in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not a safetensors file of intseg ({error}); write it again") from None
+        bad = _whose(header[:_BEGINNING])
+        raise bad(f"{path}: not a safetensors file of intseg ({error}); write it again") from None
     bad = ModelError if isinstance(metadata, dict) and "info" in metadata else InputError  # whose file it is
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: entry.offset):
