@@ -321,18 +321,20 @@ def _typed(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
 
 def _list_of(entry: dict[str, Any], key: str, kind: type, where: str, count: int | None = None) -> tuple[Any, ...]:
     value = _typed(entry, key, list, where)
-    if any(type(v) is not kind for v in value) or count not in (None, len(value)):
-        many = "" if count is None else f"{count} of "
-        raise ModelError(f"{where}: {key} is {value!r:.80}, expected a list of {many}{kind.__name__}")
+    if count not in (None, len(value)):
+        raise ModelError(f"{where}: {key} is {value!r:.80}, expected a list of {count} of {kind.__name__}")
+    for i, item in enumerate(value):
+        if type(item) is not kind:
+            raise ModelError(f"{where}: {key}[{i}] is {item!r:.80}, expected {kind.__name__}")
     return tuple(value)
 
 
 def _dict_of(entry: dict[str, Any], key: str, kinds: tuple[type, ...], where: str) -> dict[str, Any]:
     value: dict[str, Any] = _typed(entry, key, dict, where)
-    if any(type(v) not in kinds for v in value.values()):
-        raise ModelError(
-            f"{where}: {key} is {value!r:.80}, expected values of {' or '.join(k.__name__ for k in kinds)}"
-        )
+    for name, item in value.items():
+        if type(item) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ModelError(f"{where}: {key}[{name!r:.80}] is {item!r:.80}, expected {expected}")
     return value
 
 

@@ -490,6 +490,10 @@ def test_missing_keys(key: str):
     refuse(with_document(lambda document: document["info"].pop("patch")), "info lacks patch")
     refuse(with_document(lambda document: document["nodes"][0].pop("op")), "lacks op")
     refuse(with_document(lambda document: document["info"].update(window=[8])), "window is [8], expected a list of 2")
+    refuse(
+        with_document(lambda document: document["info"]["classes"].__setitem__(1, 7)), "classes[1] is 7, expected str"
+    )
+    refuse(with_document(lambda document: document["nodes"][1]["attrs"].update(patch=True)), "attrs['patch'] is True")
     refuse(with_document(lambda document: document["info"]["palette"].__setitem__(1, [1])), "palette[1] is [1]")
 
 
