@@ -14,14 +14,19 @@ from intseg.workbench import case, diff, dump, sides
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
+@pytest.fixture(scope="module")
+def golden() -> sides.Trace:
+    """The definition's trace."""
+    return sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+
+
 def words(array: np.ndarray, bits: int) -> str:
     """One element a line, in two's complement of some bits."""
     return "".join(f"{int(x) & ((1 << bits) - 1):x}\n" for x in array.reshape(-1))
 
 
 @pytest.mark.parametrize("bits", [0, 32])
-def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(tmp_path: Path, bits: int) -> None:
-    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(golden: sides.Trace, tmp_path: Path, bits: int) -> None:
     first, second = "encoder.blocks.0.norm1", "encoder.blocks.0.attn.qkv"
     values = {name: golden.file.read(f"window0.{name}").copy() for name in (first, second)}
     values[second].flat[7] ^= 1
@@ -39,8 +44,7 @@ def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(tmp_path: Path, bi
     assert any("are missing on the other side" in note for note in report.notes)
 
 
-def test_a_folder_without_a_name_that_is_known_says_what_names_are(tmp_path: Path) -> None:
-    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+def test_a_folder_without_a_name_that_is_known_says_what_names_are(golden: sides.Trace, tmp_path: Path) -> None:
     for name in ("", "softmax.hex"):
         if name:
             (tmp_path / name).write_text("00\n")
@@ -53,8 +57,7 @@ def test_a_folder_without_a_name_that_is_known_says_what_names_are(tmp_path: Pat
         sides.open_other(tmp_path, golden)
 
 
-def test_the_case_of_a_node_is_all_that_its_bench_needs(tmp_path: Path) -> None:
-    golden = sides.open_golden(GOLDEN / "images" / "small.png", str(GOLDEN / "models" / "intseg.safetensors"))
+def test_the_case_of_a_node_is_all_that_its_bench_needs(golden: sides.Trace, tmp_path: Path) -> None:
     assert golden.model is not None
     for node in golden.model.graph.nodes[:12]:
         folder = tmp_path / node.name

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import functools
 import importlib.machinery
 import importlib.util
 import inspect
+import pickle
 import re
 import signal
 import sys
@@ -205,20 +205,19 @@ def _call(item: ast.Call) -> Iterator[ast.expr]:
 def mutants(file: str, source: str) -> Iterator[Mutant]:
     """Every mutant of a module, in source order."""
     tree = ast.parse(source)
+    data = pickle.dumps(tree)  # ten times as fast as copy.deepcopy
     for function, root in _parts(tree):
         for path in _expressions(root):
             original = _at(root, path)
             if function in TABLES and not _is_read(root, path, TABLES[function]):
                 continue
             for changed in changes(original):
-                mutated = copy.deepcopy(tree)
+                mutated = pickle.loads(data)  # our own bytes
                 twin = next(part for name, part in _parts(mutated) if name == function)
                 _replace(twin, path, changed)
                 ast.fix_missing_locations(mutated)
-                parent = _context(root, path)
-                shown = copy.deepcopy(root)
-                _replace(shown, path, changed)
-                yield Mutant(file, function, original.lineno, _text(parent), _text(_context(shown, path)), mutated)  # type: ignore[attr-defined]
+                before, after = (_text(_context(part, path)) for part in (root, twin))
+                yield Mutant(file, function, original.lineno, before, after, mutated)  # type: ignore[attr-defined]
 
 
 Path_ = tuple[tuple[str, int | None], ...]
@@ -550,8 +549,12 @@ def all_mutants(word: str = "") -> list[Mutant]:
     """Every mutant of the definition whose file or function contains a word."""
     files = [f"arith/{name}" for name in EXACT]
     files += sorted(f"ops/{path.name}" for path in (ROOT / "intseg/ops").glob("*.py") if path.name != "__init__.py")
-    found = [m for file in files for m in mutants(file, (ROOT / "intseg" / file).read_text(encoding="utf-8"))]
-    return [m for m in found if word in m.file or word in m.function]
+    return [m for file in files for m in _mutants_of(file) if word in m.file or word in m.function]
+
+
+@functools.cache
+def _mutants_of(file: str) -> list[Mutant]:
+    return list(mutants(file, (ROOT / "intseg" / file).read_text(encoding="utf-8")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

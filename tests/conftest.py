@@ -1,0 +1,51 @@
+"""Long files of tests come first, each in one process: the suite ends when its last test does.
+
+xdist (`--dist worksteal`) deals the list of tests out in pieces, and moves what is at the end of one to whoever has
+none left. What is at the beginning of a piece stays there, so a fixture of a file is made once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+
+import pytest
+
+SECONDS = {
+    "test_matrix": 80,
+    "test_ray": 60,
+    "test_report_tables": 55,
+    "test_docs": 40,
+    "test_fuzz": 35,
+    "test_mutate": 25,
+    "test_reader": 25,
+    "test_verify": 20,
+    "test_doctor": 10,
+    "test_spread": 10,
+    "test_machines": 10,
+    "test_jit": 10,
+}
+"""Files that take long, and roughly how long on one core; all others are many short tests."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files to the beginnings of the pieces, the next longest always to the shortest; otherwise as it was."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if count == 1:
+        return
+    files = defaultdict(list)
+    for item in items:
+        files[item.path.stem if item.path.stem in SECONDS else ""].append(item)
+    short = files.pop("", [])
+    pieces: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(files, key=lambda name: -SECONDS[name]):
+        min(pieces, key=lambda piece: sum(SECONDS[long] for long in piece)).append(name)
+    found, left = [], len(items)
+    for i, piece in enumerate(pieces):
+        mine = [item for name in files if name in piece for item in files[name]]
+        room = max(left // (count - i) - len(mine), 0) if i < count - 1 else len(short)
+        found += mine + short[:room]
+        del short[:room]
+        left = len(items) - len(found)
+    items[:] = found
