@@ -160,6 +160,7 @@ BY_HAND = {
     "commands.py": "models in a temporary folder",
     "compare_reader.py": "works in a temporary folder",
     "crash.py": "works in a temporary folder",
+    "published.py": "checkpoints in a temporary folder",
     "quantized.py": "works in a temporary folder",
     "guard.py": "files in a temporary folder; a failing case is copied out, and made again by its seed",
     "fuzz.py": "workers in a temporary folder",
