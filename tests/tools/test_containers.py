@@ -174,6 +174,22 @@ def test_what_the_graph_cannot_do_is_refused(old: str, new: str, message: str, t
         load_checkpoint(tmp_path / "iter.pth")
 
 
+def test_a_config_of_version_0(tmp_path: Path) -> None:
+    """Pixels by img_norm_cfg, RGB unless it says otherwise; the size of images around their transforms."""
+    head, model = CFG.split("model = dict(", 1)
+    norm = "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])\n"
+    old = head.split("data_preprocessor", 1)[0] + norm + "model = dict(" + model.split("test_pipeline", 1)[0]
+    old = old.replace("    data_preprocessor=data_preprocessor,\n", "")
+    old += "test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(2048, 512), transforms=[dict(type='Resize')])]\n"
+    config, file = dataclasses.replace(tiny(), image_size=(16, 24)), tmp_path / "iter.pth"
+    save_mmseg(file, config, old)
+    loaded = load_checkpoint(file)
+    assert (loaded.config.normalization, loaded.config.im_size, loaded.info.notes) == ("deit", 512, ())
+    save_mmseg(file, config, old.replace("57.375])", "57.375], to_rgb=False)"))
+    with pytest.raises(CheckpointError, match="feeds BGR, expected RGB"):
+        load_checkpoint(file)
+
+
 def test_a_side_without_biases(tmp_path: Path) -> None:
     """mmsegmentation's qkv_bias is one of the backbone and one of the head; it is proj's too."""
     config = dataclasses.replace(tiny(), n_heads=6, dec_heads=4, norm_eps=1e-6, image_size=(16, 24))

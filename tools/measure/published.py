@@ -92,8 +92,11 @@ def of_clone(clone: Path, checkpoint: Path, model: Segmenter) -> Callable[[NDArr
     c = model.config
     size = {"d_model": c.d_model, "n_heads": c.n_heads, "d_ff": c.mlp_dim, "n_layers": c.n_layers, "n_cls": 1000}
     encoder = vit.VisionTransformer(c.image_size, c.patch, distilled=c.distilled, **size)
-    heads = {"n_heads": c.dec_heads, "d_model": c.d_decoder, "d_ff": c.dec_mlp_dim}
-    head = decoder.MaskTransformer(c.n_cls, c.patch, c.d_model, c.dec_layers, drop_path_rate=0, dropout=0, **heads)
+    if c.decoder == "linear":
+        head = decoder.DecoderLinear(c.n_cls, c.patch, c.d_model)
+    else:
+        heads = {"n_heads": c.dec_heads, "d_model": c.d_decoder, "d_ff": c.dec_mlp_dim}
+        head = decoder.MaskTransformer(c.n_cls, c.patch, c.d_model, c.dec_layers, drop_path_rate=0, dropout=0, **heads)
     network = whole.Segmenter(encoder, head, n_cls=c.n_cls)
     network.load_state_dict(torch.load(checkpoint / "checkpoint.pth", weights_only=True)["model"], strict=False)
     network.eval()
@@ -165,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="published.py", description=(__doc__ or "").splitlines()[0])
     kinds = p.add_subparsers(required=True, metavar="KIND")
     one = kinds.add_parser("segmenter", help="rstrudel/segmenter on CamVid val")
-    one.add_argument("checkpoint", type=Path, help="folder of checkpoint.pth and variant.yml, mask transformer")
+    one.add_argument("checkpoint", type=Path, help="folder of checkpoint.pth and variant.yml")
     one.add_argument("--clone", type=Path, required=True, help="of github.com/rstrudel/segmenter")
     one.add_argument("--root", type=Path, required=True, help="CamVid")
     one.add_argument("-w", "--weights", default="camvid-tiny", help="of the engine (camvid-tiny)")
