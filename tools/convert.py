@@ -269,15 +269,16 @@ def _run(args: argparse.Namespace) -> Answer:
     nodes = list(report(twin, model, checked)) if args.json or not args.quiet else []
     floats = 4 * sum(p.numel() for p in model.parameters())
     cosine = "kept" if recipe.cosine else "dropped"
-    size = f"{len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters ({floats:,} bytes)"
+    size = f"{len(data):,} bytes, {floats / len(data):.2f} times smaller than the float parameters"
     seconds = time.perf_counter() - start
-    about = f"{count(len(files), 'calibration image')}; {seconds:.1f} s"
+    about = f"{count(len(files), 'calibration image')}, {seconds:.1f} s"
     at = "as they are" if info.working_size is None else f"at a short side of {info.working_size[0]}"
-    way = f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}; windows merged by {info.merge}, images {at}"
+    way = [f"recipe {recipe.name}, {recipe.upsample}, L2 norm {cosine}", f"windows merged by {info.merge}, images {at}"]
     if info.classifies:
-        way = f"recipe {recipe.name}; images {at}, their middle seen in {info.window[0]} x {info.window[1]}"
+        way = [f"recipe {recipe.name}", f"images {at}, their middle seen in {info.window[0]} x {info.window[1]}"]
     where = args.check or f"{files[0]}, calibrated on: --check IMAGE shows another"
-    lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", *found, f"wrote {output}: {size}; {way}; {about}"]
+    wrote = [f"wrote {output}:", *(f"  {line}" for line in (size, *way, about))]
+    lines = [*_lines(nodes, chosen), f"saturated, SQNR: on {where}", *found, *wrote]
     document = _document(args, recipe, nodes, chosen) | {"bytes": len(data), "seconds": seconds}
     document |= {"bits": dict(allocation.bits)} if allocation else {}
     return Answer(lines, document)

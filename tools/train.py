@@ -199,10 +199,12 @@ def print_plan(model: Segmenter, settings: training.Settings, train: int, val: i
     s, c = settings, model.config
     say(
         f"{s.steps} steps of {s.batch} crops of {s.crop[0]} x {s.crop[1]} from {count(train, 'image')} "
-        f"({s.steps * s.batch / train:.1f} epochs); learning rate 0 to {s.lr:g} in {s.warmup} steps, then {s.schedule} "
-        f"to 0, times {s.layer_decay:g} a block; pixels: mean {c.mean}, std {c.std}; "
-        f"every {every} steps a checkpoint" + (f" and the mIoU of {count(val, 'image')}" if val else "")
+        f"({s.steps * s.batch / train:.1f} epochs)"
     )
+    say(f"learning rate 0 to {s.lr:g} in {s.warmup} steps, then {s.schedule} to 0, times {s.layer_decay:g} a block")
+    say(f"pixels: mean {c.mean}, std {c.std}")
+    measured = f" and the mIoU of {count(val, 'image')}" if val else ""
+    say(f"a checkpoint{measured} every {count(every, 'step')}")
 
 
 if __name__ == "__main__":
