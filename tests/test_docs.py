@@ -124,7 +124,7 @@ def make_data(folder: Path) -> None:
 
 def test_the_commands_of_the_faq(tmp_path: Path) -> None:
     shutil.copy(ROOT / "golden" / "images" / "street.png", tmp_path)
-    found = blocks("docs/FAQ.md", "sh")
+    found = plain("docs/FAQ.md")
     assert len(found) == 5
     for script in found:
         shell(script, tmp_path)
