@@ -37,7 +37,7 @@ def test_a_folder_of_bare_files_is_compared_as_far_as_it_goes(golden: sides.Trac
     np.save(tmp_path / "window0.encoder.tokens.npy", golden.file.read("window0.encoder.tokens"))
     (tmp_path / "weights.hex").write_text("00\n")
     other = sides.open_other(tmp_path, golden, words=sides.Words(bits, bits > 0))
-    report = diff.compare(golden, other)
+    report = diff.compare(golden, other, diff.Settings(seconds=0.1))  # no mistake is the cause
     assert report.first is not None
     assert (report.first.node, report.first.count, report.compared) == (second, 1, 3)
     assert any("weights.hex" in note for note in report.notes)

@@ -8,6 +8,7 @@ variant gives the other side's result in every element.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ def combine(parts: Sequence[Hypothesis]) -> Variant | None:
             else:
                 changes[name] = value
     merged = {name: tuple(items.items()) for name, items in pairs.items()}
-    return dataclasses.replace(DEFINITION, **changes, **merged)  # type: ignore[arg-type]
+    return Variant(**changes, **merged)  # type: ignore[arg-type]
 
 
+@functools.lru_cache(4096)
 def _changes(variant: Variant) -> dict[str, object]:
     fields = dataclasses.fields(Variant)
     return {f.name: getattr(variant, f.name) for f in fields if getattr(variant, f.name) != getattr(DEFINITION, f.name)}

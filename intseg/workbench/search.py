@@ -142,7 +142,7 @@ def _needs_all_rows(alone: int, variant: Variant) -> bool:
     """Whether some rows alone cannot tell: elements move between the rows of the first inputs or of the result."""
     rows = {str(i) for i in range(alone)}
     kept = tuple((key, how) for key, how in variant.operands if key in rows)
-    return is_whole(dataclasses.replace(variant, operands=kept))
+    return is_whole(variant if kept == variant.operands else dataclasses.replace(variant, operands=kept))
 
 
 def _guarded(run: Callable[[], Array]) -> Array | None:
