@@ -6,10 +6,13 @@ none left. What is at the beginning of a piece stays there, so a fixture of a fi
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 
 import pytest
+
+from intseg import progress
 
 SECONDS = {
     "test_matrix": 80,
@@ -26,6 +29,15 @@ SECONDS = {
     "test_jit": 10,
 }
 """Files that take long, and roughly how long on one core; all others are many short tests."""
+
+
+@pytest.fixture(autouse=True)
+def no_line_by_the_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work of earlier tests does not count, and only the tests of progress see the lines of a slow machine."""
+    monkeypatch.setattr(progress.Progress, "_said", -progress.EVERY)
+    monkeypatch.setattr(progress.Progress, "_seen", -progress.EVERY)
+    if request.path.stem != "test_progress":
+        monkeypatch.setattr(progress, "EVERY", math.inf)
 
 
 @pytest.hookimpl(trylast=True)

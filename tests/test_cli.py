@@ -376,12 +376,13 @@ def test_conversion_without_pytorch_names_the_extra(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", [(), *((command.name,) for command in cli.COMMANDS)])
 def test_help_fits_a_screen(command: tuple[str, ...], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*command, "--help"])
-    assert stop.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 60
-    assert max(map(len, lines)) <= 80
+    for line in (["help", *command], [*command, "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(line)
+        assert stop.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 60
+        assert max(map(len, lines)) <= 80
 
 
 # ------------------------------------------------------------------------------------------------- real processes

@@ -12,7 +12,7 @@ from intseg.cli import main as cli
 from intseg.conformance import coverage, vectors
 from intseg.reports import doctor
 
-CASES = ["random 5:0", "random 11:4", "adversarial 5:0", "adversarial 7:7"]
+CASES = ["random 12:4", "random 11:4", "adversarial 5:0", "adversarial 7:7"]
 
 
 @pytest.fixture

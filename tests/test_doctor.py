@@ -46,6 +46,12 @@ def test_the_installation_is_sound(findings: list[doctor.Finding]) -> None:
     assert tested == [f"{name}, {backend}" for name in models.names() for backend in doctor.installed_backends()]
 
 
+def test_the_text_fits_a_terminal(findings: list[doctor.Finding]) -> None:
+    text = [line for finding in findings if finding.name != "folder" for line in doctor.lines(finding, "")]
+    assert max(map(len, text)) <= 80
+    assert sum(line.endswith("  ok") for line in text) == sum(finding.ok is True for finding in findings)
+
+
 def test_the_findings_name_what_matters(findings: list[doctor.Finding]) -> None:
     found = {finding.name: finding.value for finding in findings}
     assert found["intseg"] == intseg.__version__

@@ -396,7 +396,7 @@ def test_the_tables(weights: Path, shot: Path, capsys: Capture) -> None:
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert captured.err == ""
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert lines[0].startswith("tiny (recipe random): 1 image, 4 windows, ")
     assert lines[0].endswith(" s")
     for title in ("approximation", "kind of op", "layer", "node"):

@@ -88,7 +88,7 @@ COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "predict": ("infer",),
     "evaluate": ("eval",),
-    "help": ("--help",),
+    "help": (),
     "models": ("inspect", "--list"),
     "warmup": ("doctor", "--warm"),
     "flatten": ("dump", "--format", "flat"),
@@ -157,6 +157,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     at = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
     if at is not None:
+        words += ["--help"] * (words[at] == "help")  # of the command behind it, if there is one
         words[at : at + 1] = ALIASES.get(words[at], (words[at],))
     args, extra = parser().parse_known_args(words)
     options = [word for word in extra if word.startswith("-") and word != "-"]

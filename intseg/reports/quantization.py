@@ -253,7 +253,11 @@ class _Runner:
         return result
 
     def _real(self, node: Node, values: Mapping[str, Array]) -> Array:
-        return self.real_ops[node.name](*real.as_float(self.graph.arguments(node, values)[0]))
+        return self.real_ops[node.name](*self._floats(node, values))
+
+    def _floats(self, node: Node, values: Mapping[str, Array]) -> Sequence[Array]:
+        """The inputs of a node, constant tensors among them."""
+        return real.as_float(self.graph.arguments(node, values)[0])
 
     def _finish(self, variant: Variant, start: int, values: Mapping[str, Array], own: Array) -> Array | None:
         """The variant's scores, from its first swapped node on; None where the swap of a single node changes nothing.
@@ -280,7 +284,7 @@ class _Runner:
             return self._unit_product(node, values)
         exact = self._real(node, values)
         if mode == "weights":
-            moved: Array = exact + self.noisy[node.name](values[node.inputs[0]])
+            moved: Array = exact + self.noisy[node.name](*self._floats(node, values))
             return moved
         low, high = limits(self.types[node.name])
         if mode == "rounding":
@@ -310,7 +314,8 @@ class _Runner:
 
     def _unit_product(self, node: Node, values: Mapping[str, Array]) -> Array:
         """a b^T of rows of length one, in the numbers their scales say; its size is arbitrary."""
-        a, b = (real.dequantize(self.scales.get(name), values[name]) for name in node.inputs)
+        named = zip(node.inputs, self.graph.arguments(node, values)[0], strict=True)
+        a, b = (real.dequantize(self.scales.get(name), value) for name, value in named)
         a, b = (x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-30) for x in (a, b))
         product: Array = (a @ np.swapaxes(b, -1, -2) * 2.0**10).astype(np.float32)
         return product

@@ -59,11 +59,8 @@ def _metrics_json(found: tuple[float, float] | None) -> dict[str, float] | None:
 def lines(report: QuantReport, per_node: bool = False) -> Iterator[str]:
     """What `intseg quant-report` prints, within 80 columns where names allow."""
     info, labelled = report.model.info, report.integer is not None
-    plural = "s" if report.images > 1 else ""
-    yield (
-        f"{info.name} (recipe {info.recipe}): {report.images} image{plural}, {report.windows} windows, "
-        f"{report.seconds:.1f} s"
-    )
+    counts = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((report.images, "image"), (report.windows, "window")))
+    yield f"{info.name} (recipe {info.recipe}): {', '.join(counts)}, {report.seconds:.1f} s"
     yield "integers against real arithmetic, same weights:"
     yield f"  {report.changed:.2%} of the {_unit(report)} differ, score error {report.score_error:.2%}"
     if report.real and report.integer:
