@@ -175,6 +175,7 @@ def test_a_float_onnx_file_of_a_classifier(config: object, tmp_path: Path) -> No
     assert found.config == config
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
+        assert found.state_dict()[name].stride() == value.stride(), name
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_what_torch_exports_is_the_model_again(config: SegmenterConfig, tmp_path
     assert found.config == config
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
+        assert found.state_dict()[name].stride() == value.stride(), name
 
 
 def test_converting_it_gives_the_weights_of_the_checkpoint(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ class _Reader:
         return [array for name in node.input if (array := self.constant(name)) is not None]
 
     def put(self, name: str, array: NDArray[np.float32]) -> None:
-        """A parameter of the model."""
-        self.state[name] = torch.from_numpy(np.array(array, np.float32))
+        """A parameter of the model, laid out as a checkpoint has it: sums of floats follow the layout."""
+        self.state[name] = torch.from_numpy(np.array(array, np.float32, order="C"))
 
     def some(self, node: Any, count: int) -> list[NDArray[np.float32]]:
         """The constant operands of a node that has so many."""
