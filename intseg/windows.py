@@ -325,6 +325,16 @@ def class_map(scores: Array, upsample: str, patch: int, height: int, width: int)
 # --------------------------------------------------------------------------------------------------------- bounds
 
 
+def label_steps(info: ModelInfo) -> list[tuple[str, dict[str, Attr]]]:
+    """The ops, with attributes, from the scores to the labels of an image of one window."""
+    if info.upsample == "bilinear":
+        return [
+            ("upsample_bilinear", {"factor": info.patch, "row_start": 0, "row_stop": info.window[0]}),
+            ("argmax", {}),
+        ]
+    return [("argmax", {}), ("upsample_nearest", {"factor": info.patch})]
+
+
 def bounds(info: ModelInfo, low: int, high: int) -> list[Bound]:
     """What the sum of windows may hold for scores in [low, high] and images of any size (SPEC.md, section 10).
 

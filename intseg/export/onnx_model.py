@@ -21,6 +21,7 @@ from intseg.export.onnx_qdq import OPSET as QDQ_OPSET
 from intseg.export.onnx_qdq import Lowering
 from intseg.graph import IMAGE, Graph
 from intseg.ops import OPS, Array, Attr
+from intseg.windows import label_steps
 
 OPSET = 18
 IR_VERSION = 9
@@ -147,12 +148,7 @@ def _labels(graph: Graph, functions: Functions, known: dict[str, Operand]) -> li
         axis = helper.make_node("Constant", [], [f"{LABELS}.axis"], value_ints=[0])
         wide = helper.make_node("Unsqueeze", [graph.output, axis.output[0]], [row], name=row)
         return [axis, wide, helper.make_node(function, [row], [LABELS], name=LABELS, domain=DOMAIN)]
-    height, patch = graph.info.window[0], graph.info.patch
-    bilinear: dict[str, Attr] = {"factor": patch, "row_start": 0, "row_stop": height}
-    steps: list[tuple[str, Mapping[str, Attr]]] = [("argmax", {}), ("upsample_nearest", {"factor": patch})]
-    if graph.info.upsample == "bilinear":
-        steps = [("upsample_bilinear", bilinear), ("argmax", {})]
-    nodes, value = [], graph.output
+    steps, nodes, value = label_steps(graph.info), [], graph.output
     for i, (op, attrs) in enumerate(steps):
         name = LABELS if i == len(steps) - 1 else f"{LABELS}.{op}"
         function, known[name] = functions.add(op, [known[value]], {}, attrs)
