@@ -218,6 +218,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, out, _ = run(capsys, "verify", "--onnx", str(target), "-w", weights, "--json")
     assert code == 0
     assert '"different": 0' in out
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "wide.png").write_bytes((GOLDEN / "images" / "wide.png").read_bytes())
+    code, out, _ = run(capsys, "verify", str(tmp_path), "--onnx", str(target), "-w", weights, "--json")
+    assert (code, [entry["windows"] for entry in json.loads(out)["runs"]]) == (0, [7, 7, 7])  # noise and six of it
+    code, _, err = run(capsys, "verify", str(target.parent / "images"), "--onnx", str(target), "-w", weights)
+    assert (code, "has no images/*.png" in err) == (4, True)
     other = str(GOLDEN / "models" / "paper.safetensors")
     code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", other)
     assert (code, "exported from other weights" in err) == (4, True)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import intseg
-from intseg import windows
 from intseg.arith import limits
 from intseg.arith.bounds import Bounds
 from intseg.arith.interval import Interval
@@ -24,7 +23,6 @@ from intseg.errors import ModelError
 from intseg.export import tosa
 from intseg.export.tosa_block import Block, CannotError
 from intseg.export.tosa_machine import TosaMachine
-from intseg.graph import Graph
 from intseg.ops import OPS, RUN, Call
 from tests.trust.compare_tosa import as_tosa, raw, signed, traced
 
@@ -171,16 +169,11 @@ def test_the_whole_and_its_nodes(path: Path) -> None:
     found = evaluate(tosa.model_file(graph, labels=True), {"image": given["image"]})
     for node in graph.nodes:
         assert (found[node.name] == given[node.name]).all(), node.name
-    scores = values[graph.output]
-    assert (found["labels"] == (scores.argmax() if graph.info.classifies else classes(graph, scores))).all()
+    assert (found["labels"] == given["labels"]).all()
     for node in {node.op: node for node in graph.nodes}.values():
         file = made[node.name]
         assert isinstance(file, dict), file
         assert (evaluate(json.loads(json.dumps(file)), given)[node.name] == given[node.name]).all(), node.name
-
-
-def classes(graph: Graph, scores: Any) -> Any:
-    return windows.class_map(scores, graph.info.upsample, graph.info.patch, *graph.info.window)
 
 
 def written(call: Call) -> dict[str, Any] | str:

@@ -108,14 +108,15 @@ Replay golden vectors on this machine, on every backend that is installed, and p
 which is the same on every machine. DIR is a folder that intseg vectors wrote, or the golden folder
 of a checkout. Without DIR: the golden folder of the checkout around the working folder, or else a
 self-test of the installed package. With --onnx: an exported model in onnxruntime and in ONNX's own
-evaluator, every node of it against the engine.
+evaluator, every node of it against the engine, on windows of noise; with DIR too on the windows of its pictures
+(DIR/images/*.png).
 """
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=ReadHeld, metavar="DIR", nargs="?", help="conformance pack or golden folder")
     parser.add_argument("--backend", choices=BACKENDS[1:], help="only this one; default: all that are installed")
-    parser.add_argument("--onnx", type=Read, metavar="FILE", help="a model that intseg export wrote, instead of DIR")
+    parser.add_argument("--onnx", type=Read, metavar="FILE", help="a model that intseg export wrote")
     add_weights(parser, backend=False)
     parser.add_argument("--windows", type=whole(1, 1000), default=1, metavar="N", help="random windows for --onnx (1)")
 
@@ -125,7 +126,7 @@ def _verify(args: argparse.Namespace) -> Answer:
     from intseg.conformance import verify
 
     if args.onnx is not None:
-        return exchange.verify_onnx(args.onnx, args.weights, args.windows)
+        return exchange.verify_onnx(args.onnx, args.weights, args.windows, args.folder)
     names = (backends.resolve(args.backend),) if args.backend else ()
     folder = Path(args.folder) if args.folder is not None else verify.find_golden(Path.cwd())
     report = verify.verify(folder, names, say)

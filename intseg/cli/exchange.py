@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from intseg.cli.parser import Command, WrittenFolder, add_model, require_ending
 from intseg.cli.printing import Answer, count, say, size, wrote
-from intseg.errors import MismatchError, UsageError
+from intseg.errors import InputError, MismatchError, UsageError
 
 if TYPE_CHECKING:
     from intseg.graph import Graph
@@ -86,7 +86,7 @@ def _export(args: argparse.Namespace) -> Answer:
         f"{count(facts['nodes'], 'node')}, {count(facts['functions'], 'function')} of {count(operators, 'operator')}, "
         f"{size(len(data))}, opset {facts['opset']}"
     )
-    lines, runs = _measured(made, graph, 1) if args.form == "qdq" else ([], [])
+    lines, runs = _measured(made, graph, _noise(graph, 1)) if args.form == "qdq" else ([], [])
     answer = wrote(args.output, about, form=args.form, **facts, **({"runs": runs} if runs else {}))
     return Answer([*answer.lines, *lines], answer.document)
 
@@ -109,14 +109,30 @@ def _tosa(args: argparse.Namespace) -> Answer:
     return Answer([*answer.lines, *(["not in TOSA 1.0:", *lines] if lines else [])], answer.document)
 
 
-def _measured(made: Any, graph: Graph, windows: int) -> tuple[list[str], list[dict[str, object]]]:
-    """Lines and entries of a model in the runtimes that are installed, on random windows."""
+def _noise(graph: Graph, count: int) -> list[Any]:
+    """Random windows."""
     import numpy as np
 
+    numbers = np.random.default_rng(0)
+    return [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(count)]
+
+
+def _pictures(graph: Graph, folder: Path) -> list[Any]:
+    """The windows of the pictures of a conformance pack or a golden folder, as the engine cuts them."""
+    from intseg.images import decode
+    from intseg.windows import cut_windows
+
+    paths = sorted((folder / "images").glob("*.png"))
+    if not paths:
+        raise InputError(f"{folder}: has no images/*.png; give a folder that intseg vectors wrote, or golden")
+    found = (decode.decode(path, graph.info.pad).rgb for path in paths)
+    return [window for rgb in found for _, window in cut_windows(rgb, graph.info)]
+
+
+def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], list[dict[str, object]]]:
+    """Lines and entries of a model in the runtimes that are installed, on windows."""
     from intseg.export import onnx_check
 
-    numbers = np.random.default_rng(0)
-    images = [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(windows)]
     exact = onnx_check.form(made) == "exact"
     lines: list[str] = []
     entries: list[dict[str, object]] = []
@@ -150,8 +166,12 @@ def _measured(made: Any, graph: Graph, windows: int) -> tuple[list[str], list[di
     return lines, entries
 
 
-def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
-    """An exported model in every ONNX runtime that is installed, node by node against the engine."""
+def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None = None) -> Answer:
+    """An exported model in every ONNX runtime that is installed, node by node against the engine.
+
+    windows  of noise
+    folder   whose pictures it is run on too
+    """
     from intseg import api, files
 
     _need_onnx()
@@ -160,7 +180,8 @@ def verify_onnx(path: str, weights: str | None, windows: int) -> Answer:
     graph = api.load(weights).graph
     made = onnx_check.read(path, files.read(path))
     onnx_check.require_export(path, made, graph)
-    lines, entries = _measured(made, graph, windows)
+    images = _noise(graph, windows) + (_pictures(graph, Path(folder)) if folder is not None else [])
+    lines, entries = _measured(made, graph, images)
     if onnx_check.form(made) != "exact":
         return Answer([*lines, "form qdq: not exact, and not meant to be"], {"runs": entries, "form": "qdq"})
     wrong = [line for line in lines if line.startswith("first: ")]

@@ -22,17 +22,19 @@ from intseg.executor import execute
 from intseg.export import tosa
 from intseg.graph import Graph, Node
 from intseg.ops import RUN
+from intseg.windows import class_map
 
 Array = NDArray[np.generic]
 
 
-def run(reference: Path, file: Path, given: dict[str, Array], place: Path) -> Array:
-    """The result of one graph by the reference model."""
+def run(reference: Path, file: Path, given: dict[str, Array], place: Path) -> dict[str, Array]:
+    """The results of one graph by the reference model."""
     graph = json.loads(file.read_text(encoding="utf-8"))["regions"][0]["blocks"][0]
     for i, name in enumerate(graph["inputs"]):
         np.save(place / f"input_{i}.npy", given[name])
-    out = place / "out.npy"
-    out.unlink(missing_ok=True)
+    out = {name: place / f"output_{i}.npy" for i, name in enumerate(graph["outputs"])}
+    for path in out.values():
+        path.unlink(missing_ok=True)
     arguments = {
         "tosa_file": file,
         "flatbuffer_dir": place,
@@ -40,15 +42,15 @@ def run(reference: Path, file: Path, given: dict[str, Array], place: Path) -> Ar
         "operator_fbs": reference.parent / "tosa.fbs",
         "ifm_name": ",".join(graph["inputs"]),
         "ifm_file": ",".join(f"input_{i}.npy" for i in range(len(graph["inputs"]))),
-        "ofm_name": graph["outputs"][0],
-        "ofm_file": out.name,
-        "tosa_level": "NONE",
+        "ofm_name": ",".join(out),
+        "ofm_file": ",".join(path.name for path in out.values()),
+        "tosa_level": "EIGHTK",
     }
     command = [str(reference), *(f"--{name}={value}" for name, value in arguments.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not out.exists():
+    if done.returncode or not all(path.exists() for path in out.values()):
         raise SystemExit(f"{file.name}: the reference model says {(done.stderr or done.stdout)[-500:]}")
-    return np.load(out)
+    return {name: np.load(path) for name, path in out.items()}
 
 
 def raw(x: Array) -> Array:
@@ -63,8 +65,17 @@ def signed(x: Array) -> Array:
 
 def as_tosa(graph: Graph, values: dict[str, Array]) -> dict[str, Array]:
     """Inputs and results of the files by name."""
-    found = {"image": raw(values["image"]), **graph.tensors}
+    scores = values[graph.output]
+    found = {"image": raw(values["image"]), **graph.tensors, tosa.LABELS: labels(graph, scores)}
     return found | {n.name: values[n.name] if n.op == "argmax" else signed(values[n.name]) for n in graph.nodes}
+
+
+def labels(graph: Graph, scores: Array) -> Array:
+    """Of one window, or the class."""
+    info = graph.info
+    if info.classifies:
+        return scores.argmax(keepdims=True)
+    return class_map(scores, info.upsample, info.patch, *info.window)
 
 
 def traced(graph: Graph, image: Array) -> dict[str, Array]:
@@ -79,22 +90,22 @@ def traced(graph: Graph, image: Array) -> dict[str, Array]:
 
 
 def compare(graph: Graph, values: dict[str, Array], reference: Path) -> tuple[Counter[str], Counter[str], int]:
-    """Files that ran and nodes refused by op, and elements that differ, of nodes and of the scores of the whole."""
+    """Files that ran and nodes refused by op, and elements that differ; the whole gives scores and labels."""
     ran, refused, wrong = Counter[str](), Counter[str](), 0
     given = as_tosa(graph, values)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "nodes")
-        tosa.write(graph, folder)
+        tosa.write(graph, folder, labels=True)
         entries = json.loads((folder / tosa.MAP).read_text(encoding="utf-8"))["nodes"]
         refused.update(entry["op"] for entry in entries if "cannot" in entry)
-        files = [(entry["node"], entry["op"], entry["file"]) for entry in entries if "file" in entry]
-        for node, op, file in [*files, *([] if refused else [(graph.output, "whole", tosa.MODEL)])]:
-            found = run(reference, folder / file, given, Path(name))
-            differ = int((found.reshape(given[node].shape) != given[node]).sum())
-            if differ:
-                print(f"{node} ({op}): {differ} of {found.size} elements differ")
+        files = [(entry["op"], entry["file"]) for entry in entries if "file" in entry]
+        for op, file in [*files, *([] if refused else [("whole", tosa.MODEL)])]:
+            for node, found in run(reference, folder / file, given, Path(name)).items():
+                differ = int((found.reshape(given[node].shape) != given[node]).sum())
+                if differ:
+                    print(f"{file}: {node}: {differ} of {found.size} elements differ")
+                wrong += differ
             ran[op] += 1
-            wrong += differ
     return ran, refused, wrong
 
 
