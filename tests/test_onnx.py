@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from compare import assert_equal
+from safetensors.numpy import save_file
 
 from intseg import packing, store, windows
 from intseg.conformance import vectors
@@ -220,10 +221,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert '"different": 0' in out
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "wide.png").write_bytes((GOLDEN / "images" / "wide.png").read_bytes())
+    save_file({"image": images(store.load(weights), 1)[0]}, tmp_path / "images" / "one.safetensors")
     code, out, _ = run(capsys, "verify", str(tmp_path), "--onnx", str(target), "-w", weights, "--json")
-    assert (code, [entry["windows"] for entry in json.loads(out)["runs"]]) == (0, [7, 7, 7])  # noise and six of it
-    code, _, err = run(capsys, "verify", str(target.parent / "images"), "--onnx", str(target), "-w", weights)
-    assert (code, "has no images/*.png" in err) == (4, True)
+    assert (code, [entry["windows"] for entry in json.loads(out)["runs"]]) == (0, [8, 8, 8])  # noise, six and one
+    code, _, err = run(capsys, "verify", str(tmp_path / "images"), "--onnx", str(target), "-w", weights)
+    assert (code, "has no images; give a folder" in err) == (4, True)
     other = str(GOLDEN / "models" / "paper.safetensors")
     code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", other)
     assert (code, "exported from other weights" in err) == (4, True)

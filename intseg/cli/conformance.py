@@ -108,8 +108,8 @@ Replay golden vectors on this machine, on every backend that is installed, and p
 which is the same on every machine. DIR is a folder that intseg vectors wrote, or the golden folder
 of a checkout. Without DIR: the golden folder of the checkout around the working folder, or else a
 self-test of the installed package. With --onnx: an exported model in onnxruntime and in ONNX's own
-evaluator, every node of it against the engine, on windows of noise; with DIR too on the windows of its pictures
-(DIR/images/*.png).
+evaluator, every node of it against the engine, on windows of noise, and with DIR on
+those of its images.
 """
 
 

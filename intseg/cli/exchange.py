@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from intseg.cli.parser import Command, WrittenFolder, add_model, require_ending
 from intseg.cli.printing import Answer, count, say, size, wrote
-from intseg.errors import InputError, MismatchError, UsageError
+from intseg.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
     from intseg.graph import Graph
@@ -117,18 +117,6 @@ def _noise(graph: Graph, count: int) -> list[Any]:
     return [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(count)]
 
 
-def _pictures(graph: Graph, folder: Path) -> list[Any]:
-    """The windows of the pictures of a conformance pack or a golden folder, as the engine cuts them."""
-    from intseg.images import decode
-    from intseg.windows import cut_windows
-
-    paths = sorted((folder / "images").glob("*.png"))
-    if not paths:
-        raise InputError(f"{folder}: has no images/*.png; give a folder that intseg vectors wrote, or golden")
-    found = (decode.decode(path, graph.info.pad).rgb for path in paths)
-    return [window for rgb in found for _, window in cut_windows(rgb, graph.info)]
-
-
 def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], list[dict[str, object]]]:
     """Lines and entries of a model in the runtimes that are installed, on windows."""
     from intseg.export import onnx_check
@@ -170,17 +158,19 @@ def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None
     """An exported model in every ONNX runtime that is installed, node by node against the engine.
 
     windows  of noise
-    folder   whose pictures it is run on too
+    folder   a conformance pack or a golden folder, on whose images it is run too
     """
     from intseg import api, files
 
     _need_onnx()
+    from intseg.conformance import verify
     from intseg.export import onnx_check
 
     graph = api.load(weights).graph
     made = onnx_check.read(path, files.read(path))
     onnx_check.require_export(path, made, graph)
-    images = _noise(graph, windows) + (_pictures(graph, Path(folder)) if folder is not None else [])
+    images = _noise(graph, windows)
+    images += [] if folder is None else verify.windows_of(Path(folder), graph.info)
     lines, entries = _measured(made, graph, images)
     if onnx_check.form(made) != "exact":
         return Answer([*lines, "form qdq: not exact, and not meant to be"], {"runs": entries, "form": "qdq"})

@@ -25,7 +25,7 @@ from intseg.conformance import truth_table, vectors
 from intseg.errors import InputError, IntsegError, ModelError
 from intseg.exam import EXAMS
 from intseg.executor import execute
-from intseg.graph import Node, check_call
+from intseg.graph import ModelInfo, Node, check_call
 from intseg.images import decode as pictures
 from intseg.ops import OPS, Array, Call, Value
 from intseg.windows import check_step, cut_windows
@@ -280,11 +280,7 @@ class _Pack:
 def _image_checks(
     name: str, expected: dict[str, Array], nodes: dict[str, str], model: api.Model, backend: str
 ) -> Checks:
-    if "image" not in expected or expected["image"].dtype != np.uint8 or expected["image"].shape[2:] != (3,):
-        raise InputError(f"images/{name}: has no image uint8 [H, W, 3]; write the pack again")
-    if not expected["image"].size:
-        raise InputError(f"images/{name}: the image has no pixel; write the pack again")
-    found = vectors.run_image(model, expected["image"], backend, with_coverage=False)
+    found = vectors.run_image(model, _image(name, expected), backend, with_coverage=False)
     for key in sorted({*expected, *found.tensors} - {"image"}):
         missing = "missing"
         yield f"images/{name}/{key}", found.tensors.get(key, missing), expected.get(key, missing)
@@ -292,6 +288,24 @@ def _image_checks(
         yield f"images/{name}/nodes/{node}", found.nodes[node], nodes.get(node, "missing")
     for node in nodes.keys() - found.nodes.keys():
         yield f"images/{name}/nodes/{node}", "missing", nodes[node]
+
+
+def _image(name: str, expected: dict[str, Array]) -> Array:
+    if "image" not in expected or expected["image"].dtype != np.uint8 or expected["image"].shape[2:] != (3,):
+        raise InputError(f"images/{name}: has no image uint8 [H, W, 3]; write the pack again")
+    if not expected["image"].size:
+        raise InputError(f"images/{name}: the image has no pixel; write the pack again")
+    return expected["image"]
+
+
+def windows_of(folder: Path, info: ModelInfo) -> list[Array]:
+    """Every window of the images of a conformance pack or a golden folder, as a model cuts them. Raises InputError."""
+    found = [pictures.decode(path, info.pad).rgb for path in sorted(folder.glob("images/*.png"))]
+    for path in sorted(folder.glob("images/*.safetensors")):
+        found.append(_image(path.stem, _tensors(path, files.read(path))))
+    if not found:
+        raise InputError(f"{folder}: has no images; give a folder that intseg vectors wrote, or golden")
+    return [window for rgb in found for _, window in cut_windows(rgb, info)]
 
 
 # -------------------------------------------------------------------------------------------------------- golden

@@ -17,7 +17,7 @@ from intseg.tools import convert
 from intseg.tools.twin.checkpoint import save_checkpoint
 from intseg.tools.twin.config import CheckpointError, SegmenterConfig
 from intseg.tools.twin.onnx_import import load_onnx
-from intseg.tools.twin.segmenter import Segmenter, random_segmenter
+from intseg.tools.twin.segmenter import Attention, Segmenter, random_segmenter
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 
@@ -41,6 +41,23 @@ def test_what_torch_exports_is_the_model_again(config: SegmenterConfig, tmp_path
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
         assert found.state_dict()[name].stride() == value.stride(), name
+
+
+def fused(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """An attention as timm has it, whose export computes the scale from the shape of q and multiplies q and k."""
+    batch, tokens, width = x.shape
+    q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+    z = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    return self.proj(z.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def test_a_fused_attention_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Attention, "forward", fused)
+        exported(SMALL, tmp_path / "m.onnx")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert {"Sqrt", "Shape"} <= kinds
+    assert load_onnx(tmp_path / "m.onnx").config == SMALL
 
 
 def test_converting_it_gives_the_weights_of_the_checkpoint(tmp_path: Path) -> None:

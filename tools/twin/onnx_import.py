@@ -58,11 +58,8 @@ def load_onnx(path: Path) -> Segmenter | Classifier:
 
 
 def _require_same(path: Path, made: Any, image: tuple[str, list[int]], model: Segmenter | Classifier) -> None:
-    from onnx.reference import ReferenceEvaluator
-
-    name, shape = image
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    given = ReferenceEvaluator(made).run(None, {name: x.numpy()})[0]
+    pixels = _pixels(image)
+    (given, *_), x = _run(path, made, None, pixels), torch.from_numpy(pixels[image[0]])
     with torch.no_grad():
         wanted = [model(x).numpy(), model.forward_scores(x).numpy()]
     same = next((scores for scores in wanted if scores.shape == given.shape), None)
@@ -75,6 +72,24 @@ def _require_same(path: Path, made: Any, image: tuple[str, list[int]], model: Se
             f"{path}: its scores differ by {far:.1%} from those of a Segmenter with its parameters, expected none: "
             "the operators are those of one but are connected otherwise; export rstrudel/segmenter's own model"
         )
+
+
+def _pixels(image: tuple[str, list[int]]) -> dict[str, NDArray[np.float32]]:
+    """Noise under the name of the image."""
+    name, shape = image
+    return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()}
+
+
+def _run(path: Path, made: Any, names: list[str] | None, given: dict[str, NDArray[np.float32]]) -> list[Any]:
+    """Results by name, or the outputs. Raises CheckpointError."""
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        found: list[Any] = ReferenceEvaluator(made).run(names, given)
+    except Exception as error:  # whatever the operators of a file raise
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be run ({reason}); export the model again") from None
+    return found
 
 
 class _Reader:
@@ -101,10 +116,21 @@ class _Reader:
         if more or len(shape) != 4 or shape[1] != 3 or 0 in shape:
             raise CheckpointError(f"{path}: takes {shape}, expected [1, 3, H, W] of fixed size; export it with one")
         self.image = (given.name, [1, *shape[1:]])
+        if fixed := self._fixed(made):
+            self.constants |= zip(fixed, _run(path, made, fixed, _pixels(self.image)), strict=True)
+            self.nodes = [node for node in self.nodes if node.output[0] not in fixed]
         self.classifies = len(made.graph.output[0].type.tensor_type.shape.dim) == 2
         self.state: State = {}
         self.heads: list[int] = []
         self.eps: list[float] = []
+
+    def _fixed(self, made: Any) -> list[str]:
+        """Results that compute but depend on no pixel, as the scale of a fused attention: the width of its heads."""
+        moving = {self.image[0]}
+        for node in made.graph.node:
+            if node.op_type != "Shape" and (moving & {*node.input} or any(a.HasField("g") for a in node.attribute)):
+                moving.update(node.output)
+        return [node.output[0] for node in self.nodes if node.output[0] not in moving]
 
     # ------------------------------------------------------------------------------------------------------ the parts
 
