@@ -206,6 +206,28 @@ def test_a_wrong_node_is_named() -> None:
     assert found.differ[0].wrong > 0
 
 
+def test_the_cause_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file whose residual additions round down: what `intseg diff` says of it."""
+    weights, target = str(GOLDEN / "models" / "paper.safetensors"), tmp_path / "m.onnx"
+    made = onnx_model.model(store.load(weights))
+    for function in made.functions:
+        if function.name.split("_of_")[0] == "add":
+            for node in function.node:
+                if node.op_type == "Add" and node.input[0].startswith("product_"):
+                    node.input[1] = "zero"
+            zero = onnx.numpy_helper.from_array(np.array(0))
+            function.node.insert(0, onnx.helper.make_node("Constant", [], ["zero"], value=zero))
+    target.write_bytes(made.SerializeToString())
+    code, out, err = run(capsys, "verify", "--onnx", str(target), "-w", weights)
+    assert (code, "(add)" in out, "  - round down (floor)" in out) == (1, True, True)
+    assert "elements differ, [" in err
+    remainder = next(n for f in made.functions if "zero" in f.node[0].output for n in f.node if n.op_type == "Mod")
+    remainder.input[1] = "zero"
+    target.write_bytes(made.SerializeToString())
+    code, _, err = run(capsys, "verify", "--onnx", str(target), "-w", weights)
+    assert (code, "cannot run it" in err, err.count("\n")) == (4, True, 1)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = cli.main([*arguments])
     return code, *capsys.readouterr()

@@ -86,7 +86,7 @@ def _export(args: argparse.Namespace) -> Answer:
         f"{count(facts['nodes'], 'node')}, {count(facts['functions'], 'function')} of {count(operators, 'operator')}, "
         f"{size(len(data))}, opset {facts['opset']}"
     )
-    lines, runs = _measured(made, graph, _noise(graph, 1)) if args.form == "qdq" else ([], [])
+    lines, runs, _ = _measured(made, graph, _noise(graph, 1)) if args.form == "qdq" else ([], [], [])
     answer = wrote(args.output, about, form=args.form, **facts, **({"runs": runs} if runs else {}))
     return Answer([*answer.lines, *lines], answer.document)
 
@@ -117,19 +117,22 @@ def _noise(graph: Graph, count: int) -> list[Any]:
     return [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(count)]
 
 
-def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], list[dict[str, object]]]:
-    """Lines and entries of a model in the runtimes that are installed, on windows."""
+def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], list[dict[str, object]], list[Any]]:
+    """Lines and entries of a model in the runtimes that are installed, on windows; of an exact one that differs the
+    first node, in words, and `Found.example`.
+    """
     from intseg.export import onnx_check
 
     exact = onnx_check.form(made) == "exact"
     lines: list[str] = []
     entries: list[dict[str, object]] = []
+    examples: list[Any] = []
     for found in onnx_check.compare(made, graph, images, onnx_check.installed(say)):
         wrong, elements = (sum(getattr(node, part) for node in found.differ) for part in ("wrong", "elements"))
         about = f"{count(found.compared, 'node')} of {count(found.images, 'window')} compared"
         lines.append(f"{found.runtime}: {about}, {len(found.differ)} differ; {found.seconds:.2g} s a window")
         if exact:
-            lines += [f"first: {node}" for node in found.differ[:1]]
+            examples += [(str(found.differ[0]), found.example)] if found.differ else []
         elif found.differ:
             last = next((node.largest for node in found.differ if node.node == graph.output), 0)
             lines.append(
@@ -151,7 +154,7 @@ def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], li
                 ],
             }
         )
-    return lines, entries
+    return lines, entries, examples
 
 
 def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None = None) -> Answer:
@@ -165,19 +168,24 @@ def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None
     _need_onnx()
     from intseg.conformance import verify
     from intseg.export import onnx_check
+    from intseg.reports import diff_text
 
-    graph = api.load(weights).graph
+    model = api.load(weights)
+    graph = model.graph
     made = onnx_check.read(path, files.read(path))
     onnx_check.require_export(path, made, graph)
     images = _noise(graph, windows)
     images += [] if folder is None else verify.windows_of(Path(folder), graph.info)
-    lines, entries = _measured(made, graph, images)
+    lines, entries, wrong = _measured(made, graph, images)
     if onnx_check.form(made) != "exact":
         return Answer([*lines, "form qdq: not exact, and not meant to be"], {"runs": entries, "form": "qdq"})
-    wrong = [line for line in lines if line.startswith("first: ")]
-    failure = MismatchError(f"{path}: {wrong[0].removeprefix('first: ')}") if wrong else None
     document = {"runs": entries, "form": "exact", "ok": not wrong}
-    return Answer(lines if wrong else [*lines, "ok: all equal"], document, failure=failure)
+    if not wrong:
+        return Answer([*lines, "ok: all equal"], document)
+    first, example = wrong[0]
+    report = onnx_check.explained(model, *example)
+    document |= {"diff": diff_text.as_json(report)}
+    return Answer([*lines, *diff_text.lines(report)], document, failure=MismatchError(f"{path}: {first}"))
 
 
 EXPORT = Command("export", "write a model as ONNX or TOSA", _EXPORT, _export_arguments, _export)

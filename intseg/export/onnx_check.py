@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
+from safetensors.numpy import save_file
 
-from intseg import backends, executor, store
+from intseg import api, backends, executor, store
 from intseg.errors import InputError
 from intseg.export import onnx_model
-from intseg.graph import Graph, ModelInfo
+from intseg.graph import IMAGE, Graph, ModelInfo
 from intseg.ops import Array
 from intseg.windows import class_map
+from intseg.workbench import diff, sides, trace
 
 Run = Callable[[Array], Mapping[str, Array]]
 """An image to the values of the nodes."""
@@ -73,6 +77,7 @@ class Found:
     pixels    whose labels were compared; images of a classifier
     labels    that differ
     seconds   of one image, the fastest
+    example   the image and the nodes' values, expected and found, of the first image that differs
     """
 
     runtime: str
@@ -82,6 +87,7 @@ class Found:
     pixels: int
     labels: int
     seconds: float
+    example: tuple[Mapping[str, Array], Mapping[str, Array]] | None
 
 
 def _onnxruntime(optimize: bool) -> Callable[[onnx.ModelProto], Run]:
@@ -153,10 +159,10 @@ def compare(
     """Every node of every image in every runtime. Each image is one window, uint8 [H, W, 3]."""
     whole = onnx_model.with_every_node(made, graph)
     for runtime in runtimes:
-        run = RUNTIMES[runtime](whole)
+        run = _started(runtime, whole)
         began, done = time.perf_counter(), 0
         nodes = {node.name: Difference(node.name) for node in graph.nodes}
-        fastest, pixels, labels = math.inf, 0, 0
+        fastest, pixels, labels, example = math.inf, 0, 0, None
         for image in images:
             start = time.perf_counter()
             if runtime == "onnx.reference" and done >= SLOW and start - began > SLOW_SECONDS:
@@ -166,10 +172,41 @@ def compare(
             wanted = expected_values(graph, image)
             for name, expected in wanted.items():
                 nodes[name].add(values[name], expected)
+            if example is None and any(node.wrong for node in nodes.values()):
+                example = {IMAGE: image, **wanted}, values
             pixels += 1 if graph.info.classifies else image.shape[0] * image.shape[1]
             labels += _labels_that_differ(values[graph.output], wanted[graph.output], graph.info)
         differ = tuple(node for node in nodes.values() if node.wrong)
-        yield Found(runtime, done, len(nodes), differ, pixels, labels, fastest)
+        yield Found(runtime, done, len(nodes), differ, pixels, labels, fastest, example)
+
+
+def explained(model: api.Model, expected: Mapping[str, Array], found: Mapping[str, Array]) -> diff.Report:
+    """What `intseg diff` says of a window: the first wrong bit and its cause."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "window.safetensors")
+        save_file({f"window0.{name}": np.ascontiguousarray(x) for name, x in expected.items()}, path)
+        other = sides.Arrays({f"window0.{name}": x for name, x in found.items()})
+        return diff.compare(trace.Trace(trace.TensorFile(path), model), other, diff.Settings(partial=True))
+
+
+def _started(runtime: str, made: onnx.ModelProto) -> Run:
+    """A runtime with a model; what it raises is one line."""
+
+    def refused(error: Exception) -> InputError:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        return InputError(f"{runtime} cannot run it ({reason}); write it with intseg export")
+
+    def run(image: Array) -> Mapping[str, Array]:
+        try:
+            return started(image)
+        except Exception as error:  # every runtime has its own
+            raise refused(error) from None
+
+    try:
+        started = RUNTIMES[runtime](made)
+    except Exception as error:
+        raise refused(error) from None
+    return run
 
 
 def _labels_that_differ(given: Array, expected: Array, info: ModelInfo) -> int:
