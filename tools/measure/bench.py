@@ -382,7 +382,8 @@ def _step_name(step: Step, graph: Graph) -> str:
 
 
 def child(code: str, **environment: str) -> tuple[float, str]:
-    """Seconds and output of a Python program in a process of its own."""
+    """Seconds and output of a Python program in a process of its own, which keeps bytecode as an installed one does."""
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
