@@ -18,7 +18,7 @@ from pathlib import Path
 from intseg.tools.ends import ended
 from intseg.tools.make_docs import DOCS
 from intseg.tools.measure import bench
-from intseg.tools.measure.experiment.memo import write
+from intseg.tools.measure.experiment.memo import read_json, write
 from intseg.tools.measure.experiment.quantized import TOOLS, measured
 from intseg.tools.twin.checkpoint import save_checkpoint
 from intseg.tools.twin.config import SIZES, config_for
@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> None:
-    found = {}
+    """Rows of sizes that are not asked for stay."""
+    path = args.docs / "results" / "memory.json"
+    known = read_json(path)["results"] if path.exists() else {}
+    found = known["sizes"] if known.get("recipe") == args.recipe else {}
     for name in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(random_segmenter(config_for(name), 0), folder)
@@ -48,7 +51,7 @@ def _measure(args: argparse.Namespace) -> None:
         print(f"{name}: {found[name]['peak_bytes'] / 1e9:.2f} GB, {found[name]['cpu_seconds']:.0f} s", flush=True)
         about = {"experiment": "memory", "command": f"python tools/measure/memory.py --sizes {' '.join(found)}"}
         results = {"recipe": args.recipe, "sizes": found, "machine": bench.machine()}
-        write({**about, "results": results}, args.docs / "results" / "memory.json")
+        write({**about, "results": results}, path)
 
 
 if __name__ == "__main__":
