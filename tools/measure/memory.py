@@ -18,7 +18,7 @@ from pathlib import Path
 from intseg.tools.ends import ended
 from intseg.tools.make_docs import DOCS
 from intseg.tools.measure import bench
-from intseg.tools.measure.experiment.memo import read_json, write
+from intseg.tools.measure.experiment.memo import Document, read_json, write
 from intseg.tools.measure.experiment.quantized import TOOLS, measured
 from intseg.tools.twin.checkpoint import save_checkpoint
 from intseg.tools.twin.config import SIZES, config_for
@@ -41,7 +41,7 @@ def _measure(args: argparse.Namespace) -> None:
     """Rows of sizes that are not asked for stay."""
     path = args.docs / "results" / "memory.json"
     known = read_json(path)["results"] if path.exists() else {}
-    found = known["sizes"] if known.get("recipe") == args.recipe else {}
+    found: Document = known["sizes"] if known.get("recipe") == args.recipe else {}
     for name in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(random_segmenter(config_for(name), 0), folder)
