@@ -47,7 +47,8 @@ def _measure(args: argparse.Namespace) -> None:
             save_checkpoint(random_segmenter(config_for(name), 0), folder)
             output = Path(folder) / "model.safetensors"
             command = [TOOLS / "convert.py", folder, "-o", output, "--recipe", args.recipe, "-q"]
-            found[name] = measured([*command, "--calibrate", STREET]) | {"bytes": output.stat().st_size}
+            cost = measured([*command, "--calibrate", STREET])
+            found[name] = cost | {"bytes": output.stat().st_size, "shares_weights": True}
         print(f"{name}: {found[name]['peak_bytes'] / 1e9:.2f} GB, {found[name]['cpu_seconds']:.0f} s", flush=True)
         about = {"experiment": "memory", "command": f"python tools/measure/memory.py --sizes {' '.join(found)}"}
         results = {"recipe": args.recipe, "sizes": found, "machine": bench.machine()}

@@ -86,6 +86,8 @@ def _by_size(results: Results) -> Iterator[str]:
     """)
     rows = [[name, *_cost(cost, "cpu_seconds", 0), f"{cost['bytes'] / 1e6:.0f}"] for name, cost in sizes]
     yield from table(("size", "seconds", "GB", "MB of the file"), rows)
+    if old := ", ".join(name for name, cost in sizes if not cost.get("shares_weights")):
+        yield from prose(f"Measured before the twin read the float model's own weights, it takes less since: {old}.")
 
 
 def _cost(cost: Document, seconds: str, digits: int) -> tuple[str, str]:
