@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -58,9 +59,14 @@ def rehash(folder: Path, name: str) -> None:
 # What passes
 
 
+@functools.cache
+def of_golden(backend: str) -> verify.Report:
+    return verify.verify(GOLDEN, (backend,))
+
+
 @pytest.mark.parametrize("backend", verify.installed_backends())
 def test_golden(backend: str):
-    report = verify.verify(GOLDEN, (backend,))
+    report = of_golden(backend)
     assert report.ok, report.mismatch
     assert report.counts["ops"] > 400
     assert report.counts["traces"] > 2000
@@ -68,7 +74,7 @@ def test_golden(backend: str):
 
 def test_golden_is_compared_completely():
     """As many comparisons as there are tensors in the traces, and the compiled scores of every window."""
-    report = verify.verify(GOLDEN, ("numpy",))
+    report = of_golden("numpy")
     expected = 0
     for path in (GOLDEN / "traces").iterdir():
         tensors = safetensors.numpy.load(path.read_bytes())
@@ -79,7 +85,7 @@ def test_golden_is_compared_completely():
 def test_backends_give_one_digest(written: Path):
     digests = {verify.verify(written, (name,)).digest for name in verify.installed_backends()}
     assert digests == {json.loads((written / "runner.json").read_text())["digest"]}
-    assert len({verify.verify(GOLDEN, (name,)).digest for name in verify.installed_backends()}) == 1
+    assert len({of_golden(name).digest for name in verify.installed_backends()}) == 1
 
 
 def test_self_test():
