@@ -35,7 +35,7 @@ from intseg.reports.table import table
 from intseg.tools.bits.allocation import Allocation
 from intseg.tools.bits.allocation import save as save_allocation
 from intseg.tools.bits.choice import allocation_of, as_twin_bits
-from intseg.tools.bits.rounding import round_weights
+from intseg.tools.bits.rounding import Ways, round_weights
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import calibrate, normalise, share_weights, tapped
 from intseg.tools.twin.checkpoint import load_checkpoint
@@ -260,7 +260,7 @@ def _run(args: argparse.Namespace) -> Answer:
     twin = twin_of(model, info.window, recipe)
     share_weights(twin, model)
     on = f"{count(len(files), 'image')}, {count(sum(map(len, batches)), 'window')}"
-    allocation, found, chosen = _calibrated(args, twin, model, batches, on)
+    allocation, found, chosen = calibrated(args, twin, model, batches, on)
     data = store.save(export(twin, info), output)
     if allocation and args.save_bits:
         save_allocation(allocation, Path(args.save_bits))
@@ -286,10 +286,7 @@ def _run(args: argparse.Namespace) -> Answer:
 
 def _info_of(args: argparse.Namespace, model: Segmenter | Classifier, recipe: Recipe) -> ModelInfo:
     """Windows and classes of what is asked for; prints where they are not those of the checkpoint."""
-    dataset, stated = dataset_of(Path(args.checkpoint)), dict(model.info.classes)
-    if isinstance(model, Classifier) and model.config.n_cls == IMAGENET:
-        dataset = dataset or "imagenet"
-    named = classes.for_model(model.config.n_cls, dataset, args.classes, stated)
+    named = names_of(model, Path(args.checkpoint), args.classes)
     window = tuple(args.window) if args.window else None
     stride = tuple(args.stride) if args.stride else None
     about = (model.config, recipe, args.name or Path(args.output).stem, named)
@@ -302,8 +299,13 @@ def _info_of(args: argparse.Namespace, model: Segmenter | Classifier, recipe: Re
     return info
 
 
-def _calibrated(
-    args: argparse.Namespace, twin: FakeQuant, model: Segmenter | Classifier, batches: Sequence[Tensor], on: str
+def calibrated(
+    args: argparse.Namespace,
+    twin: FakeQuant,
+    model: Segmenter | Classifier,
+    batches: Sequence[Tensor],
+    on: str,
+    ways: Ways | None = None,
 ) -> tuple[Allocation | None, list[str], dict[str, str]]:
     """Choose bits, calibrate, round weights: the bits if they were asked for, words about them, choices by node."""
     allocation, found = allocation_of(args, model, list(twin.linears()), batches)
@@ -312,7 +314,7 @@ def _calibrated(
     say(f"calibrating on {on} ...")
     chosen = calibrate(twin, model, batches, correct=allocation is None)
     if allocation:
-        chosen |= round_weights(twin, model, batches, allocation.bits)
+        chosen |= round_weights(twin, model, batches, allocation.bits, ways or Ways())
     return allocation, found, chosen
 
 
@@ -355,6 +357,14 @@ def dataset_of(checkpoint: Path) -> str:
         return str(variant["dataset_kwargs"]["dataset"])
     except (InputError, KeyError, TypeError, yaml.YAMLError):
         return ""
+
+
+def names_of(model: Segmenter | Classifier, checkpoint: Path, given: str | None = None) -> dict[str, classes.Colour]:
+    """Classes and colours of a model: those given, those that the checkpoint states, those of its data set."""
+    dataset = dataset_of(checkpoint)
+    if isinstance(model, Classifier) and model.config.n_cls == IMAGENET:
+        dataset = dataset or "imagenet"
+    return classes.for_model(model.config.n_cls, dataset, given, dict(model.info.classes))
 
 
 Node = tuple[str, str, float, float]

@@ -111,8 +111,8 @@ def val_miou(
 
 
 def val_data(args: argparse.Namespace) -> datasets.Dataset:
-    """What to measure on; no pairs when --val is empty."""
-    if not args.val:
+    """What to measure on; no pairs when --val is empty, or there is no --root."""
+    if not args.val or not args.root:
         return datasets.Dataset((), Labelling())
     return open_split(args, args.val).first(args.limit, args.sample)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from intseg import palettes
-from intseg.cli.convert import RECIPES, Checkpoint, needs_tools, not_negative, positive
+from intseg.cli.convert import RECIPES, Checkpoint, bit_arguments, needs_tools, not_negative, positive
 from intseg.cli.parser import LAYOUTS, Command, Read, WrittenFolder, whole
 from intseg.cli.printing import Answer
 
@@ -23,10 +23,12 @@ examples:
 """
 _QAT = """\
 Train the fake-quant twin of a checkpoint (quantization-aware training), then write integer weights: model.safetensors
-in the folder, with state.pth for --resume, log.jsonl and curves.png. Needs PyTorch.
+in the folder, with state.pth for --resume, log.jsonl and curves.png. With fewer bits, and without --root, the float
+model is the teacher; weights of fewer bits start as `intseg convert` rounds them. Needs PyTorch.
 
 examples:
   intseg qat checkpoint.pth --root CamVid -o runs/qat --calibrate CamVid/train
+  intseg qat checkpoint.pth --root CamVid -o runs/w4 --calibrate CamVid/train --samples 32 --uniform w4a8 --steps 60
 """
 _COMPARE = """\
 Measure a checkpoint as float model, as fake-quant twin and as integer engine, through the same windows and metrics.
@@ -64,7 +66,17 @@ def _qat_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", choices=RECIPES, default="intseg", help="arithmetic (intseg)")
     text = "steps after which symmetric ranges stay (200)"
     add("--freeze", type=whole(0, MANY), default=200, metavar="N", help=text)
-    _add_common(parser, steps=1000, lr=1e-4)
+    text = "part of the loss that is the distance from the float model, not labels (0; fewer bits or no --root: 1)"
+    add("--distill", type=_part, metavar="SHARE", help=text)
+    bit_arguments(parser)
+    _add_common(parser, steps=1000, lr=1e-4, without="; without, --calibrate and the float model teach")
+
+
+def _part(text: str) -> float:
+    """A number from 0 to 1."""
+    if (value := not_negative(text)) <= 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,19 +98,19 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=whole(1, MANY), metavar="N", help="use N of these images, evenly spaced (all)")
 
 
-def _add_data(parser: argparse.ArgumentParser, layouts: list[str], split: str) -> None:
-    """A labelled data set."""
+def _add_data(parser: argparse.ArgumentParser, layouts: list[str], split: str, without: str = "") -> None:
+    """A labelled data set; `without` says what is done where there is none."""
     add = parser.add_argument
-    add("--root", type=Read, required=True, metavar="DIR", help="data set folder")
+    add("--root", type=Read, required=not without, metavar="DIR", help=f"data set folder{without}")
     text = "of the data set (camvid)" + ("; pairs: DIR/SPLIT, DIR/SPLITannot" if "pairs" in layouts else "")
     add("--layout", choices=layouts, default="camvid", metavar="L", help=f"{', '.join(layouts)}: {text}")
     add("--split", default=split, metavar="SPLIT", help=f"part of the data set ({split})")
 
 
-def _add_common(parser: argparse.ArgumentParser, steps: int, lr: float) -> None:
+def _add_common(parser: argparse.ArgumentParser, steps: int, lr: float, without: str = "") -> None:
     """Arguments of training and of QAT."""
     add, some = parser.add_argument, whole(1, MANY)
-    _add_data(parser, sorted(LAYOUTS), "train")
+    _add_data(parser, sorted(LAYOUTS), "train", without)
     add("--ignore", type=whole(0, 65535), metavar="ID", help="stored label that is not counted; default: layout's")
     add("--val", default="val", metavar="SPLIT", help="split to measure, or '' for none (val)")
     add("-o", "--output", type=WrittenFolder, required=True, metavar="DIR", help="folder to write to")

@@ -57,6 +57,17 @@ def test_the_plan_keeps_its_budgets_and_the_tables_hold_every_row() -> None:
     assert {name.split(",")[0] for name in found["rows"]} == set(experiment.PARTS)
 
 
+def test_trained_rows_stand_beside_what_they_started_from() -> None:
+    found = document()
+    found["rows"]["QAT, w4a8"] = {**found["rows"]["uniform, 4"], "confusion": [[90, 5], [5, 90]]}
+    (row,) = list(tables._trained("m", found))[2:-1]
+    before = tables.score_of(found["rows"]["uniform, 4"])
+    assert row.startswith(f"| w4a8 | 4.00 | 0.00 | 0.0 | {before:.2f} | 90.00 |")
+    assert "QAT" not in "\n".join(tables._front("m", found))
+    assert [round(y, 2) for _, _, y in tables.curves(found)["QAT"]] == [90.0]
+    assert list(tables._trained("m", document())) == []
+
+
 def test_aims_are_held_against_float_and_uniform() -> None:
     found = document()
     points = {"8": 98, "6": 97.8, "4": 97, "3": 90}

@@ -20,7 +20,7 @@ from intseg import store
 from intseg.exam import real
 from intseg.executor import execute
 from intseg.ops import RUN
-from intseg.tools import convert
+from intseg.tools import convert, qat
 from intseg.tools.measure import classify_bits
 from intseg.tools.twin import fit
 from intseg.tools.twin.calibrate import calibrate, share_weights
@@ -161,6 +161,23 @@ def test_convert_and_infer(tmp_path: Path) -> None:
     assert found.info.working_size == (35, 16384)
     assert len(intseg.run(tmp_path / "photo.png", found, "numpy").top()) == 5
     assert convert.main([*line, "--upsample", "nearest"]) == 2
+
+
+def test_a_classifier_of_few_bits_is_trained_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, image = saved(random_classifier(DISTILLED, 5), tmp_path / "ck"), pattern(0, 40, 50)[0]
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    line = [str(source), "-o", str(tmp_path / "run"), "--calibrate", str(tmp_path / "photo.png"), "--uniform", "w3a8"]
+    assert qat.main([*line, "--steps", "2", "--lr", "1e-2", "--batch", "2"]) == 0
+    twin = twin_of(load_classifier(source), (32, 32), RECIPES["intseg"])
+    twin.load_state_dict(torch.load(tmp_path / "run" / "twin.pth", weights_only=True)["model"])
+    found, window = intseg.load(tmp_path / "run" / "model.safetensors"), image[:32, :32]
+    with torch.no_grad():
+        expected = twin.eval()(torch.from_numpy(window.copy())[None]).q[0]
+    assert found.info.classifies
+    assert set(found.graph.packed.values()) == {3}
+    assert execute(found.graph, window, RUN).ravel().tolist() == expected.tolist()
+    assert qat.main([*line, "--root", str(tmp_path)]) == 2
+    assert "--root has labels of pixels; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -254,6 +254,34 @@ def test_bits_by_budget_by_file_and_the_same_file_again(
     assert len(set(found.values())) > 1
 
 
+def test_an_allocation_that_does_not_fit_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another model, with an unknown layer, with bits that no layer has; two bits for weights that are all zero."""
+    empty = random_segmenter(CONFIG, 3)
+    torch.nn.init.zeros_(empty.get_parameter("encoder.blocks.1.mlp.fc2.weight"))
+    save_checkpoint(empty, tmp_path / "empty")
+    assert (
+        run(data, tmp_path / "a.safetensors", "--uniform", "w4a8", "--save-bits", str(tmp_path / "a.json"), "-q") == 0
+    )
+    right = json.loads((tmp_path / "a.json").read_text())
+    for i, (layers, words) in enumerate(
+        (
+            ({"encoder.patch_embed": 4}, "it was made for another model"),
+            (right["layers"] | {"encoder.blocks.0.mlp.fc3": 4}, "no layer 'encoder.blocks.0.mlp.fc3' in this model"),
+            (right["layers"] | {"encoder.patch_embed": 9}, "encoder.patch_embed has 9 bits, expected a whole number"),
+        )
+    ):
+        (tmp_path / f"{i}.json").write_text(json.dumps(right | {"layers": layers}))
+        capsys.readouterr()
+        assert run(data, tmp_path / "m.safetensors", "--bits", str(tmp_path / f"{i}.json")) in (1, 2)
+        assert words in capsys.readouterr().err.splitlines()[-1]
+    zero = [str(tmp_path / "empty"), "-o", str(tmp_path / "m.safetensors"), "--calibrate", str(data / "photos")]
+    assert convert.main([*zero, "--uniform", "w2a8"]) == 2
+    assert "encoder.blocks.1.mlp.fc2: its weights are all zero" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "m.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

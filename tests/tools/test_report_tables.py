@@ -403,6 +403,21 @@ def test_a_qat_model_of_another_recipe_is_refused(data: Path, results: Path, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_qat_rows_of_few_bits_stand_beside_them_with_their_costs(data: Path, tmp_path: Path) -> None:
+    file = converted(data, tmp_path / "w4.safetensors", "--uniform", "w4a8")
+    both = ["--qat", f"intseg={data / 'other.safetensors'}", "--qat", f"intseg+w4a8={tmp_path / 'w4.safetensors'}"]
+    converted(data, data / "other.safetensors")
+    assert run(data, tmp_path, "qat", *both) == 0
+    document = json.loads((tmp_path / "qat_tiny.json").read_text())
+    assert document["command"].endswith("--qat tiny:intseg=other.safetensors --qat tiny:intseg+w4a8=w4.safetensors")
+    assert "bits" not in document["results"]["rows"]["intseg"]
+    row = document["results"]["rows"]["intseg+w4a8"]
+    linear = [found for found in inspect_model.rows(file.graph) if found.op == "linear"]
+    assert row["bits"] == [4] * len(linear)
+    assert row["size"] == 4 * sum(file.graph.tensors[name].size for name in file.graph.packed)
+    assert row["bitops"] == 32 * sum(found.macs for found in linear)
+
+
 def test_qat_rows_of_other_recipes_stay(data: Path, results: Path, tmp_path: Path) -> None:
     model = converted(data, data / "other.safetensors")
     shutil.copy(results / "results" / "qat_tiny.json", tmp_path)

@@ -110,12 +110,13 @@ def test_training_resumes_as_if_unbroken(data: Path, tmp_path: Path, monkeypatch
     assert torch.equal(dict(saved.named_parameters())["encoder.norm.bias"].detach(), average["encoder.norm.bias"])
 
 
-@pytest.mark.parametrize("recipe", ["intseg", "paper"])
+@pytest.mark.parametrize(("recipe", "bits"), [("intseg", ""), ("paper", ""), ("intseg", "w3a6")])
 def test_qat_resumes_and_exports_the_twin(
-    data: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, recipe: str, bits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = tmp_path / "run", tmp_path / "broken" / "run"
     options = ["--recipe", recipe, "--steps", "4", "--freeze", "3", "--lr", "1e-3"]
+    options += ["--uniform", bits, "--distill", "0.5"] if bits else []
     assert run_qat(data, whole, *options) == 0
     with interrupted(monkeypatch, 3):
         assert run_qat(data, broken, *options) == INTERRUPTED
@@ -145,6 +146,52 @@ def test_qat_changes_the_integers(data: Path, tmp_path: Path) -> None:
     old, new = (intseg.load(path).graph.tensors for path in (before, tmp_path / "run" / "model.safetensors"))
     changed = [name for name in old if name.endswith(".weight") and not np.array_equal(old[name], new[name])]
     assert len(changed) == sum(name.endswith(".weight") for name in old)
+
+
+def test_qat_of_few_bits_starts_at_what_convert_writes(data: Path, tmp_path: Path) -> None:
+    """A rate that moves nothing gives convert's integers, biases to their last unit; a larger one moves all layers."""
+    bits, before = tmp_path / "bits.json", tmp_path / "before.safetensors"
+    common = ["--calibrate", str(data / "train" / "0.png")]
+    mixed = ["--budget-mb", "0.012", "--score", "lrp", "--save-bits", str(bits), "-q"]
+    assert convert.main([str(data / "checkpoint"), "-o", str(before), *common, *mixed]) == 0
+    for name, rate in (("still", "1e-8"), ("moved", "1e-2")):
+        options = ["--bits", str(bits), "--steps", "2", "--lr", rate, "--warmup", "0", "--val", "", "--ema", "0"]
+        assert run_qat(data, tmp_path / name, *options) == 0
+    files = (before, *(tmp_path / name / "model.safetensors" for name in ("still", "moved")))
+    old, still, moved = (intseg.load(file).graph for file in files)
+    allocated = json.loads(bits.read_text())["layers"]
+    assert {8} < set(allocated.values())
+    for graph in (old, still, moved):
+        assert graph.packed == {f"{name}.weight": b for name, b in allocated.items() if b < 8}
+    for name in allocated:
+        weights, biases = ([g.tensors[f"{name}.{part}"] for g in (old, still, moved)] for part in ("weight", "bias"))
+        assert np.array_equal(weights[0], weights[1])
+        assert np.abs(biases[0].astype(np.int64) - biases[1]).max() <= 1
+        assert 0 < np.mean(weights[0] != weights[2]) < 0.9
+        assert not np.array_equal(biases[0], biases[2])
+
+
+def test_qat_of_few_bits_comes_closer_to_the_float_model(data: Path, tmp_path: Path) -> None:
+    """Without a label: the calibration image teaches."""
+    common = [str(data / "checkpoint"), "--calibrate", str(data / "train" / "0.png"), "--uniform", "w2a8"]
+    options = [*common, "--steps", "24", "--lr", "1e-2", "--batch", "4", "--warmup", "2", "--every", "12"]
+    assert qat.main([*options, "-o", str(tmp_path / "run")]) == 0
+    first, last = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert last["loss"] < 0.9 * first["loss"]
+    assert "mIoU" not in last
+
+
+def test_resuming_with_other_bits_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, options = tmp_path / "run", ["--steps", "1", "--val", ""]
+    assert run_qat(data, run, *options, "--uniform", "w3a8") == 0
+    before = (run / "model.safetensors").read_bytes()
+    for other in (["--uniform", "w4a8"], ["--uniform", "w3a7"], ["--distill", "1"]):
+        assert run_qat(data, run, *options, *other, "--resume") == 1
+        assert "state.pth: model was intseg, weights of 3 to 3 bits" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == before
+    without = [str(data / "checkpoint"), "--calibrate", str(data / "train" / "0.png"), "-o", str(run)]
+    assert qat.main([*without, "--distill", "0.5"]) == 2
+    assert "without --root there are no labels" in capsys.readouterr().err
 
 
 def test_ranges_follow_only_until_frozen(data: Path) -> None:
@@ -194,7 +241,9 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint(
     monkeypatch.setattr(
         training.Trainer,
         "_loss",
-        lambda self, scores, labels: loss(self, scores, labels) * (float("nan") if self.step == 3 else 1),
+        lambda self, scores, images, labels: (
+            loss(self, scores, images, labels) * (float("nan") if self.step == 3 else 1)
+        ),
     )
     assert run_train(data, tmp_path / "run", "--steps", "6", "--val", "") == 1
     error = capsys.readouterr().err

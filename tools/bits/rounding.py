@@ -55,12 +55,16 @@ NORM_ROWS = 512
 
 @dataclass(frozen=True)
 class Ways:
-    """Which of the means against rounding errors are used; all of them unless an ablation asks otherwise."""
+    """Which of the means against rounding errors are used; all of them unless an ablation asks otherwise.
+
+    keep_rest   layers remember how far their weights were from the integers: for training
+    """
 
     clip_norms: bool = True
     fit_ranges: bool = True
     compensate: bool = True
     correct: bool = True
+    keep_rest: bool = False
 
 
 def round_weights(
@@ -97,7 +101,10 @@ def round_weights(
 
 def round_layer(layer: QLinear, x: Tensor, ways: Ways = Ways()) -> None:
     """Replace the weights of a layer by ones that its integers hold. x int64 [..., K]: what it reads."""
-    q, scale = round_matrix(layer.folded(), second_moments(x), layer.limits(), ways)
+    folded = layer.folded()
+    q, scale = round_matrix(folded, second_moments(x), layer.limits(), ways)
+    if ways.keep_rest:
+        layer.rest = (folded / scale[:, None] - q).half()
     layer.weight.data = (q * scale[:, None] / layer.x.scale).to(layer.weight.dtype)
     layer.use_weight_scale(scale)
 

@@ -160,13 +160,13 @@ def _named(values: Sequence[str], option: str) -> dict[str, Path]:
 
 
 def _qat_files(values: Sequence[str], checkpoints: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """[NAME:]RECIPE=FILE, several; the name may be left out where there is one checkpoint."""
+    """[NAME:]RECIPE[+BITS]=FILE, several; the name may be left out where there is one checkpoint."""
     found: dict[str, dict[str, Path]] = {}
     for value in values:
         left, _, file = value.partition("=")
         name, _, recipe = left.rpartition(":")
         name = name or (checkpoints[0] if len(checkpoints) == 1 else "")
-        if name not in checkpoints or recipe not in RECIPES or not file:
+        if name not in checkpoints or recipe.partition("+")[0] not in RECIPES or not file:
             raise UsageError(f"--qat {value}: expected NAME:RECIPE=FILE, a checkpoint and one of {', '.join(RECIPES)}")
         if not Path(file).is_file():
             raise InputError(f"--qat {value}: no such file")
@@ -185,7 +185,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="val", help="part of the data set that is measured (val)")
     p.add_argument("--train", default="train", help="part that calibration takes images from (train)")
     p.add_argument("--checkpoint", action="append", default=[], metavar="NAME=PATH", help="several are allowed")
-    p.add_argument("--qat", action="append", default=[], metavar="[NAME:]RECIPE=FILE", help="of tools/qat.py, several")
+    text = "of tools/qat.py, several; BITS are words for those of a model of fewer, as intseg+w4a8"
+    p.add_argument("--qat", action="append", default=[], metavar="[NAME:]RECIPE[+BITS]=FILE", help=text)
     p.add_argument("-o", "--output", type=Path, default=Path("docs/results"), help="folder of the files (docs/results)")
     p.add_argument("--samples", nargs="+", default=["1", "all", "32"], help="calibration images of ptq (1 all 32)")
     p.add_argument("--recipes", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES), help="of ptq (all)")

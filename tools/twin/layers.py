@@ -16,6 +16,10 @@ Integers = dict[str, Tensor]
 Attrs = dict[str, int | str]
 
 
+CELL = 0.45
+"""Of a step: how far weights that are held lie from their integers at most."""
+
+
 class Layer(nn.Module):
     """A node of the graph: its op, attributes and integer parameters, as the exporter writes them."""
 
@@ -35,14 +39,21 @@ class QLinear(Layer):
 
     bits   of the weights, 2 to 8; of 8 the least value is not used
     clip   part of a row's largest weight that the largest integer stands for; larger ones saturate
+    held   whether the scale stays whatever the weights become, as `hold` says
+    unit   [N, 1] and [K]: `weight` times both are the weights; ones, or of a layer that is held an integer's step
+    rest   [N, K] of a rounded layer: how far each weight was above its integer before, in steps; else None
     units  the float layer's output that each output is a part of, where calibration divided some (fit.py); else None
     """
 
     op = "linear"
     units: Tensor | None = None
+    rest: Tensor | None = None
     weight_scale: Tensor
     bits: Tensor
     clip: Tensor
+    held: Tensor
+    row_unit: Tensor
+    column_unit: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, x: Act, y: Act) -> None:
         super().__init__()
@@ -52,6 +63,9 @@ class QLinear(Layer):
         self.register_buffer("weight_scale", torch.ones(len(weight), dtype=torch.float64))
         self.register_buffer("bits", torch.tensor(8))
         self.register_buffer("clip", torch.ones(len(weight), dtype=torch.float64))
+        self.register_buffer("held", torch.tensor(False))
+        self.register_buffer("row_unit", torch.ones(len(weight), 1, dtype=torch.float64))
+        self.register_buffer("column_unit", torch.ones(weight.shape[1], dtype=torch.float64))
 
     def limits(self) -> tuple[int, int]:
         """The least and the largest integer weight."""
@@ -61,8 +75,10 @@ class QLinear(Layer):
     def fit_weight_scale(self) -> None:
         """The largest folded weight of a row, times its clip, becomes the largest integer.
 
-        A row of tiny weights, or of none, has steps in which its bias fits INT32.
+        A row of tiny weights, or of none, has steps in which its bias fits INT32. One that is held keeps it.
         """
+        if self.held:
+            return
         least = self._offset().detach().abs() * 2.0**-30
         self.weight_scale.copy_(torch.maximum(self._largest() * self.clip / self.limits()[1], least))
 
@@ -71,23 +87,50 @@ class QLinear(Layer):
         self.clip.copy_(scale * self.limits()[1] / self._largest())
         self.fit_weight_scale()
 
+    def hold(self) -> None:
+        """Keep the scale from now on, and count `weight` in steps of the integers; what the layer computes stays.
+
+        Weights go back to where they were before they were rounded, as far as they round to the same integers: those
+        that hardly did are the first to change.
+        """
+        before = self._offset()
+        self.row_unit.copy_(self.weight_scale[:, None])
+        self.column_unit.copy_(1 / self.x.scale)
+        self.weight.copy_(self.weight.double() / (self.row_unit * self.column_unit))
+        if self.rest is not None:
+            self.weight.add_(self.rest.clamp(-CELL, CELL))
+        self.held.fill_(True)
+        self.bias.add_(before - self._offset())
+
+    def real_weight(self) -> Tensor:
+        """The weights before they are rounded, float64 [N, K]."""
+        return self.weight.double() * self.row_unit * self.column_unit
+
     def _largest(self) -> Tensor:
         return self.folded().detach().abs().amax(dim=1).clamp(min=1e-12)
 
     def folded(self) -> Tensor:
         """The weights that meet the input's integers, float64 [N, K]."""
-        return self.weight.double() * self.x.scale
+        return self.real_weight() * self.x.scale
 
     def _offset(self) -> Tensor:
-        """What a row adds to its products, in reals, float64 [N]."""
-        mid = self.weight.double() @ self.x.mid.expand(self.weight.shape[1])
-        return self.bias.double() + mid - self.y.mid
+        """What a row adds to its products, in reals, float64 [N].
+
+        Of a layer that is held the mids meet the rounded weights, as the inputs do: a weight on its way to the next
+        integer changes nothing yet, and a gradient, which sees inputs and not mids, could not tell what it would.
+        """
+        weight = self._rounded() * self.row_unit * self.column_unit if self.held else self.real_weight()
+        return self.bias.double() + weight @ self.x.mid.expand(weight.shape[1]) - self.y.mid
+
+    def _rounded(self) -> Tensor:
+        """The integer weights as float64 [N, K]."""
+        return torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(*self.limits())
 
     def attrs(self) -> Attrs:
         return {"out": f"int{self.y.bits}"}
 
     def integers(self) -> Integers:
-        weight = torch.floor(self.folded() / self.weight_scale[:, None] + 0.5).clamp(*self.limits()).long()
+        weight = self._rounded().long()
         bias = torch.floor(self._offset() / self.weight_scale + 0.5)
         room = 2**31 - 1 - 128 * weight.abs().sum(dim=1)
         bias = torch.minimum(torch.maximum(bias.clamp(-(2.0**40), 2.0**40).long(), -room), room)
@@ -102,7 +145,7 @@ class QLinear(Layer):
             acc = product(x.q, p["weight"].T) + p["bias"]
             q = clamp_bits(rsr(acc * p["mult"], p["shift"]), self.y.bits)
             weight = p["weight"].double() * self.weight_scale[:, None] / self.x.scale
-        return self.y.wrap(q, lambda: F.linear(x.real, through(self.weight, weight), self.bias))
+        return self.y.wrap(q, lambda: F.linear(x.real, through(self.real_weight().float(), weight), self.bias))
 
 
 class QLayerNorm(Layer):

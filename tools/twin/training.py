@@ -10,11 +10,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ IGNORE = 255
 """Label of pixels that the loss does not see."""
 
 Scores = Callable[[nn.Module, Tensor], Tensor]
-"""(model, uint8 [B, H, W, 3]) -> float scores [B, h, w, C] on the patch grid."""
+"""(model, uint8 [B, H, W, 3]) -> float scores [B, h, w, C] on the patch grid; of a classifier [B, C]."""
 
 
 _BLOCK: Final = re.compile(r"encoder\.blocks\.(\d+)\.")
@@ -62,6 +63,8 @@ class Settings:
     layer_decay     each encoder block learns at this times the rate of the next one, the embedding slowest
     precision       "float32", or "bfloat16": matrix products of the training steps only. Parameters, their average,
                     the optimizer and every measurement stay float32, so it does not touch what eval mode computes
+    distill         part of the loss that is the distance (KL) from a teacher's shares, in place of that from the labels
+    model           what is trained, for --resume: a state of other bits would be taken for this one's
     """
 
     steps: int
@@ -80,6 +83,8 @@ class Settings:
     seed: int = 0
     precision: str = "float32"
     layer_decay: float = 1.0
+    distill: float = 0.0
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Examples:
     pairs: tuple[datasets.Pair, ...]
     n_cls: int
     labelling: Labelling
+
+    def __len__(self) -> int:
+        return len(self.pairs)
 
     def load(self, index: int) -> tuple[Image.Image, Image.Image]:
         """RGB image and labels (mode L, IGNORE where not counted). Raises InputError naming a bad file."""
@@ -103,6 +111,26 @@ class Examples:
             counts += np.bincount(stored[stored != IGNORE], minlength=self.n_cls)
             sides.append(min(image.size))
         return counts / counts.sum(), int(np.median(sides))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows without labels, as examples: what they should give a teacher says. images uint8 [N, H, W, 3]."""
+
+    images: Tensor
+    n_cls: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
+        """A window, and IGNORE everywhere."""
+        rgb = Image.fromarray(self.images[index].numpy())
+        return rgb, Image.new("L", rgb.size, IGNORE)
+
+    def survey(self) -> tuple[NDArray[np.float64], int]:
+        """No class is more frequent than another; and the short side of a window."""
+        return np.full(self.n_cls, 1 / self.n_cls), min(self.images.shape[1:3])
 
 
 @lru_cache(maxsize=512)
@@ -125,9 +153,9 @@ def examples(data: datasets.Dataset, n_cls: int) -> Examples:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def batch(data: Examples, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
+def batch(data: Examples | Windows, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [B, H, W, 3] and labels int64 [B, H, W] of a step; the same for the same arguments."""
-    count = len(data.pairs)
+    count = len(data)
     crops = []
     for i in range(step * settings.batch, (step + 1) * settings.batch):
         order = np.random.default_rng([settings.seed, 1, i // count]).permutation(count)
@@ -187,23 +215,28 @@ class Trainer:
     upsample   "bilinear" or "nearest": how scores reach the labels' size in the loss
     folder     state.pth (everything to go on), log.jsonl (one line a report), curves.png
     on_step    called with (model, step) before every step, e.g. to freeze ranges
+    teacher    what uint8 images should give, in place of labels: scores [B, h, w, C]; used as far as `distill` says
+    rates      of parameters, by name, that learn at a multiple of the rate and do not decay
     """
 
     def __init__(
         self,
         model: nn.Module,
         scores: Scores,
-        data: Examples,
+        data: Examples | Windows,
         settings: Settings,
         folder: Path,
         device: str = "cpu",
         upsample: str = "bilinear",
         on_step: Callable[[nn.Module, int], None] = lambda model, step: None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+        rates: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
+        self.teacher = teacher
         self.model, self.scores, self.data, self.settings = model.to(device), scores, data, settings
         self.folder, self.device, self.upsample, self.on_step = folder, device, upsample, on_step
         self.average = {name: value.detach().clone() for name, value in model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.lr)
+        self.optimizer = torch.optim.AdamW(_groups(model, settings, rates), lr=settings.lr)
         frequencies, self.short_side = data.survey()
         weights = frequencies**-settings.class_power
         weights /= (weights * frequencies).sum()
@@ -250,9 +283,10 @@ class Trainer:
         mixed = torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
         )
+        images = images.to(self.device)
         with DropPath(self.model, self.settings.drop_path), mixed:
-            out = self.scores(self.model, images.to(self.device))
-        loss = self._loss(out, labels.to(self.device))
+            out = self.scores(self.model, images)
+        loss = self._loss(out, images, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(
@@ -269,7 +303,17 @@ class Trainer:
             self.average[name].lerp_(parameter.detach(), 1 - decay)
         return value
 
-    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, scores: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Of both parts what the settings want."""
+        share, losses = self.settings.distill, list[Tensor]()
+        if share < 1:
+            losses.append((1 - share) * self._from_labels(scores, labels.to(self.device)))
+        if share > 0:
+            assert self.teacher is not None
+            losses.append(share * divergence(self.teacher(images), scores))
+        return torch.stack(losses).sum()
+
+    def _from_labels(self, scores: Tensor, labels: Tensor) -> Tensor:
         options: dict[str, Any] = {"mode": "nearest"}
         if self.upsample == "bilinear":
             options = {"mode": "bilinear", "align_corners": False}
@@ -319,6 +363,12 @@ class Trainer:
         self.average, self.step, self.log = state["average"], state["step"], state["log"]
 
 
+def divergence(teacher: Tensor, scores: Tensor) -> Tensor:
+    """KL of the shares that scores [..., C] give to classes from those of a teacher, the mean over all but classes."""
+    shares, expected = (x.float().flatten(0, -2).log_softmax(-1) for x in (scores, teacher))
+    return F.kl_div(shares, expected, reduction="batchmean", log_target=True)
+
+
 class _Swapped:
     """Swaps a model's parameters for others on entry and back on exit."""
 
@@ -340,16 +390,18 @@ class _Swapped:
         self._swap()
 
 
-def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+def _groups(
+    model: nn.Module, settings: Settings, rates: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Weight decay for matrices, none for biases, norms and learned tokens; `share` of the rate by depth."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     layers = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := _BLOCK.match(name))), default=-1)
     for name, parameter in model.named_parameters():
         token = any(word in name for word in ("token", "embed", "cls_emb")) and "patch_embed" not in name
-        decay = 0.0 if parameter.ndim < 2 or token else settings.weight_decay
+        decay = 0.0 if parameter.ndim < 2 or token or name in rates else settings.weight_decay
         block = _BLOCK.match(name)
         below = layers - int(block[1]) if block else (layers + 1) * name.startswith(_EMBEDDING)
-        groups.setdefault((settings.layer_decay**below, decay), []).append(parameter)
+        groups.setdefault((settings.layer_decay**below * rates.get(name, 1.0), decay), []).append(parameter)
     return [{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()]
 
 

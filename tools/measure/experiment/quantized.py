@@ -13,6 +13,8 @@ from pathlib import Path
 
 from intseg import api
 from intseg.errors import UsageError
+from intseg.graph import Graph
+from intseg.reports import inspect
 from intseg.tools.convert import find_images
 from intseg.tools.measure import bench
 from intseg.tools.measure.experiment.memo import Document
@@ -95,8 +97,17 @@ def qat(subject: Subject) -> Document:
     rows = dict(subject.earlier.get("rows", {}))
     for recipe, file in subject.options.qat.get(subject.name, {}).items():
         model = api.load(file)
-        if model.info.recipe != recipe:
+        if model.info.recipe != recipe.partition("+")[0]:
             raise UsageError(f"{file}: recipe is {model.info.recipe}, expected {recipe}; change --qat")
-        row = subject.engine_row(model).as_json()
+        row = subject.engine_row(model).as_json() | (_costs(model.graph) if "+" in recipe else {})
         rows[recipe] = {"model_sha256": model.sha256, "bytes": file.stat().st_size, **row}
     return {"rows": rows}
+
+
+def _costs(graph: Graph) -> Document:
+    """Bits of the weights of every linear layer, and what they cost, as the rows of `bits` have it."""
+    linear = [row for row in inspect.rows(graph) if row.op == "linear"]
+    bits = [row.bits[1] for row in linear]
+    sizes = (graph.tensors[graph.node(row.name).params["weight"]].size for row in linear)
+    size = sum(b * n for b, n in zip(bits, sizes, strict=True))
+    return {"bits": bits, "size": size, "bitops": sum(row.bitops for row in linear)}

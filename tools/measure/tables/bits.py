@@ -12,6 +12,9 @@ from intseg.tools.measure.tables.results import Document, Results, miou
 
 SCORES = ("sensitivity", "mix-qvit", "lrp", "mix-qsam")
 IMPORTANCES = ("lrp", "mix-qsam", "mix-qvit")
+TRAINED = "QAT"
+"""Rows of models that tools/qat.py trained at fewer bits."""
+
 TRUE_BITS = 3
 """The sensitivity that importances are compared with: of a layer alone at so many bits."""
 
@@ -44,6 +47,7 @@ def bit_section(results: Results) -> Iterator[str]:
         yield from _front(name, found)
         yield f"![Size and BitOps against accuracy of {name}](pictures/results_bits_{name}.svg)"
         yield ""
+        yield from _trained(name, found)
         yield from _aims(name, found)
         yield from _others(name, found)
         yield from _means(name, found)
@@ -53,8 +57,11 @@ def bit_section(results: Results) -> Iterator[str]:
 
 
 def measured(results: Results) -> Iterator[tuple[str, Document]]:
-    """(model, results) of Segmenters, then of classifiers."""
-    yield from results.each("bits")
+    """(model, results) of Segmenters, with what was trained at fewer bits, then of classifiers."""
+    for name, found in results.each("bits"):
+        trained = (results.of("qat", name) or {"rows": {}})["rows"].items()
+        few = {f"{TRAINED}, {key.partition('+')[2]}": row for key, row in trained if "+" in key}
+        yield name, {**found, "rows": {**found["rows"], **few}}
     yield from ((name, document["results"]) for name, document in results.few_bits.items())
 
 
@@ -103,7 +110,7 @@ def part(found: Document, name: str) -> dict[str, Document]:
 def front(found: Document) -> dict[str, list[tuple[float, float, Document]]]:
     """(megabytes, GBitOps, row) of the rows of the front, by series, the smallest first."""
     series: dict[str, list[tuple[float, float, Document]]] = {}
-    for way in ("uniform", *SCORES):
+    for way in ("uniform", *SCORES, TRAINED):
         points = [(row["size"] / 8e6, row["bitops"] / 1e9, row) for row in part(found, way).values()]
         series |= {way: sorted(points, key=lambda point: point[0])} if points else {}
     return series
@@ -118,6 +125,8 @@ def _front(name: str, found: Document) -> Iterator[str]:
     total, base = sum(weights for _, weights, _ in found["scores"]["layers"]), base_of(found)
     rows = [["float", "32", f"{4e-6 * total:.2f}", "", *judged(base, base)]]
     for way, points in front(found).items():
+        if way == TRAINED:
+            continue
         rows += [
             [way, f"{row['size'] / total:.2f}", f"{size:.2f}", f"{work:.1f}", *judged(row, base)]
             for size, work, row in reversed(points)
@@ -126,12 +135,26 @@ def _front(name: str, found: Document) -> Iterator[str]:
     yield from table((f"{name}, {found['samples']} images", *head), rows)
 
 
+def _trained(name: str, found: Document) -> Iterator[str]:
+    """After training with the weights rounded, beside the row that it started from."""
+    total, base, rows = sum(weights for _, weights, _ in found["scores"]["layers"]), base_of(found), []
+    for what, row in part(found, TRAINED).items():
+        before = next((other for other in found["rows"].values() if other["bits"] == row["bits"]), None)
+        start = f"{score_of(before):.2f}" if before and before is not row else ""
+        sizes = (f"{row['size'] / total:.2f}", f"{row['size'] / 8e6:.2f}", f"{row['bitops'] / 1e9:.1f}")
+        rows.append([what, *sizes, start, *judged(row, base)])
+    if rows:
+        head = ("bits a weight", "MB", "GBitOps", f"{heads(base)[0]} before", *heads(base))
+        yield from table((f"{name}, {TRAINED}", *head), rows)
+
+
 AIMS = (
     ("uniform, 6", None, -0.3, "W6A8 loses at most 0.3"),
     ("uniform, 4", None, -1.5, "W4A8 loses at most 1.5"),
     ("{best}, 4", "uniform, 4", 0.5, "mixed at 4 bits wins 0.5 over W4A8"),
     ("{best}, 3", "uniform, 3", 3.0, "mixed at 3 bits wins 3 over W3A8"),
     ("{best}, 2.5", "uniform, 3", 0.0, "mixed at 2.5 bits is no worse than W3A8"),
+    (f"{TRAINED}, w4a8", None, -0.3, "W4A8 after QAT loses at most 0.3"),
 )
 """(row, what it is compared with: None is float, points of accuracy, words)."""
 
