@@ -97,11 +97,7 @@ def run(args: argparse.Namespace) -> Answer:
     allocation, _, _ = calibrated(args, twin, model, batches, on, Ways(keep_rest=True))
     if allocation and args.save_bits:
         save_allocation(allocation, Path(args.save_bits))
-    settings = dataclasses.replace(
-        settings_from(args, info.window, drop_path=0.0),
-        distill=args.distill if args.distill is not None else float(allocation is not None or labelled is None),
-        model=described(twin),
-    )
+    settings = _settings(args, twin, taught=allocation is not None or labelled is None)
     output.mkdir(parents=True, exist_ok=True)
 
     def on_step(module: nn.Module, step: int) -> None:
@@ -134,6 +130,13 @@ def run(args: argparse.Namespace) -> Answer:
     last = trainer.log[-1]
     about = f"{settings.steps} steps, last loss {last['loss']:.4f}"
     return wrote(output / "model.safetensors", about, last=last)
+
+
+def _settings(args: argparse.Namespace, twin: FakeQuant, taught: bool) -> training.Settings:
+    """The settings of a run; `taught` is whether the float model teaches where --distill says nothing."""
+    share = float(taught) if args.distill is None else args.distill
+    common = settings_from(args, twin.window, drop_path=0.0)
+    return dataclasses.replace(common, distill=share, model=described(twin))
 
 
 def _held(twin: FakeQuant) -> dict[str, float]:
