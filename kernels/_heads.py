@@ -24,6 +24,7 @@ from ._tile import (
     SHIFTED,
     SHIFTED_BLOCKED,
     address,
+    biased,
     ceil_div,
     group_size,
     has_zmm,
@@ -182,12 +183,12 @@ step_bytes = helper(_isa.step_bytes)
 def _make_init(paths: tuple[str, ...], factor: int) -> Any:
     """What makes up for operands that an instruction path takes 128 too large, or too small."""
 
-    def panel(typingctx: Any, panel: Any, steps: Any, init: Any) -> Any:
-        """Starts of accumulators: a factor times the column sums of a packed panel on some paths, zero on others."""
+    def panel(typingctx: Any, panel: Any, steps: Any, first: Any, init: Any) -> Any:
+        """Starts of accumulators: `first`, plus a factor times the column sums of a packed panel on some paths."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emit(context, builder)
-            isa, (panel_, steps_, init_) = e.isa, args
+            isa, (panel_, steps_, first_, init_) = e.isa, args
             kind = ir.VectorType(I32, isa.lanes)
             width, zero = 4 * isa.lanes, e.const(kind, 0)
             ones = e.const(kind, 0x01010101)
@@ -203,11 +204,12 @@ def _make_init(paths: tuple[str, ...], factor: int) -> Any:
                 sums = e.loop(e.i64(0), steps_, 1, sums, step)
             if pairs:
                 sums = [e.shuffle(sums[j], sums[j + 1], [0, 1, 4, 5]) for j in range(0, len(sums), 2)]
+            first = e.splat(builder.trunc(first_, I32), isa.lanes)
             for j, value in enumerate(sums):
-                e.store(e.offset(init_, j * width), builder.mul(value, e.const(kind, factor)))
+                e.store(e.offset(init_, j * width), builder.add(builder.mul(value, e.const(kind, factor)), first))
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.int64), codegen
+        return types.void(*[types.int64] * 4), codegen
 
     return emitted(panel)
 
@@ -240,7 +242,32 @@ def pack_value_group(typingctx: Any, source: Any, stride: Any, target: Any) -> A
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@optimized
+@emitted
+def pack_key_block(typingctx: Any, source: Any, stride: Any, target: Any) -> Any:
+    """64 bytes of each of the 16 keys of a vector of a panel to 16 steps of that vector (vnni only).
+
+    source  address of the first of these keys, a row every `stride` bytes;  target  of the vector in the first step
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(context, builder)
+        source_, stride_, target_ = args
+        if e.isa.name != "vnni":
+            return context.get_dummy_value()
+        columns = lane_order(e.isa)[:16].tolist()
+        kind = ir.VectorType(I32, 16)
+        rows = [e.load(builder.add(source_, builder.mul(stride_, e.i64(n))), kind) for n in columns]
+        picks = [[i // 2 + 16 * (i % 2) + 8 * half for i in range(16)] for half in (0, 1)]
+        for _ in range(4):  # a perfect shuffle of 256 elements, four times: rows and columns change places
+            rows = [e.shuffle(rows[i], rows[i + 8], pick) for i in range(8) for pick in picks]
+        for k, row in enumerate(rows):
+            e.store(e.offset(target_, k * e.isa.columns * 4), row)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@helper
 def _pack_keys(
     qkv: Array,
     column: int,
@@ -258,10 +285,14 @@ def _pack_keys(
     steps = ceil_div(dim, group)
     words = viewed(keys, np.int16)
     for jp in range(start // columns, ceil_div(stop, columns)):
-        panel = jp * steps * columns * size
-        if (jp + 1) * columns > tokens:
+        panel, whole = jp * steps * columns * size, (jp + 1) * columns <= tokens
+        blocks = whole and biased() and dim % 64 == 0
+        if not whole:
             keys[panel : panel + steps * columns * size] = 0
-        for lane in range(columns):
+        for n in range(4 * (dim // 64) * blocks):  # of each vector, whose keys begin 4 rows behind those of the last
+            source = address(qkv) + (jp * columns + 4 * (n % 4)) * qkv.shape[1] + column + n // 4 * 64
+            pack_key_block(source, qkv.shape[1], address(keys) + panel + n // 4 * 64 * columns + n % 4 * 64)
+        for lane in range(0 if blocks else columns):
             n = jp * columns + order[lane]
             at = panel + lane * size
             if n >= tokens:
@@ -278,10 +309,10 @@ def _pack_keys(
                         keys[spot + k % group] = value
                     else:
                         words[spot // 2 + k % group] = value
-        key_init(address(keys) + panel, steps, address(init) + jp * columns * 4)
-        for lane in range(columns):
-            at = jp * columns + lane
-            init[at] = pad if jp * columns + order[lane] >= tokens else init[at] + first
+        key_init(address(keys) + panel, steps, first, address(init) + jp * columns * 4)
+        for lane in range(0 if whole else columns):
+            if jp * columns + order[lane] >= tokens:
+                init[jp * columns + lane] = pad
 
 
 @optimized

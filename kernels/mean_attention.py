@@ -230,7 +230,7 @@ def _begin(scratch: Array, strip: Strip, values: Array, head: int, tokens: int, 
     columns, steps = tile_columns(), ceil_div(tokens, group_size())
     for jv in range(ceil_div(dim, columns)):
         panel = address(values) + head * values.shape[1] + jv * steps * columns * step_size()
-        value_init(panel, steps, address(scratch) + strip[4] + jv * columns * 4)
+        value_init(panel, steps, np.int64(0), address(scratch) + strip[4] + jv * columns * 4)
 
 
 def _table(params: Any, attrs: Any) -> NDArray[np.int8]:
