@@ -43,30 +43,65 @@ def _workers(count: int) -> ThreadPoolExecutor:
         return _pool
 
 
-def run_parallel(tasks: Sequence[Callable[[], None]], threads: int) -> None:
-    """All tasks, on this thread and up to threads - 1 others. This thread never waits for a task that has not begun."""
-    if threads == 1 or len(tasks) == 1:
-        for task in tasks:
+Task = Callable[[], None]
+
+
+class _Stages:
+    """Tasks that threads share: those of a stage begin when all of the stage before have ended."""
+
+    def __init__(self, stages: Sequence[Sequence[Task]]) -> None:
+        self.stopped = False
+        self._stages = [(len(tasks), deque(tasks), deque[None](), threading.Event()) for tasks in stages]
+
+    def work(self) -> None:
+        """Take tasks until none is left. Between stages, wait for those that other threads have begun."""
+        try:
+            for count, left, done, ended in self._stages:
+                while left:
+                    try:
+                        task = left.popleft()
+                    except IndexError:
+                        break
+                    task()
+                    done.append(None)
+                    if len(done) == count:
+                        ended.set()
+                ended.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """No task begins any more, and nobody waits."""
+        self.stopped = True
+        for _, left, _, ended in self._stages:
+            left.clear()
+            ended.set()
+
+
+def run_stages(stages: Sequence[Sequence[Task]], threads: int) -> None:
+    """All tasks, stage by stage, on this thread and up to threads - 1 others, which stay from stage to stage.
+
+    This thread never waits for a task that has not begun.
+    """
+    most = min(threads, max(map(len, stages), default=0))
+    if most <= 1:
+        for task in itertools.chain(*stages):
             task()
         return
-    left = deque(tasks)
-
-    def work() -> None:
-        while True:
-            try:
-                task = left.popleft()
-            except IndexError:
-                return
-            task()
-
-    others = _submit(work, min(threads, len(tasks)) - 1)
+    shared = _Stages(stages)
+    others = _submit(shared.work, most - 1)
     try:
-        work()
+        shared.work()
     finally:
-        left.clear()
         for future in others:
-            if not future.cancel():
+            if not future.cancel() and shared.stopped:
                 future.result()
+
+
+def run_parallel(tasks: Sequence[Task], threads: int) -> None:
+    """All tasks, on this thread and up to threads - 1 others. This thread never waits for a task that has not begun."""
+    run_stages([tasks], threads)
 
 
 def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
