@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._fast import Fast, Work
 from ._ir import I16, I32, I64, Emit, Value
-from ._jit import emitted, helper, kernel
+from ._jit import emitted, inlined, kernel
 from ._tile import address, has_zmm
 
 Array = NDArray[Any]
@@ -124,39 +124,48 @@ def _emit_words(
     return whole
 
 
-@helper
+def pack(mult_a: int, shift_a: int, mult_b: int, shift_b: int) -> NDArray[np.int64]:
+    """What `add_rows` takes, int64 [7]: multiplier, shift and `_pair` of a, of b, whether both fit 16-bit lanes."""
+    both = (mult_a, shift_a), (mult_b, shift_b)
+    words = all(_splits(*scale) for scale in both)
+    return np.array([v for m, s in both for v in (m, s, _pair(m))] + [words], np.int64)
+
+
 def _splits(mult: int, shift: int) -> bool:
     """Whether a branch fits 16-bit lanes: h below 2^15, and |x h + c| + half below 2^31."""
     return mult < 2**31 - 2**15 and 17 <= shift <= 46
 
 
-@helper
 def _pair(mult: int) -> int:
     """(h, 1) as two INT16 from bit 0 on, and l from bit 32 on; l lies in [-2^15, 2^15)."""
     high = (mult + 2**15) >> 16
     return high + (1 << 16) + ((mult - (high << 16)) << 32)
 
 
-@kernel("void(int16[:, ::1], int16[:, ::1], int64, int64, int64, int64, int16[:, ::1], int64, int64)")
-def add(
-    a: Array, b: Array, mult_a: int, shift_a: int, mult_b: int, shift_b: int, out: Array, start: int, stop: int
-) -> None:
-    """Rows start to stop - 1 of int16 [M, D]; `out` may be a or b."""
+@inlined
+def add_rows(a: Array, b: Array, scales: Array, out: Array, start: int, stop: int) -> None:
+    """Rows start to stop - 1 of int16 [M, D]; scales of `pack`; `out` may be a or b."""
     width = a.shape[1]
+    count, at = (stop - start) * width, start * width * 2
+    x, y, to = address(a) + at, address(b) + at, address(out) + at
+    mult_a, shift_a, pair_a, mult_b = scales[0], scales[1], scales[2], scales[3]
+    shift_b, pair_b, words = scales[4], scales[5], scales[6]
+    if has_zmm() and words > 0:
+        done = row_add_words(x, y, count, pair_a, shift_a, pair_b, shift_b, to)
+    else:
+        done = row_add(x, y, count, mult_a, shift_a, mult_b, shift_b, to)
     half_a, half_b = np.int64(1) << (shift_a - 1), np.int64(1) << (shift_b - 1)
-    words = has_zmm() and _splits(mult_a, shift_a) and _splits(mult_b, shift_b)
-    pair_a, pair_b = _pair(mult_a), _pair(mult_b)
-    for i in range(start, stop):
-        row = i * width * 2
-        x, y, to = address(a) + row, address(b) + row, address(out) + row
-        if words:
-            done = row_add_words(x, y, width, pair_a, shift_a, pair_b, shift_b, to)
-        else:
-            done = row_add(x, y, width, mult_a, shift_a, mult_b, shift_b, to)
-        for j in range(done, width):
-            left = (np.int64(a[i, j]) * mult_a + half_a) >> shift_a
-            right = (np.int64(b[i, j]) * mult_b + half_b) >> shift_b
-            out[i, j] = min(max(left + right, np.int64(-32768)), np.int64(32767))
+    for n in range(done, count):
+        i, j = start + n // width, n % width
+        left = (np.int64(a[i, j]) * mult_a + half_a) >> shift_a
+        right = (np.int64(b[i, j]) * mult_b + half_b) >> shift_b
+        out[i, j] = min(max(left + right, np.int64(-32768)), np.int64(32767))
+
+
+@kernel("void(int16[:, ::1], int16[:, ::1], int64[::1], int16[:, ::1], int64, int64)")
+def add(a: Array, b: Array, scales: Array, out: Array, start: int, stop: int) -> None:
+    """See `add_rows`."""
+    add_rows(a, b, scales, out, start, stop)
 
 
 def add_op(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_b: int) -> Array:
@@ -164,13 +173,13 @@ def add_op(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_
     width = a.shape[-1]
     rows_a, rows_b = (np.ascontiguousarray(v).reshape(-1, width) for v in (a, b))
     out = np.empty_like(rows_a)
-    add(rows_a, rows_b, mult_a, shift_a, mult_b, shift_b, out, 0, rows_a.shape[0])
+    add(rows_a, rows_b, pack(mult_a, shift_a, mult_b, shift_b), out, 0, rows_a.shape[0])
     return out.reshape(a.shape)
 
 
 def _work(params: Any, attrs: Any) -> Work:
-    scales = [attrs[name] for name in ("mult_a", "shift_a", "mult_b", "shift_b")]
-    return Work(lambda x, out: lambda start, stop, scratch: add(*x, *scales, out, start, stop))
+    scales = pack(**attrs)
+    return Work(lambda x, out: lambda start, stop, scratch: add(*x, scales, out, start, stop))
 
 
 OPS = {"add": Fast(add_op, _work, in_place=True)}

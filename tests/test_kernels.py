@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,25 @@ def test_row_kernels_on_adversarial_rows(op: str, width: int) -> None:
                 check(op, *[x, x[::-1]][: len(kinds)], **drawn.params, **drawn.attrs)
 
 
+@pytest.mark.parametrize("width", [1, 31, 64, 192, 200])
+def test_a_sum_is_normalized_at_once(width: int) -> None:
+    from intseg.kernels import add, layernorm
+
+    d, scratch = Dice("adversarial", f"sums of {width}"), np.full(layernorm.SCRATCH, 77, np.int8)
+    for a in rows("int16", 19, width):
+        for case in range(10):
+            b, of = a[::-1].copy(), EXAMS["add"].draw(d, *[Value("int16", a.shape)] * 2).attrs
+            norm = EXAMS["layernorm"].draw(d, Value("int16", a.shape))
+            total = RUN["add"](a, b, **of)
+            expected = RUN["layernorm"](total, **norm.params, **norm.attrs)
+            packed, out = layernorm.pack(**norm.params, **norm.attrs), np.zeros_like(expected)
+            x = b if case % 2 else np.zeros_like(a)  # over an operand, or beside them
+            for part in ((0, 9), (9, 19)):
+                layernorm.run(packed, x, out, *part, scratch, a, b, add.pack(**of))
+            assert_equal(x, total)
+            assert_equal(out, expected)
+
+
 # Fused attention
 
 
@@ -147,7 +168,9 @@ SHIFTMAX = [
 ]
 
 
-@pytest.mark.parametrize(("tokens", "heads", "dim"), [(1, 1, 64), (2, 2, 3), (65, 1, 64), (130, 3, 32), (67, 1, 72)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "dim"), [(1, 1, 64), (2, 2, 3), (65, 1, 64), (130, 3, 32), (67, 1, 72), (64, 2, 128)]
+)
 def test_attention_on_adversarial_operands(tokens: int, heads: int, dim: int) -> None:
     for qkv in rows("int8", tokens, 3 * heads * dim):
         for scale in (25, 31, 32, 36, 44):
@@ -316,6 +339,36 @@ def test_an_error_in_a_task_reaches_the_caller() -> None:
     for threads in (1, 2):
         with pytest.raises(ValueError, match="here"):
             run_parallel([fail, fail, fail], threads)
+
+
+def test_a_stage_begins_when_the_one_before_has_ended() -> None:
+    from intseg.plan.threads import run_stages
+
+    def note(stage: int, last: bool) -> None:
+        seen.append(stage)
+        if last:
+            time.sleep(0.001)
+        seen.append(stage)
+
+    for threads in (1, 2, 3):
+        seen: list[int] = []
+        run_stages([[partial(note, stage, n == 1) for n in range(2)] for stage in range(20)], threads)
+        assert seen == sorted(seen)
+        assert len(seen) == 80
+
+
+def test_no_stage_begins_after_an_error() -> None:
+    from intseg.plan.threads import run_stages
+
+    def fail() -> None:
+        raise ValueError("here")
+
+    for threads in (1, 2, 3):
+        seen: list[int] = []
+        for stage in ([fail, partial(time.sleep, 0.01)], [partial(time.sleep, 0.01), fail]):
+            with pytest.raises(ValueError, match="here"):
+                run_stages([stage, [partial(seen.append, 1)] * 3], threads)
+        assert not seen
 
 
 # Labels

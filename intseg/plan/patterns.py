@@ -10,13 +10,15 @@ import numpy as np
 
 from intseg.graph import Graph, Node
 from intseg.kernels import _heads, _isa
+from intseg.kernels import add as _add
+from intseg.kernels import layernorm as _layernorm
 from intseg.kernels import linear as _linear
 from intseg.kernels import patchify as _patchify
 from intseg.kernels._tile import highest, lane_order
 from intseg.ops import Array
 
 from .memory import Arrays, Buffer, Rows, Step
-from .steps import ATTENTIONS, integer, output, params_of
+from .steps import ATTENTIONS, integer, output, params_of, rows_of
 
 Match = tuple[list[str], list[Step]]
 """Names of the nodes inside a pattern, and the steps that replace it."""
@@ -196,3 +198,20 @@ def _match_product(graph: Graph, inner: Inner, node: Node) -> Match | None:
 
 PATTERNS = (_match_attention, _match_patches, _match_product)
 """From a graph, Inner and the node that a pattern ends at to what it replaces."""
+
+
+def follow(graph: Graph, nodes: tuple[Node, Node], steps: tuple[Step, Step]) -> Step | None:
+    """One step for a sum and the node behind it that normalizes its rows; both outputs stay."""
+    (total, norm), (first, second) = nodes, steps
+    if (total.op, norm.op) != ("add", "layernorm") or norm.inputs[0] != total.name:
+        return None
+    params, attrs = params_of(graph, norm), norm.attrs
+    packed = _layernorm.pack(params["mult"], params["bias"], integer(norm, "shift"), str(attrs["out"]))
+    scales = _add.pack(*(integer(total, name) for name in ("mult_a", "shift_a", "mult_b", "shift_b")))
+
+    def bind(arrays: Arrays) -> Rows:
+        a, b, x, out = (rows_of(arrays[name]) for name in (*total.inputs, total.name, norm.name))
+        return lambda start, stop, scratch: _layernorm.run(packed, x, out, start, stop, scratch, a, b, scales)
+
+    outputs, scratch = (*first.outputs, *second.outputs), _layernorm.SCRATCH
+    return replace(first, outputs=outputs, bind=bind, scratch=scratch, op="add, layernorm")

@@ -21,10 +21,10 @@ from intseg.kernels import _jit
 from intseg.ops import Array
 
 from . import labels  # noqa: F401  its kernels are among those that are compiled
-from .memory import Arrays, Buffer, Rows, Step, aligned, join, place
-from .patterns import PATTERNS
+from .memory import Arrays, Buffer, Rows, Segment, Step, aligned, join, place
+from .patterns import PATTERNS, follow
 from .steps import FAST, integer, step
-from .threads import ranges, run_parallel, thread_count
+from .threads import Task, ranges, run_stages, thread_count
 
 _CHUNK_ROWS = 64
 """Row ranges of threads start at multiples of this: the width of a panel of keys."""
@@ -55,12 +55,12 @@ class Plan:
             workspace = self._workspace()
         try:
             np.copyto(workspace.arrays[IMAGE], image, casting="no")
+            stages = []
             for segment, calls in zip(self.segments, workspace.calls, strict=True):
-                _run_segment(segment.extent, calls, self.threads, workspace.scratch)
+                stages.append(_tasks(segment.extent, calls, self.threads, workspace.scratch))
                 if on_output is not None:
-                    left = {workspace.arrays[b.name].ctypes.data: b.name for s in segment.steps for b in s.outputs}
-                    for name in left.values():
-                        on_output(name, workspace.arrays[name])
+                    stages.append([functools.partial(_report, segment, workspace.arrays, on_output)])
+            run_stages(stages, self.threads)
             scores: Array = workspace.arrays[self._output].copy()
             return scores
         finally:
@@ -87,7 +87,9 @@ class _Workspace:
     scratch: deque[Array]
 
 
-def _run_segment(extent: int | None, calls: Sequence[Rows], threads: int, scratch: deque[Array]) -> None:
+def _tasks(extent: int | None, calls: Sequence[Rows], threads: int, scratch: deque[Array]) -> list[Task]:
+    """A segment as one task for every thread; scratch is taken from and given back to `scratch`."""
+
     def work(start: int, stop: int) -> None:
         mine = scratch.pop()
         try:
@@ -96,10 +98,15 @@ def _run_segment(extent: int | None, calls: Sequence[Rows], threads: int, scratc
         finally:
             scratch.append(mine)
 
-    if extent is None or threads == 1:
-        work(0, extent or 0)
-        return
-    run_parallel([functools.partial(work, *r) for r in ranges(extent, threads, _CHUNK_ROWS)], threads)
+    parts = [(0, extent or 0)] if extent is None or threads == 1 else ranges(extent, threads, _CHUNK_ROWS)
+    return [functools.partial(work, *part) for part in parts]
+
+
+def _report(segment: Segment, arrays: Arrays, on_output: Callable[[str, Array], None]) -> None:
+    """What a segment leaves behind: of buffers that share memory, the last."""
+    left = {arrays[buffer.name].ctypes.data: buffer.name for step in segment.steps for buffer in step.outputs}
+    for name in left.values():
+        on_output(name, arrays[name])
 
 
 # ---- from nodes to steps ------------------------------------------------------------------------------------------
@@ -121,6 +128,7 @@ class _Builder:
         self._nodes = {node.name: node for node in graph.nodes}
         self._uses = Counter([graph.output, *(name for node in graph.nodes for name in node.inputs)])
         patterns = dict(item for node in graph.nodes for item in self._match(node))
+        before = None  # a node whose step is the last
         for node in graph.nodes:
             known = len(self.steps)
             if node.name in patterns:
@@ -128,6 +136,11 @@ class _Builder:
             else:
                 self._single(node)
             self.steps[known:] = [replace(step, op=step.op or node.op) for step in self.steps[known:]]
+            single = node.name not in patterns and len(self.steps) > known
+            if before is not None and single:
+                joined = follow(graph, (before, node), (self.steps[-2], self.steps[-1]))
+                self.steps[-2:] = self.steps[-2:] if joined is None else [joined]
+            before = node if single else None
 
     def root(self, name: str) -> str:
         """See Root."""

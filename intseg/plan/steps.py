@@ -56,7 +56,7 @@ def step(graph: Graph, node: Node) -> Step:
     work = fast.work(*first, params, node.attrs)
 
     def bind(arrays: Arrays) -> Rows:
-        return work.bind([_rows(arrays[name]) for name in node.inputs], _rows(arrays[node.name]))
+        return work.bind([rows_of(arrays[name]) for name in node.inputs], rows_of(arrays[node.name]))
 
     macs = math.prod(node.shape) * work.depth
     return Step(math.prod(node.shape[:-1]), node.inputs, (), (output(node),), bind, work.scratch, macs=macs)
@@ -74,7 +74,7 @@ def _fallback(node: Node, params: Arrays) -> Step:
     return Step(None, (), node.inputs, (output(node),), bind)
 
 
-def _rows(x: Array) -> Array:
+def rows_of(x: Array) -> Array:
     """[..., D] as [M, D]."""
     return x.reshape(-1, x.shape[-1])
 
