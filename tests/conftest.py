@@ -15,18 +15,24 @@ import pytest
 from intseg import progress
 
 SECONDS = {
-    "test_matrix": 80,
+    "test_matrix": 75,
     "test_ray": 60,
-    "test_report_tables": 55,
-    "test_docs": 40,
-    "test_fuzz": 35,
-    "test_mutate": 25,
-    "test_reader": 25,
-    "test_verify": 20,
-    "test_doctor": 10,
-    "test_spread": 10,
+    "test_report_tables": 45,
+    "test_docs": 35,
+    "test_fuzz": 30,
+    "test_no_float": 20,
+    "test_mutate": 18,
+    "test_verify": 18,
+    "test_reader": 15,
+    "test_crash": 15,
+    "test_spread": 14,
+    "test_prove": 12,
+    "test_onnx": 12,
+    "test_packaging": 10,
     "test_machines": 10,
-    "test_jit": 10,
+    "test_doctor": 8,
+    "test_jit": 8,
+    "test_site": 6,
 }
 """Files that take long, and roughly how long on one core; all others are many short tests."""
 
