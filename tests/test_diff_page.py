@@ -39,10 +39,10 @@ class Case:
     golden: Path
     found: Mapping[str, Array]
 
-    def view(self, found: Mapping[str, Array]) -> tuple[diff.Report, diff_view.View]:
+    def view(self, found: Mapping[str, Array], seconds: float = diff.SECONDS) -> tuple[diff.Report, diff_view.View]:
         golden = traces.open_trace(self.golden, str(self.model.path))
         other = sides.Arrays(found)
-        report = diff.compare(golden, other)
+        report = diff.compare(golden, other, diff.Settings(seconds=seconds))
         return report, diff_view.view(report, golden, other)
 
 
@@ -99,11 +99,11 @@ def test_classes_follow_from_what_is_shown(case: Case) -> None:
     traced = [outputs for _, outputs in intseg.trace(case.image, case.model, ops=ops)]
     every = {f"window{i}.{name}": value for i, outputs in enumerate(traced) for name, value in outputs.items()}
     for found in (every, {name: value for name, value in every.items() if name.endswith(f".{NODE}")}):
-        _, view = case.view(found)
+        _, view = case.view(found, 0.1)  # no mistake is the cause
         assert view.maps is not None
         assert view.maps.derived
         assert np.array_equal(view.maps.other, wanted)
-    _, view = case.view({**case.found, "labels": wanted * 0})
+    _, view = case.view({**case.found, "labels": wanted * 0}, 0.1)
     assert view.maps is not None
     assert not view.maps.derived
     assert not view.maps.other.any()
@@ -111,7 +111,7 @@ def test_classes_follow_from_what_is_shown(case: Case) -> None:
 
 def test_numbers_outside_of_their_dtype_lead_to_no_classes(case: Case) -> None:
     key = f"window0.{NODE}"
-    report, view = case.view({key: case.found[key].astype(np.float64) + 1000})
+    report, view = case.view({key: case.found[key].astype(np.float64) + 1000}, 0.1)
     assert view.maps is None
     assert "What becomes" not in diff_page.page(report, view, "a", "b")
 
