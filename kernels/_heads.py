@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import _isa
 from ._ir import I8, I16, I32, Emit, Value
-from ._jit import emitted, helper, inlined, kernel, optimized
+from ._jit import emitted, helper, inlined, kernel
 from ._tile import (
     BLOCKED,
     INT16,
@@ -315,7 +315,7 @@ def _pack_keys(
                 init[jp * columns + lane] = pad
 
 
-@optimized
+@helper
 def _pack_values(
     qkv: Array, column: int, dim: int, values: Array, order: Array, group: int, start: int, stop: int
 ) -> None:
