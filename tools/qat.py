@@ -56,9 +56,9 @@ from intseg.tools.twin.recipe import Recipe
 from intseg.tools.twin.segmenter import Segmenter
 
 MOMENTUM = 0.01
-STEP = 15.0
+STEP = 6.0
 """Weights of an allocation learn at so many times the rate, in steps of their integers: at --lr 5e-4 a hundred
-iterations move none by more than two fifths of a step, so that at most so many change."""
+iterations move none by more than a sixth of a step, so that at most so many change."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

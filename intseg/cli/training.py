@@ -28,7 +28,7 @@ model is the teacher; weights of fewer bits start as `intseg convert` rounds the
 
 examples:
   intseg qat checkpoint.pth --root CamVid -o runs/qat --calibrate CamVid/train
-  intseg qat checkpoint.pth --root CamVid -o runs/w4 --calibrate CamVid/train --samples 32 --uniform w4a8 --steps 60
+  intseg qat checkpoint.pth --root CamVid -o runs/w4 --calibrate CamVid/train --samples 32 --uniform w2a8 --steps 60
 """
 _COMPARE = """\
 Measure a checkpoint as float model, as fake-quant twin and as integer engine, through the same windows and metrics.

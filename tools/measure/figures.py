@@ -102,10 +102,11 @@ def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
 def fronts(title: str, curves: Mapping[str, Sequence[tuple[float, float, float]]], measure: str) -> str:
     """(MB, GBitOps, accuracy in percent) by way to choose bits: size against accuracy, BitOps against it."""
     made, places = figure(760, 320, 1, 2)
-    for (way, points), colour in zip(curves.items(), (INK, *SERIES), strict=False):
+    for (way, points), colour in zip(curves.items(), (INK, *SERIES, INK), strict=False):
+        style = {"uniform": "s--", "QAT": "*"}.get(way, "o-")
         size, work, reached = zip(*points, strict=True)
         for place, cost in zip(places, (size, work), strict=True):
-            place.plot(cost, reached, "s--" if way == "uniform" else "o-", color=colour, markersize=3.5, label=way)
+            place.plot(cost, reached, style, color=colour, markersize=3.5, label=way)
     for place, name in zip(places, ("MB of weights", "GBitOps of a window"), strict=True):
         place.set(xlabel=name, ylabel=measure)
     places[0].legend()
