@@ -64,8 +64,8 @@ def table_5(results: Results) -> Iterator[str]:
     ]
     if any(peak > 4e9 for peak in costs):
         yield from prose("""
-            The rows of 367 images were measured before the samples of all nodes together had a budget: 367 images take
-            1.9 GB at most since ([QUANTIZATION](QUANTIZATION.md#calibration-images)).
+            GB but those of idd were measured before samples had a budget and were given back: 367 images take 1.9 GB at
+            most since, one image about two thirds of its row ([QUANTIZATION](QUANTIZATION.md#calibration-images)).
         """)
     yield from _by_size(results)
     yield from prose("""
