@@ -84,10 +84,10 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def bit_arguments(parser: argparse.ArgumentParser) -> None:
     """How many bits the weights of each layer get."""
     add = parser.add_argument
-    text = "bits of all weights (2 to 8) and of all activations that they meet (4 to 8): w4a8"
+    text = "bits of all weights and activations: w2a4 to w8a8"
     add("--uniform", type=_uniform, metavar="WxAy", help=text)
-    add("--bits", type=Read, metavar="FILE", help="bits of every layer's weights, as --save-bits wrote them (.json)")
-    text = "choose the bits of every layer: all weights in so many megabytes (10^6 bytes)"
+    add("--bits", type=Read, metavar="FILE", help="bits of every layer's weights, by --save-bits (.json)")
+    text = "choose each layer's bits: all in MB (10^6 bytes)"
     add("--budget-mb", type=positive, metavar="MB", help=text)
     text = "and, or, in so many 10^9 BitOps a window (multiplications x bits of both factors)"
     add("--budget-bitops", type=positive, metavar="G", help=text)

@@ -28,7 +28,7 @@ model is the teacher; weights of fewer bits start as `intseg convert` rounds the
 
 examples:
   intseg qat checkpoint.pth --root CamVid -o runs/qat --calibrate CamVid/train
-  intseg qat checkpoint.pth --root CamVid -o runs/w4 --calibrate CamVid/train --samples 32 --uniform w2a8 --steps 60
+  intseg qat checkpoint.pth -o runs/w2 --calibrate photos --uniform w2a8
 """
 _COMPARE = """\
 Measure a checkpoint as float model, as fake-quant twin and as integer engine, through the same windows and metrics.
@@ -63,10 +63,10 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _qat_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_checkpoint(parser)
-    add("--recipe", choices=RECIPES, default="intseg", help="arithmetic (intseg)")
+    add("--recipe", choices=RECIPES, default="intseg", metavar="R", help=f"{', '.join(RECIPES)} (intseg)")
     text = "steps after which symmetric ranges stay (200)"
     add("--freeze", type=whole(0, MANY), default=200, metavar="N", help=text)
-    text = "part of the loss that is the distance from the float model, not labels (0; fewer bits or no --root: 1)"
+    text = "float model's share of the loss (0; as teacher: 1)"
     add("--distill", type=_part, metavar="SHARE", help=text)
     bit_arguments(parser)
     _add_common(parser, steps=1000, lr=1e-4, without="; without, --calibrate and the float model teach")
@@ -119,18 +119,19 @@ def _add_common(parser: argparse.ArgumentParser, steps: int, lr: float, without:
     add("--lr", type=positive, default=lr, metavar="R", help=f"learning rate after the warm-up ({lr:g})")
     warm = min(200, steps // 10)
     add("--warmup", type=whole(0, MANY), default=warm, metavar="N", help=f"steps in which it grows ({warm})")
-    add("--schedule", choices=("cosine", "poly"), default="cosine", help="how it falls (cosine)")
+    text = "cosine, poly: how it falls (cosine)"
+    add("--schedule", choices=("cosine", "poly"), default="cosine", metavar="HOW", help=text)
     text = "factors of an image before the crop (0.5 1.6)"
     add("--scale", type=positive, nargs=2, default=[0.5, 1.6], metavar=("LOW", "HIGH"), help=text)
-    text = "decay of the average of parameters that is kept (0.999)"
+    text = "decay of the kept average of parameters (0.999)"
     add("--ema", type=not_negative, default=0.999, metavar="D", help=text)
     add("--seed", type=whole(0, MANY), default=0, metavar="N", help="of everything random (0)")
     add("--every", type=some, default=500, metavar="N", help="steps between checkpoints (500)")
     add("--limit", type=some, metavar="N", help="measure only the first N images")
     add("--sample", type=some, default=1, metavar="N", help="measure only every N-th image (1)")
     add("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
-    text = "of products in training steps (float32); bfloat16 where the processor has it"
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help=text)
+    text = "float32, bfloat16: products in training (float32)"
+    add("--precision", choices=("float32", "bfloat16"), default="float32", metavar="TYPE", help=text)
     add("--resume", action="store_true", help="go on from state.pth in the output folder")
 
 
