@@ -166,9 +166,6 @@ class Cache:
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """The compiled function of an intact entry, None where there is none."""
-        # Machine code needs the symbols of Numba's runtime only. What compiling needs, and 0.2 s to import (SciPy with
-        # it), whoever compiles asks for: `target_context.refresh()`.
-        rtsys.initialize(target_context)
         try:
             payload = _unwrap(_read_own(self._path(signature)))
         except OSError:
@@ -179,7 +176,11 @@ class Cache:
         # version mix the fingerprint missed, and compiling again is always right.
         with contextlib.suppress(Exception):
             rebuild: Any = compiler.CompileResult._rebuild
-            return rebuild(target_context, *pickle.loads(payload))
+            parts = pickle.loads(payload)
+            # Machine code needs the symbols of Numba's runtime only. What compiling needs, and 0.2 s to import (SciPy
+            # with it), whoever compiles asks for: `target_context.refresh()`.
+            rtsys.initialize(target_context)
+            return rebuild(target_context, *parts)
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:

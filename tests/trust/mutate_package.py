@@ -98,7 +98,7 @@ TESTS: dict[str, tuple[str, ...]] = {
 """Module or folder -> the test files that judge it."""
 
 EQUIVALENT: dict[str, str] = {
-    "intseg/errors.py:suggest: ord, list(known), [1 -> 2])": "the first of them is told",
+    "intseg/errors.py:suggest: ches(word, meant, [1 -> 2])": "the first of them is told",
     "intseg/files.py:_take_over: if old is None[ or fcntl is None -> ]:": "for systems without locks",
     "intseg/files.py:_remove_abandoned: [os.remove(path) -> pass]": "for systems without locks",
     "intseg/files.py:_next: return min([size + 1 - got if got <= size else _CHUNK -> _CHUNK if got <= size else size + "
@@ -106,7 +106,7 @@ EQUIVALENT: dict[str, str] = {
     "intseg/batch/claims.py:_stays_locked: [time.sleep(0.05) -> pass]": "it waits in a loop that never rests",
     "intseg/batch/cluster.py:Ray.run: mit, items, AHEAD [* -> +] self.jobs)": "how many images are under way at a time",
     "intseg/cli/convert.py:_convert_arguments: ', type=whole(1, 1[0 -> 1] ** 9), metavar='N": "any end will do",
-    "intseg/cli/exchange.py:_measured: andom.default_rng([0 -> 1])": "other random images",
+    "intseg/cli/exchange.py:_noise: andom.default_rng([0 -> 1])": "other random images",
     "intseg/cli/printing.py:_Closed.read: size: int | None=-[1 -> 2])": "nothing is read anyway",
     "intseg/images/labels.py:_scaling: op, shown = (rest[[0 -> -1]], 255 if image.mo": "there is only one",
     "intseg/files.py:new_folder: pa[th.rmdir() -> ss]": "POSIX renames over an empty folder, Windows does not",
