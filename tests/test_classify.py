@@ -305,7 +305,13 @@ def test_what_cannot_be_meant(folder: Path, capsys: Capture, line: str, words: s
 
 def test_the_workbench(folder: Path, capsys: Capture) -> None:
     shutil.copy("0.png", "a.png")
-    pixels = ("eval", "infer", "truth-table", "export", "verify --onnx")  # tested above, or no table of this op, or ONNX
+    pixels = (
+        "eval",
+        "infer",
+        "truth-table",
+        "export",
+        "verify --onnx",
+    )  # tested above, or no table of this op, or ONNX
     for line in commands.LINES:
         if not line.startswith(pixels):
             assert cli.main(line.replace("NODE", "logits").split()) == 0, line + capsys.readouterr().err
