@@ -94,8 +94,8 @@ def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
         place.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
         place.set_yticks(range(len(programs)), programs if i % columns == 0 else [""] * len(programs))
         place.grid(visible=False, axis="y")
-        place.invert_yaxis()
-        place.set(xlim=(0, 1.25 * max(times.values())), title=f"{model}, ms")
+        bottom = len(programs) - 0.5  # rows beside those of the panel to the left, whoever was not run
+        place.set(ylim=(bottom, -0.5), xlim=(0, 1.25 * max(times.values())), title=f"{model}, ms")
     return svg(made, title)
 
 
