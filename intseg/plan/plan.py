@@ -47,7 +47,8 @@ class Plan:
         """Scores int8 or int16 [h, w, classes] of one window uint8 [H, W, 3].
 
         on_output  called after every segment with the names and values it leaves behind: the nodes no pattern swallows
-                   and nothing overwrites at once, and the packed operands of patterns
+                   and nothing overwrites at once, and the packed operands of patterns; on whichever of the plan's
+                   threads is free, one call at a time, before the next segment begins
         """
         try:
             workspace = self._free.pop()
