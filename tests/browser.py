@@ -152,6 +152,16 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def until(self, expression: str) -> Any:
+        """Wait until a JavaScript expression is true; what it is then. Pages go on after they are loaded."""
+        look = f"function look() {{ const found = {expression}; found ? done(found) : setTimeout(look, 10); }}"
+        return self.evaluate(f"new Promise(done => {{ {look} look(); }})")
+
+    def until_told(self, text: str) -> None:
+        """Wait until a complaint holds this text."""
+        while not any(text in complaint for complaint in self.complaints()):
+            self.events.append(self._receive())
+
     def press(self, key: str, code: int) -> None:
         """Press and release a key."""
         text = {"text": "\r"} if key == "Enter" else {}
