@@ -56,6 +56,7 @@ def test_the_references_name_every_command_and_function() -> None:
     assert all(f"## intseg {command.name}\n" in pages[0] for command in cli.COMMANDS)
     assert all(f"### intseg.{name}\n" in pages[1] for name in intseg.__all__ if not name.startswith("_"))
     assert not re.search(r"/(home|root|tmp)/", "".join(pages))
+    assert "'road=7,\\*=0' (\\* is not counted)" in pages[0], "emphasis would swallow the stars"
 
 
 def test_links_lead_somewhere() -> None:

@@ -14,6 +14,7 @@ import argparse
 import importlib
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def cli_page() -> str:
     summaries = {choice.dest: choice.help for choice in commands._choices_actions}
     parts = [_CLI, "| command | |\n|---|---|\n"]
     parts += [
-        f"| [`intseg {name}`](#intseg-{name}) | {_cell(summaries.get(name) or '')} |\n" for name in commands.choices
+        f"| [`intseg {name}`](#intseg-{name}) | {_words(summaries.get(name) or '')} |\n" for name in commands.choices
     ]
     parts += [f"\n```text\n{(parser.epilog or '').strip()}\n```\n"]
     for name, command in commands.choices.items():
@@ -70,11 +71,16 @@ def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     short = action.option_strings[:-1]
     text = parser._get_formatter()._expand_help(action) if action.help else ""
     needed = ", required" if action.required and action.option_strings else ""
-    return f"| {', '.join(f'`{_cell(name)}`' for name in (*short, *names))} | {_cell(text)}{needed} |\n"
+    return f"| {', '.join(f'`{_cell(name)}`' for name in (*short, *names))} | {_words(text)}{needed} |\n"
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _words(text: str) -> str:
+    """A cell of plain words: what a terminal shows as it is, Markdown must not take for emphasis, links or tags."""
+    return re.sub(r"([*<\[`])", r"\\\1", _cell(text))
 
 
 # ------------------------------------------------------------------------------------------------------------ API

@@ -84,6 +84,7 @@ def speed(title: str, milliseconds: Mapping[str, Mapping[str, float]]) -> str:
     columns = min(2, len(milliseconds))
     down = -(-len(milliseconds) // columns)
     made, axes = figure(260 + 200 * columns, down * (60 + 26 * len(programs)), down, columns)
+    made.get_layout_engine().set(hspace=0.06)  # else a title touches the numbers above it
     places = list(np.ravel(axes))
     for place in places[len(milliseconds) :]:
         place.set_axis_off()
