@@ -119,6 +119,8 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--onnx", type=Read, metavar="FILE", help="a model that intseg export wrote")
     add_weights(parser, backend=False)
     parser.add_argument("--windows", type=whole(1, 1000), default=1, metavar="N", help="random windows for --onnx (1)")
+    text = "processor time after which ONNX's own evaluator, which is slow, gets no more windows (90)"
+    parser.add_argument("--seconds", type=whole(1, 10**6), default=90, metavar="S", help=text)
 
 
 def _verify(args: argparse.Namespace) -> Answer:
@@ -126,7 +128,7 @@ def _verify(args: argparse.Namespace) -> Answer:
     from intseg.conformance import verify
 
     if args.onnx is not None:
-        return exchange.verify_onnx(args.onnx, args.weights, args.windows, args.folder)
+        return exchange.verify_onnx(args.onnx, args.weights, args.windows, args.seconds, args.folder)
     names = (backends.resolve(args.backend),) if args.backend else ()
     folder = Path(args.folder) if args.folder is not None else verify.find_golden(Path.cwd())
     report = verify.verify(folder, names, say)

@@ -117,7 +117,9 @@ def _noise(graph: Graph, count: int) -> list[Any]:
     return [numbers.integers(0, 256, (*graph.info.window, 3), np.uint8) for _ in range(count)]
 
 
-def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], list[dict[str, object]], list[Any]]:
+def _measured(
+    made: Any, graph: Graph, images: list[Any], seconds: int = 90
+) -> tuple[list[str], list[dict[str, object]], list[Any]]:
     """Lines and entries of a model in the runtimes that are installed, on windows; of an exact one that differs the
     first node, in words, and `Found.example`.
     """
@@ -127,7 +129,7 @@ def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], li
     lines: list[str] = []
     entries: list[dict[str, object]] = []
     examples: list[Any] = []
-    for found in onnx_check.compare(made, graph, images, onnx_check.installed(say)):
+    for found in onnx_check.compare(made, graph, images, onnx_check.installed(say), seconds):
         wrong, elements = (sum(getattr(node, part) for node in found.differ) for part in ("wrong", "elements"))
         about = f"{count(found.compared, 'node')} of {count(found.images, 'window')} compared"
         lines.append(f"{found.runtime}: {about}, {len(found.differ)} differ; {found.seconds:.2g} s a window")
@@ -157,10 +159,11 @@ def _measured(made: Any, graph: Graph, images: list[Any]) -> tuple[list[str], li
     return lines, entries, examples
 
 
-def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None = None) -> Answer:
+def verify_onnx(path: str, weights: str | None, windows: int, seconds: int, folder: str | None = None) -> Answer:
     """An exported model in every ONNX runtime that is installed, node by node against the engine.
 
     windows  of noise
+    seconds  processor time after which ONNX's own evaluator gets no more windows
     folder   a conformance pack or a golden folder, on whose images it is run too
     """
     from intseg import api, files
@@ -176,7 +179,7 @@ def verify_onnx(path: str, weights: str | None, windows: int, folder: str | None
     onnx_check.require_export(path, made, graph)
     images = _noise(graph, windows)
     images += [] if folder is None else verify.windows_of(Path(folder), graph.info)
-    lines, entries, wrong = _measured(made, graph, images)
+    lines, entries, wrong = _measured(made, graph, images, seconds)
     if onnx_check.form(made) != "exact":
         return Answer([*lines, "form qdq: not exact, and not meant to be"], {"runs": entries, "form": "qdq"})
     document = {"runs": entries, "form": "exact", "ok": not wrong}

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,8 @@ Run = Callable[[Array], Mapping[str, Array]]
 """An image to the values of the nodes."""
 
 SLOW, SLOW_SECONDS = 3, 90
-"""Images that the reference evaluator gets in any case, and the time after which it gets no more: it takes a hundred
-times as long."""
+"""Images that the reference evaluator gets in any case, and the processor time after which it gets no more: it takes a
+hundred times as long."""
 
 
 @dataclass
@@ -154,30 +154,56 @@ def installed(say: Callable[[str], None]) -> list[str]:
 
 
 def compare(
-    made: onnx.ModelProto, graph: Graph, images: Sequence[Array], runtimes: Sequence[str] = tuple(RUNTIMES)
-) -> Iterator[Found]:
-    """Every node of every image in every runtime. Each image is one window, uint8 [H, W, 3]."""
+    made: onnx.ModelProto,
+    graph: Graph,
+    images: Sequence[Array],
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    seconds: float = SLOW_SECONDS,
+) -> list[Found]:
+    """Every node of every image in every runtime. Each image is one window, uint8 [H, W, 3].
+
+    seconds  processor time after which the reference evaluator gets no more images
+    """
     whole = onnx_model.with_every_node(made, graph)
-    for runtime in runtimes:
-        run = _started(runtime, whole)
-        began, done = time.perf_counter(), 0
-        nodes = {node.name: Difference(node.name) for node in graph.nodes}
-        fastest, pixels, labels, example = math.inf, 0, 0, None
-        for image in images:
-            start = time.perf_counter()
-            if runtime == "onnx.reference" and done >= SLOW and start - began > SLOW_SECONDS:
-                break
-            values, done = run(image), done + 1
-            fastest = min(fastest, time.perf_counter() - start)
-            wanted = expected_values(graph, image)
-            for name, expected in wanted.items():
-                nodes[name].add(values[name], expected)
-            if example is None and any(node.wrong for node in nodes.values()):
-                example = {IMAGE: image, **wanted}, values
-            pixels += 1 if graph.info.classifies else image.shape[0] * image.shape[1]
-            labels += _labels_that_differ(values[graph.output], wanted[graph.output], graph.info)
-        differ = tuple(node for node in nodes.values() if node.wrong)
-        yield Found(runtime, done, len(nodes), differ, pixels, labels, fastest, example)
+    comparisons = [_Comparison(graph, runtime, _started(runtime, whole)) for runtime in runtimes]
+    for image in images:
+        wanted = expected_values(graph, image)
+        for one in comparisons:
+            if one.runtime != "onnx.reference" or one.images < SLOW or one.processor <= seconds:
+                one.add(image, wanted)
+    return [one.found() for one in comparisons]
+
+
+class _Comparison:
+    """What one runtime gives, image after image."""
+
+    def __init__(self, graph: Graph, runtime: str, run: Run) -> None:
+        self.graph, self.runtime, self.run = graph, runtime, run
+        self.nodes = {node.name: Difference(node.name) for node in graph.nodes}
+        self.images = self.pixels = self.labels = 0
+        self.fastest, self.processor = math.inf, 0.0
+        self.example: tuple[Mapping[str, Array], Mapping[str, Array]] | None = None
+
+    def add(self, image: Array, wanted: Mapping[str, Array]) -> None:
+        """Run one image, whose nodes have these values."""
+        start, used = time.perf_counter(), time.process_time()
+        values = self.run(image)
+        self.fastest = min(self.fastest, time.perf_counter() - start)
+        self.processor += time.process_time() - used
+        self.images += 1
+        for name, expected in wanted.items():
+            self.nodes[name].add(values[name], expected)
+        if self.example is None and any(node.wrong for node in self.nodes.values()):
+            self.example = {IMAGE: image, **wanted}, values
+        info, output = self.graph.info, self.graph.output
+        self.pixels += 1 if info.classifies else image.shape[0] * image.shape[1]
+        self.labels += _labels_that_differ(values[output], wanted[output], info)
+
+    def found(self) -> Found:
+        """All of it."""
+        differ = tuple(node for node in self.nodes.values() if node.wrong)
+        count = len(self.nodes)
+        return Found(self.runtime, self.images, count, differ, self.pixels, self.labels, self.fastest, self.example)
 
 
 def explained(model: api.Model, expected: Mapping[str, Array], found: Mapping[str, Array]) -> diff.Report:
