@@ -1,6 +1,8 @@
 """A float ONNX file as the input of intseg convert."""
 
+import copy
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,56 @@ SMALL = dataclasses.replace(CAMVID, image_size=(32, 48), window=(32, 48), stride
 LINEAR = dataclasses.replace(SMALL, decoder="linear", distilled=True, normalization="deit", **NO_DECODER)
 
 
-def exported(config: SegmenterConfig, path: Path) -> Segmenter:
+def exported(config: SegmenterConfig, path: Path, dynamo: bool = False, separate: bool = False) -> Segmenter:
+    """A model that torch.onnx.export wrote; separate: its q, k and v come from three layers."""
     model = random_segmenter(config, 3)
+    written = copy.deepcopy(model)
+    for module in [m for m in written.modules() if isinstance(m, Attention)] if separate else []:
+        parts = zip(module.qkv.weight.chunk(3), module.qkv.bias.chunk(3), strict=True)
+        module.parts = torch.nn.ModuleList(linear(weight, bias) for weight, bias in parts)
+        module.forward = functools.partial(in_three, module)
+    about = {"dynamo": True, "verbose": False} if dynamo else {"dynamo": False, "opset_version": 17}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (torch.randn(1, 3, *config.window),), path, dynamo=False, opset_version=17)
+        torch.onnx.export(written, (torch.randn(1, 3, *config.window),), path, **about)
     return model
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor) -> torch.nn.Linear:
+    made = torch.nn.Linear(weight.shape[1], weight.shape[0])
+    made.load_state_dict({"weight": weight, "bias": bias})
+    return made
+
+
+def in_three(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """An attention as Hugging Face has it, q last of the three, with a mask that masks nothing."""
+    batch, tokens, _ = x.shape
+    k, v, q = (self.parts[i](x).view(batch, tokens, self.heads, -1).transpose(1, 2) for i in (1, 2, 0))
+    z = torch.nn.functional.scaled_dot_product_attention(q, k, v, torch.ones(tokens, tokens) > 0)
+    return self.proj(z.transpose(1, 2).reshape(x.shape))
+
+
+def assert_found(path: Path, model: Segmenter) -> None:
+    found = load_onnx(path)
+    assert found.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+        assert found.state_dict()[name].stride() == value.stride(), name
 
 
 @pytest.mark.parametrize("config", [SMALL, LINEAR], ids=["mask", "linear"])
 def test_what_torch_exports_is_the_model_again(config: SegmenterConfig, tmp_path: Path) -> None:
-    model = exported(config, tmp_path / "m.onnx")
-    found = load_onnx(tmp_path / "m.onnx")
-    assert found.config == config
-    for name, value in model.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value), name
-        assert found.state_dict()[name].stride() == value.stride(), name
+    assert_found(tmp_path / "m.onnx", exported(config, tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "dynamo"])
+def test_three_layers_in_place_of_one(dynamo: bool, tmp_path: Path) -> None:
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="the extra [check] is not installed")
+        assert_found(tmp_path / "plain.onnx", exported(SMALL, tmp_path / "plain.onnx", dynamo))
+    assert_found(tmp_path / "m.onnx", exported(SMALL, tmp_path / "m.onnx", dynamo, separate=True))
+    kinds = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert not dynamo or {"IsNaN", "Where"} <= {*kinds}
 
 
 def fused(self: Any, x: torch.Tensor) -> torch.Tensor:

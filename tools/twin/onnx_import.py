@@ -178,16 +178,20 @@ class _Reader:
         """The only constant operand of a node."""
         return self.some(node, 1)[0]
 
-    def linear(self, name: str) -> None:
-        """`MatMul` and `Add`, or `Gemm`."""
+    def layer(self) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+        """Weight, bias and result of `MatMul` and `Add`, or of `Gemm`."""
         node = self.take("MatMul", "Gemm")
         if node.op_type == "Gemm":
             weight, bias = self.some(node, 2)
             swapped = any(a.name == "transB" and a.i for a in node.attribute)
-            self.put(f"{name}.weight", weight if swapped else weight.T)
-        else:
-            self.put(f"{name}.weight", self.one(node).T)
-            bias = self.one(self.take("Add"))
+            return weight if swapped else weight.T, bias, node.output[0]
+        weight, node = self.one(node).T, self.take("Add")
+        return weight, self.one(node), node.output[0]
+
+    def linear(self, name: str) -> None:
+        """A linear layer."""
+        weight, bias, _ = self.layer()
+        self.put(f"{name}.weight", weight)
         self.put(f"{name}.bias", bias)
 
     def norm(self, name: str) -> None:
@@ -198,20 +202,38 @@ class _Reader:
         self.put(f"{name}.bias", bias)
         self.eps.append(float(f"{next((a.f for a in node.attribute if a.name == 'epsilon'), 1e-5):.6g}"))
 
-    def block(self, name: str) -> None:
-        """One block of a transformer; the scale of its products says how wide a head is."""
-        self.norm(f"{name}.norm1")
-        self.linear(f"{name}.attn.qkv")
-        scale = 1.0
+    def attention(self, name: str) -> None:
+        """q, k and v by one layer or by three, and the products; the scale of the first says how wide a head is."""
+        layers = [self.layer() for _ in range(self._layers(0)[0])]
+        scale, scores = 1.0, None
         for kind in iter(self.peek, "Softmax"):
-            node = self.take("MatMul", "Mul", "Div")
-            if kind != "MatMul":
+            node = self.take("MatMul", "Mul", "Div", *(("Add",) if self._adds_zero() else ()))
+            if kind in ("Mul", "Div"):
                 scale *= float(self.one(node).item()) ** (1 if kind == "Mul" else -1)
+            elif kind == "MatMul":
+                scores = node
         self.take("Softmax")
+        if self.peek() == "Where":  # zero for rows of which every value is masked
+            self.take("Where")
         self.take("MatMul")
-        width = self.state[f"{name}.norm1.weight"].shape[0]
-        self.heads.append(max(1, round(width * scale**2)))
-        self.linear(f"{name}.attn.proj")
+        if len(layers) == 3 and scores is not None:
+            first = [self.origin(given, [result for *_, result in layers]) for given in scores.input]
+            layers.sort(key=lambda layer: first.index(layer[2]) if layer[2] in first else 2)
+        for part, arrays in zip(("weight", "bias"), zip(*(layer[:2] for layer in layers), strict=True), strict=True):
+            self.put(f"{name}.qkv.{part}", np.concatenate(arrays))
+        self.heads.append(max(1, round(layers[0][0].shape[1] * scale**2)))
+        self.linear(f"{name}.proj")
+
+    def origin(self, name: str, ends: list[str]) -> str:
+        """Which of some results a value was made of, by operators with one operand that is no constant."""
+        while name not in ends and (node := self.producers.get(name)) is not None and node.input:
+            name = next((given for given in node.input if self.constant(given) is None), "")
+        return name
+
+    def block(self, name: str) -> None:
+        """One block of a transformer."""
+        self.norm(f"{name}.norm1")
+        self.attention(f"{name}.attn")
         self.take("Add")
         self.norm(f"{name}.norm2")
         self.linear(f"{name}.mlp.fc1")
@@ -221,18 +243,30 @@ class _Reader:
         self.take("Add")
 
     def blocks(self, name: str) -> int:
-        """As many as there are: a norm and a linear layer that a product without parameters follows."""
+        """As many as there are: a norm and one or three linear layers that a product without parameters follows."""
         count = 0
-        while (ahead := 2 if self.peek(1) == "Gemm" else 3) and self.peek() == "LayerNormalization":
-            follows = self.nodes[self.at + ahead] if self.peek(ahead) else None
-            if follows is None or follows.op_type not in ("MatMul", "Mul", "Div") or self._is_linear(follows):
+        while self.peek() == "LayerNormalization":
+            layers, ahead = self._layers(1)
+            if layers not in (1, 3) or self.peek(ahead) not in ("MatMul", "Mul", "Div") or self._has_weight(ahead):
                 break
             self.block(f"{name}.blocks.{count}")
             count += 1
         return count
 
-    def _is_linear(self, node: Any) -> bool:
-        return node.op_type == "MatMul" and bool(self.parameters(node))
+    def _layers(self, ahead: int) -> tuple[int, int]:
+        """How many linear layers come one after another, from a coming node on, and the node after them."""
+        count = 0
+        while self.peek(ahead) == "Gemm" or (self._has_weight(ahead) and self.peek(ahead + 1) == "Add"):
+            count, ahead = count + 1, ahead + (1 if self.peek(ahead) == "Gemm" else 2)
+        return count, ahead
+
+    def _has_weight(self, ahead: int) -> bool:
+        return self.peek(ahead) == "MatMul" and bool(self.parameters(self.nodes[self.at + ahead]))
+
+    def _adds_zero(self) -> bool:
+        """Whether the next node adds a mask that masks nothing."""
+        arrays = self.parameters(self.nodes[self.at]) if self.peek() == "Add" else []
+        return len(arrays) == 1 and not arrays[0].any()
 
     # ------------------------------------------------------------------------------------------------------ the whole
 
