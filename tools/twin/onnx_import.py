@@ -167,8 +167,11 @@ class _Reader:
         self.state[name] = torch.from_numpy(np.array(array, np.float32, order="C"))
 
     def some(self, node: Any, count: int) -> list[NDArray[np.float32]]:
-        """The constant operands of a node that has so many."""
+        """The constant operands of a node that has so many; the last, a bias, may lack where it is zero."""
         found = self.parameters(node)
+        if count > 1 and len(found) == count - 1:
+            turned = node.op_type == "Gemm" and not self._swapped(node)
+            found.append(np.zeros(found[0].shape[1 if turned else 0], np.float32))
         if len(found) != count:
             about = f"{node.op_type} {node.name!r} has {len(found)} parameters, expected {count}"
             raise CheckpointError(f"{self.path}: {about}: not the structure of a Segmenter")
@@ -178,15 +181,21 @@ class _Reader:
         """The only constant operand of a node."""
         return self.some(node, 1)[0]
 
+    def _swapped(self, node: Any) -> bool:
+        return any(a.name == "transB" and a.i for a in node.attribute)
+
     def layer(self) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
         """Weight, bias and result of `MatMul` and `Add`, or of `Gemm`."""
         node = self.take("MatMul", "Gemm")
         if node.op_type == "Gemm":
             weight, bias = self.some(node, 2)
-            swapped = any(a.name == "transB" and a.i for a in node.attribute)
-            return weight if swapped else weight.T, bias, node.output[0]
-        weight, node = self.one(node).T, self.take("Add")
-        return weight, self.one(node), node.output[0]
+            return weight if self._swapped(node) else weight.T, bias, node.output[0]
+        weight = self.one(node)
+        bias = np.zeros(weight.shape[-1], np.float32)
+        if self._has_bias(0):
+            node = self.take("Add")
+            bias = self.one(node)
+        return weight.T, bias, node.output[0]
 
     def linear(self, name: str) -> None:
         """A linear layer."""
@@ -256,12 +265,16 @@ class _Reader:
     def _layers(self, ahead: int) -> tuple[int, int]:
         """How many linear layers come one after another, from a coming node on, and the node after them."""
         count = 0
-        while self.peek(ahead) == "Gemm" or (self._has_weight(ahead) and self.peek(ahead + 1) == "Add"):
-            count, ahead = count + 1, ahead + (1 if self.peek(ahead) == "Gemm" else 2)
+        while self.peek(ahead) == "Gemm" or self._has_weight(ahead):
+            count, ahead = count + 1, ahead + (2 if self.peek(ahead) == "MatMul" and self._has_bias(ahead + 1) else 1)
         return count, ahead
 
     def _has_weight(self, ahead: int) -> bool:
         return self.peek(ahead) == "MatMul" and bool(self.parameters(self.nodes[self.at + ahead]))
+
+    def _has_bias(self, ahead: int) -> bool:
+        arrays = self.parameters(self.nodes[self.at + ahead]) if self.peek(ahead) == "Add" else []
+        return [array.ndim for array in arrays] == [1]
 
     def _adds_zero(self) -> bool:
         """Whether the next node adds a mask that masks nothing."""
@@ -314,7 +327,7 @@ class _Reader:
         return {"decoder": "linear", "n_cls": classes, "im_size": int(size / CROP)}
 
     def _decoder(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        if self.peek(2 if self.peek() == "MatMul" else 1) != "Concat":
+        if self.peek(self._layers(0)[1]) != "Concat":
             self.linear("decoder.head")
             return {"decoder": "linear", "n_cls": state["decoder.head.bias"].shape[0]}
         self.linear("decoder.proj_dec")
