@@ -37,6 +37,10 @@ def floor(x: Array, c: Any) -> Array:
     return x >> wide(c)
 
 
+def ceil(x: Array, c: Any) -> Array:
+    return -(-x >> wide(c))
+
+
 def half_away(x: Array, c: Any) -> Array:
     return np.sign(x) * half_up(np.abs(x), c)
 
@@ -54,6 +58,11 @@ def unsigned64(x: Array, c: Any) -> Array:
 def gemmlowp(x: Array, c: Any) -> Array:
     """The high half of twice the product, rounded half up; then a shift, rounded half away from zero."""
     return half_away(half_up(x, 31), wide(c) - 31)
+
+
+def vsmul(x: Array, c: Any) -> Array:
+    """The high half of twice the product, rounded half up; then a shift, rounded half to even."""
+    return half_even(half_up(x, 31), wide(c) - 31)
 
 
 def high_by_floor(x: Array, c: Any) -> Array:
@@ -129,26 +138,31 @@ def whole_tiles(size: int) -> Callable[[Array, Array], Array]:
     return dot
 
 
-def packed_multiplier(x: Array, weight: Array) -> Array:
-    """A DSP48E2 with two weights in one port, (even 2^18 + odd) x, taken apart without the carry."""
-    found = wide(x) @ wide(weight).T
-    for n in range(0, len(weight) - 1, 2):
-        word = wide(x)[:, :] * ((wide(weight[n]) << 18) + wide(weight[n + 1]))
-        found[:, n] = (word >> 18).sum(1)
-    return found
+def packed(axis: int, upper: int, once: bool) -> Callable[[Array, Array], Array]:
+    """A DSP with two neighbours of an axis of the result in one port, that of index `upper` above the other, taken
+    apart without the carry: at every product, or once a sum.
+    """
+
+    def dot(x: Array, weight: Array) -> Array:
+        if axis == -1:
+            return packed(-2, upper, once)(weight, x).T
+        found = wide(x) @ wide(weight).T
+        for m in range(0, len(x) - 1, 2):
+            products = ((wide(x[m + upper]) << 40) + wide(x[m + 1 - upper])) * wide(weight)
+            found[m + upper] = products.sum(1) >> 40 if once else (products >> 40).sum(1)
+        return found
+
+    return dot
 
 
-def packed_sum(x: Array, weight: Array) -> Array:
-    """The same of two rows of x, summed before it is taken apart."""
-    found = wide(x) @ wide(weight).T
-    for m in range(0, len(x) - 1, 2):
-        found[m + 1] = ((wide(x[m + 1]) << 32) + wide(x[m])) @ wide(weight).T >> 32
-    return found
-
-
-def booth(x: Array, weight: Array) -> Array:
+def booth(x: Array, weight: Array, lowest: int = 0) -> Array:
     products = wide(x)[:, None] * wide(weight)
-    return np.where(products == 2**14, 0, products).sum(2)
+    return np.where(products == 2**14, lowest, products).sum(2)
+
+
+def in_float32(x: Array, *, weight: Array, bias: Array, mult: Array, shift: Array, out: str) -> Array:
+    product = (wide(x) @ wide(weight).T + bias).astype(np.float32) * mult.astype(np.float32)
+    return saturate(np.floor(product.astype(np.float64) / 2.0 ** wide(shift) + 0.5), out)
 
 
 def first_slice(x: Array, weight: Array) -> Array:
@@ -240,8 +254,10 @@ def add(a: Array, b: Array, *, mult_a: int, shift_a: int, mult_b: int, shift_b: 
     return saturate(one + two, "int16")
 
 
-def shift_exp(x: Array, i0: int, k: int, lam: int, shr: Callable[[Array, int], Array] = floor) -> Array:
-    x = np.maximum(x + shr(x, 1) - shr(x, 4), -lam * k * i0)
+def shift_exp(
+    x: Array, i0: int, k: int, lam: int, shr: Callable[[Array, int], Array] = floor, base_2: bool = False
+) -> Array:
+    x = np.maximum(x if base_2 else x + shr(x, 1) - shr(x, 4), -lam * k * i0)
     q = -x // i0
     value = shr(-(-x - q * i0), 1) + i0
     return np.where(k >= q, value << np.maximum(k - q, 0), value >> np.clip(q - k, 0, 62))
@@ -255,30 +271,79 @@ def shiftmax(
     int_div_kind: str,
     out: str,
     step: int = 0,
-    eight: bool = False,
+    eight: int | None = None,
     top: int = 2**31 - 1,
     extra: int = 0,
     shr: Callable[[Array, int], Array] = floor,
+    base_2: bool = False,
 ) -> Array:
     x = wide(x)
-    e = shift_exp(x - x.max(-1, keepdims=True), i0 + step, k_inter, 1, shr)
+    e = shift_exp(x - x.max(-1, keepdims=True), i0 + step, k_inter, 1, shr, base_2)
     total = e.sum(-1, keepdims=True)
     assert int_div_kind == "paper"
-    if eight:
-        return (np.minimum((top // total) * e >> 24, 127) << 8).astype(out)
+    if eight is not None:
+        return (np.minimum((top // total) * e >> 24, 127) << eight).astype(out)
     return saturate((top // total) * e >> (16 + extra), out)
 
 
-def base2(x: Array, *, frac_bits: int, a1: int, a2: int, bits: int = 16, one: int = 32767) -> Array:
+def base2(
+    x: Array,
+    *,
+    frac_bits: int,
+    a1: int,
+    a2: int,
+    bits: int = 16,
+    one: int = 32767,
+    less: int = 1,
+    largest: Callable[[Array], Array] = lambda x: x.max(-1, keepdims=True),
+    lower: Callable[..., Array] = half_up,
+    rounding: Callable[..., Array] = half_up,
+) -> Array:
     x = wide(x)
-    t = x.max(-1, keepdims=True) - x
+    t = largest(x) - x
     q, f = t >> frac_bits, (t & (2**frac_bits - 1)) << (15 - frac_bits)
     power = one - ((f * (a1 - ((a2 * f) >> 15))) >> 15)
-    e = np.where(q == 0, power, half_up(power, np.clip(q, 1, 17)))
+    e = np.where(q == 0, power, lower(power, np.clip(q, 1, 17)))
     d = e.sum(-1, keepdims=True)
     length = np.array([int(n).bit_length() for n in d.ravel()]).reshape(d.shape)
-    reciprocal = (2 ** (30 + bits) - 1) // (d << (31 - length))
-    return saturate(half_up(e * reciprocal, length + bits - 16), "int16")
+    reciprocal = (2 ** (30 + bits) - less) // (d << (31 - length))
+    return saturate(rounding(e * reciprocal, length + bits - 16), "int16")
+
+
+def gelu(
+    x: Array,
+    *,
+    i0: int,
+    k_inter: int,
+    lam: int,
+    int_div_kind: str,
+    k_out: int,
+    mult: int,
+    shift: int,
+    by_row: bool,
+    lowest: int = 0,
+    factor: Callable[[Array], Array] = lambda x: x + (x >> 1) + (x >> 3) + (x >> 4),
+) -> Array:
+    """ShiftGELU with its row maximum, or the one of each element alone."""
+    assert int_div_kind == "paper"
+    x = wide(x)
+    p = factor(x)
+    if by_row:
+        top = np.maximum(p.max(-1, keepdims=True), lowest)
+        n = shift_exp(p - top, i0, k_inter, lam)
+        d = np.maximum(n + shift_exp(-top, i0, k_inter, lam), 1)
+    else:
+        e, one = shift_exp(-abs(p), i0, k_inter, lam), i0 << k_inter
+        n, d = np.where(p < 0, e, one), one + e
+    return saturate(half_up(x * ((2**31 - 1) // d * n >> (32 - k_out)) * mult, shift), "int8")
+
+
+def weighted_mean(a: Array, b: Array, *, mult: Array, shift: Array) -> Array:
+    """The weights read as signed bytes in the products."""
+    total = np.maximum(wide(a).sum(-1, keepdims=True), 1)
+    length = np.array([[int(n).bit_length()] for n in total[:, 0]])
+    scale = ((2**61 - 1) // (total << (31 - length)) * mult) >> 31
+    return saturate(half_up(wide(a.view(np.int8)) @ wide(b) * scale, shift + length - 1), "int8")
 
 
 def op(name: str, **changes: Any) -> Callable[..., Array]:
@@ -334,6 +399,7 @@ B0, B1 = "encoder.blocks.0.", "encoder.blocks.1."
 FAULTS = {
     "round half to even": Fault("tiny", "patch_embed", part(linear, rounding=half_even), "half to even"),
     "round half away": Fault("tiny", "scores", part(matmul, rounding=half_away), "half away"),
+    "round half down": Fault("tiny", "patch_embed", part(linear, rounding=lambda x, c: -half_up(-x, c)), "half down"),
     "round toward zero": Fault("tiny", "scores", part(matmul, rounding=toward_zero), "toward zero"),
     "floor": Fault("tiny", "proj", part(linear, rounding=floor), "round down (floor)"),
     "double rounding": Fault("tiny", "patch_embed", part(linear, rounding=twice(3)), "double rounding"),
@@ -351,7 +417,7 @@ FAULTS = {
     "31-bit reciprocal, base-2 softmax": Fault(
         "intseg", f"{B1}attn.softmax", part(base2, bits=31), "31-bit reciprocal"
     ),
-    "8-bit Shiftmax": Fault("i-vit", f"{B1}attn.softmax", part(shiftmax, eight=True), "8-bit Shiftmax"),
+    "8-bit Shiftmax": Fault("i-vit", f"{B1}attn.softmax", part(shiftmax, eight=8), "8-bit Shiftmax"),
     "I_0 by floor": Fault("i-vit", f"{B0}mlp.act", op("shift_gelu", i0=lambda v: v - 1), "I_0 by floor"),
     "I_0 by ceil": Fault("i-vit", f"{B0}attn.softmax", part(shiftmax, step=1), "I_0 by ceil"),
     "unsigned shift, LayerNorm": Fault("intseg", f"{B0}norm2", part(layernorm, halve=logical32), "unsigned"),
@@ -407,11 +473,14 @@ FAULTS = {
     "two products in one multiplier": Fault(
         "intseg",
         f"{B0}attn.proj",
-        part(linear, dot=packed_multiplier),
+        part(linear, dot=packed(-1, 0, False)),
         "borrows from the even one kept, at every product",
     ),
     "two sums in one multiplier": Fault(
-        "tiny", "patch_embed", part(linear, dot=packed_sum), "two rows in one multiplier (DSP packing), what the lower"
+        "tiny",
+        "patch_embed",
+        part(linear, dot=packed(-2, 1, True)),
+        "two rows in one multiplier (DSP packing)",
     ),
     "lowest times lowest": Fault("tiny", "patch_embed", part(linear, dot=booth), "-128 times -128 is 0"),
     "first slice of a sum": Fault("intseg", f"{B0}mlp.fc2", part(linear, dot=first_slice), "only the first 16 terms"),
