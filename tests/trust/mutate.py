@@ -97,7 +97,12 @@ class Mutant:
     line: int
     before: str
     after: str
-    tree: ast.Module
+    make: Callable[[], ast.Module]
+
+    @property
+    def tree(self) -> ast.Module:
+        """Made when it is asked for: most mutants are only named."""
+        return self.make()
 
     @property
     def key(self) -> str:
@@ -212,12 +217,20 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
             if function in TABLES and not _is_read(root, path, TABLES[function]):
                 continue
             for changed in changes(original):
-                mutated = pickle.loads(data)  # our own bytes
-                twin = next(part for name, part in _parts(mutated) if name == function)
-                _replace(twin, path, changed)
-                ast.fix_missing_locations(mutated)
-                before, after = (_text(_context(part, path)) for part in (root, twin))
-                yield Mutant(file, function, original.lineno, before, after, mutated)  # type: ignore[attr-defined]
+                context = _context(root, path)
+                before = _text(context)
+                _replace(root, path, changed)
+                after = _text(context)
+                _replace(root, path, original)
+                make = functools.partial(_made, data, function, path, changed)
+                yield Mutant(file, function, original.lineno, before, after, make)
+
+
+def _made(data: bytes, function: str, path: Path_, changed: ast.expr) -> ast.Module:
+    """A pickled module with one expression replaced."""
+    tree: ast.Module = pickle.loads(data)  # our own bytes
+    _replace(next(part for name, part in _parts(tree) if name == function), path, changed)
+    return ast.fix_missing_locations(tree)
 
 
 Path_ = tuple[tuple[str, int | None], ...]

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import hashlib
 import json
 import math
@@ -129,23 +128,28 @@ Path_ = tuple[tuple[str, int | None], ...]
 
 @dataclass(frozen=True)
 class Change:
-    """A mutant that is not made yet: in which function of a file (its number and its name), where, and to what."""
+    """A mutant that is not made yet: in which function of a file (its number, name and tree), where, and to what."""
 
     file: str
     number: int
     function: str
+    root: ast.FunctionDef
     path: Path_
     new: ast.AST
 
     def mutant(self) -> Mutant:
         """The whole module with the change."""
+        function, old = self.root, _at(self.root, self.path)
+        before = _line(function, self.path)
+        _put(function, self.path, self.new)
+        after = _line(function, self.path)
+        _put(function, self.path, old)
+        return Mutant(self.file, self.function, old.lineno, before, after, self._tree)
+
+    def _tree(self) -> ast.Module:
         tree = ast.parse((ROOT / self.file).read_text(encoding="utf-8"))
-        mutated = copy.deepcopy(tree)
-        (_, before), (_, after) = (list(_functions(t, ""))[self.number] for t in (tree, mutated))
-        _put(after, self.path, self.new)
-        ast.fix_missing_locations(mutated)
-        line = _at(before, self.path).lineno
-        return Mutant(self.file, self.function, line, _line(before, self.path), _line(after, self.path), mutated)
+        _put(list(_functions(tree, ""))[self.number][1], self.path, self.new)
+        return ast.fix_missing_locations(tree)
 
 
 def changes_of(file: str) -> Iterator[Change]:
@@ -154,7 +158,7 @@ def changes_of(file: str) -> Iterator[Change]:
     for number, (name, function) in enumerate(_functions(tree, "")):
         for path, node in _places(function):
             for new in [*changes(node), *_guards(node)] if isinstance(node, ast.expr) else _dropped(node):
-                yield Change(file, number, name, path, new)
+                yield Change(file, number, name, function, path, new)
 
 
 def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
