@@ -19,15 +19,13 @@ Int = NDArray[np.int64]
 
 def dot(x: Any, weight: Any) -> NDArray[np.int32]:
     """INT8 [M, K] times the rows of INT8 [N, K], in INT32."""
-    # As `x @ weight.T`, which is a plain loop for integers; this one has vectors, for rows that are contiguous.
-    result: NDArray[np.int32] = np.einsum("mk,nk->mn", x.astype(np.int32), weight.astype(np.int32))
-    return result
+    return matmul(x, weight.T)
 
 
 def matmul(a: Any, b: Any) -> NDArray[np.int32]:
     """[..., M, K] times [..., K, N], in INT32."""
-    columns = np.swapaxes(b, -1, -2).astype(np.int32, order="C")
-    result: NDArray[np.int32] = np.einsum("...mk,...nk->...mn", a.astype(np.int32), columns)
+    # As `a @ b`, which is a plain loop for integers; this one has vectors, along rows of b that are contiguous.
+    result: NDArray[np.int32] = np.einsum("...mk,...kn->...mn", a.astype(np.int32), b.astype(np.int32, order="C"))
     return result
 
 

@@ -516,10 +516,8 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "2^31 - 1 is prime: differs at d = 1, hidden by the shift, and at d = 2^31 - 1, reached by no op; no divisor of "
     "2^46 - 1 lies in [2^30, 2^31)": ("arith/division.py:int_div:  int=0, less: int=[1 -> 2]",),
     "the operand fits INT16 and the other one, INT32, widens the product": (
-        "arith/sums.py:dot: ', x.astype(np.int[32 -> 16]), weight.astype(n",
-        "arith/sums.py:dot: ight.astype(np.int[32 -> 16]))",
-        "arith/sums.py:matmul: ', a.astype(np.int[32 -> 16]), columns)",
-        "arith/sums.py:matmul:  -2).astype(np.int[32 -> 16], order='C')",
+        "arith/sums.py:matmul: ', a.astype(np.int[32 -> 16]), b.astype(np.int",
+        "arith/sums.py:matmul: ), b.astype(np.int[32 -> 16], order='C'))",
     ),
     "differs at v = 0 only, where every caller takes max(root, 1)": (
         "arith/norm.py:isqrt: root = np.[zero -> one]s_like(v)",
