@@ -49,11 +49,18 @@ class FloatFound(AssertionError):
 
 def is_float(value: Any) -> bool:
     """A floating-point or complex scalar, array, type or dtype."""
+    if type(value) in _NO_FLOAT:
+        return False
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind not in "iub"
     if isinstance(value, type):
         return issubclass(value, float | complex | np.inexact)
     return isinstance(value, float | complex) or (isinstance(value, np.dtype) and value.kind in "fc")
+
+
+_NO_FLOAT = {int, bool, str, type(None), types.FunctionType, types.BuiltinFunctionType, types.MethodType}
+_NO_FLOAT |= {types.ModuleType, np.ufunc}
+"""Types of values that need no look."""
 
 
 class Guarded(np.ndarray):
@@ -90,8 +97,8 @@ class Guarded(np.ndarray):
         return result
 
 
-_INTEGRAL = {int, bool, str, Guarded, type(None), types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
-"""Types of values that need no look; a Guarded cannot be made with a float in it."""
+_INTEGRAL = {*_NO_FLOAT, Guarded}
+"""A Guarded cannot be made with a float in it."""
 
 
 def plain_view(value: Any) -> Any:
@@ -115,14 +122,19 @@ class Tracer:
         self.values = 0
         self.functions: set[str] = set()
         self.armed = False
+        self._seen: dict[int, object] = {}
 
     def check(self, value: Any) -> Any:
         """The value, guarded if it is an array."""
         if not self.armed:
             return value
         self.values += 1
-        if type(value) in _INTEGRAL:
+        if type(value) in _INTEGRAL or id(value) in self._seen:
             return value
+        if isinstance(value, Graph):  # each of its tensors is looked at here, and again where it is read
+            self._seen |= {id(part): part for part in (value, value.tensors, value.last_use)}
+            for part in (*value.tensors.values(), *value.last_use.values()):
+                self.check(part)
         parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
         for part in (value, *parts):
             if is_float(part):
@@ -166,12 +178,7 @@ class Tracer:
     def _instrument(
         self, module: types.ModuleType, change: tuple[str, str] | None
     ) -> list[tuple[types.FunctionType, types.CodeType]]:
-        source = Path(str(module.__file__)).read_text(encoding="utf-8")
-        if change is not None:
-            assert source.count(change[0]) == 1, f"{change[0]!r} occurs {source.count(change[0])} times"
-            source = source.replace(*change)
-        tree = ast.fix_missing_locations(Instrument(module.__name__).visit(ast.parse(source)))
-        codes = {code.co_qualname: code for code in code_objects(compile(tree, str(module.__file__), "exec"))}
+        codes = _instrumented(module.__name__, str(module.__file__), change)
         vars(module).update({CHECK: self.check, ENTER: self.enter})
         done = []
         for function in functions_of(module):
@@ -181,6 +188,17 @@ class Tracer:
 
 
 CHECK, ENTER = "no_float_check", "no_float_enter"
+
+
+@functools.cache
+def _instrumented(module: str, file: str, change: tuple[str, str] | None) -> dict[str, types.CodeType]:
+    """The code of a module's functions by qualified name, instrumented."""
+    source = Path(file).read_text(encoding="utf-8")
+    if change is not None:
+        assert source.count(change[0]) == 1, f"{change[0]!r} occurs {source.count(change[0])} times"
+        source = source.replace(*change)
+    tree = ast.fix_missing_locations(Instrument(module).visit(ast.parse(source)))
+    return {code.co_qualname: code for code in code_objects(compile(tree, file, "exec"))}
 
 
 class Instrument(ast.NodeTransformer):
