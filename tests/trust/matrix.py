@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -358,7 +359,10 @@ def work(order: Mapping[str, Any]) -> None:
         _isa.choose = lambda target: forced
         _isa.select.cache_clear()
     started = time.perf_counter()
+    gc.disable()  # what compiling leaves behind is not searched: it lives as long as this process
     backends.warmup()
+    gc.freeze()
+    gc.enable()
     compiled = time.perf_counter()
     known = Path(order["known"])
     if order["group"] == "host":
