@@ -198,6 +198,23 @@ def written(call: Call) -> dict[str, Any] | str:
     raise AssertionError("neither")
 
 
+@pytest.mark.parametrize(
+    ("mult", "shift", "ends", "scale"),
+    [
+        (5, 8, (-128, 127), (5, 8)),
+        (5, 8, (-129, 0), None),
+        (5, 8, (0, 128), None),
+        (2**30 - 1, 1, (-2, 1), (2**31 - 2, 2)),
+        (2**30, 1, (-1, 0), None),
+    ],
+)
+def test_a_rescale_takes_what_its_pseudocode_takes(mult: int, shift: int, ends: tuple[int, int], scale: Any) -> None:
+    machine = TosaMachine(Block(), Bounds("node", "add"))
+    x = machine.given(machine.block.tensor("x", "int32", (3,)), "int32", Interval(*ends, shape=(3,)))
+    found = machine._scale(x, mult, shift)
+    assert (found if found is None else tuple(int(n) for (n,) in found)) == scale
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_gives_the_same_bits(op: str) -> None:
     """The cases of a conformance pack, which reach every branch."""
@@ -217,9 +234,15 @@ def test_an_op_gives_the_same_bits(op: str) -> None:
 
 def test_the_command_writes_a_file_a_node_and_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tosa"
+    graph = intseg.load(MODELS / "intseg.safetensors").graph
     assert cli.main(["export", str(MODELS / "intseg.safetensors"), "-o", str(folder), "--form", "tosa"]) == 0
     assert "67 of 67 nodes" in capsys.readouterr().out
     entries = json.loads((folder / "map.json").read_text(encoding="utf-8"))["nodes"]
     assert len(entries) == 67
+    for labels, file in (
+        (False, json.loads((folder / "model.json").read_text())),
+        (True, tosa.model_file(graph, True)),
+    ):
+        assert file["regions"][0]["blocks"][0]["outputs"] == [graph.output, *["labels"] * labels]
     files = {p.name for p in folder.iterdir()}
     assert files == {"map.json", "model.json", *(e["file"] for e in entries)}

@@ -113,6 +113,7 @@ EQUIVALENT: dict[str, str] = {
     "intseg/cli/exchange.py:_noise: andom.default_rng([0 -> 1])": "other random images",
     "intseg/cli/printing.py:_Closed.read: size: int | None=-[1 -> 2])": "nothing is read anyway",
     "intseg/images/labels.py:_scaling: op, shown = (rest[[0 -> -1]], 255 if image.mo": "there is only one",
+    "intseg/export/tosa_block.py:Block.join:  parts, str(parts[[0 -> 1]].dtype), shape, a": "all have the same type",
     "intseg/files.py:new_folder: pa[th.rmdir() -> ss]": "POSIX renames over an empty folder, Windows does not",
 }
 """Mutants that no test can kill, by their key, and why."""
