@@ -52,9 +52,8 @@ class Difference:
         if given.dtype != expected.dtype or given.shape != expected.shape:
             self.wrong += expected.size
             self.first = self.first or ((), 0, 0)
-            return
-        far = np.abs(given.astype(np.int64) - expected)
-        if far.any():
+        elif not np.array_equal(given, expected):
+            far = np.abs(given.astype(np.int64) - expected)
             index = tuple(int(i) for i in np.argwhere(far)[0])
             self.wrong += int(np.count_nonzero(far))
             self.largest = max(self.largest, int(far.max()))
