@@ -6,6 +6,7 @@ none left. What is at the beginning of a piece stays there, so a fixture of a fi
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections import defaultdict
@@ -56,6 +57,12 @@ def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded now stays to the end: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

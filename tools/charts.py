@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, SOFT, RULE, PAPER, BOX = "#1b1f24", "#4b5560", "#d5dae0", "#ffffff", "#eef3f8"
@@ -60,7 +61,8 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
 def svg(made: Figure, title: str) -> str:
     """The document; colours follow the reader's light or dark theme."""
     data = io.StringIO()
-    made.savefig(data, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    # savefig draws everything once more, only to lay it out, which drawing does by itself.
+    FigureCanvasSVG(made).print_svg(data, metadata={"Date": None, "Creator": None, "Title": title})
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark}!important}}[style*="stroke: {light}"]{{stroke:{dark}!important}}\n'
         for light, dark in DARK.items()

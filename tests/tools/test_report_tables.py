@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import json
 import math
+import pickle
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from intseg.images import decode as image
 from intseg.images.labels import Labelling
 from intseg.reports import inspect as inspect_model
 from intseg.tools import convert
-from intseg.tools.measure import bench, experiments, report
+from intseg.tools.measure import bench, experiments, figures, report
 from intseg.tools.measure.experiment import activations, choices, quantized, sizes
 from intseg.tools.measure.experiment.subject import Subject
 from intseg.tools.measure.tables.markdown import significant
@@ -38,6 +40,27 @@ from intseg.tools.twin.recipe import RECIPES
 from intseg.tools.twin.segmenter import random_segmenter
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """The picture of the same numbers is drawn once; that it is the same bytes again, the committed pictures say."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("matrices", "bars", "fronts", "speed"):
+            patch.setattr(figures, name, remembered(getattr(figures, name)))
+        yield
+
+
+def remembered(draw: Callable[..., str]) -> Callable[..., str]:
+    drawn: dict[bytes, str] = {}
+
+    def again(*numbers: Any) -> str:
+        key = pickle.dumps(numbers)
+        if key not in drawn:
+            drawn[key] = draw(*numbers)
+        return drawn[key]
+
+    return again
 
 
 @pytest.fixture(scope="module")
