@@ -81,9 +81,12 @@ def apply(x: Array, tables: Array) -> Array:
 def _tables(define: Callable[..., Array], arguments: Mapping[str, Any], by_maximum: bool) -> Array:
     """The definition on every input: int8 [1, 256], or [256, 256] where the row maximum + 128 chooses a row."""
     values = np.arange(-128, 128, dtype=np.int8)
-    # Row m holds every value up to m, and m in place of those above: its maximum is m.
-    x = np.minimum(values[None, :], values[:, None]) if by_maximum else values[None]
-    return np.ascontiguousarray(define(x, **arguments))
+    if not by_maximum:
+        return np.ascontiguousarray(define(values[None], **arguments))
+    # Row m holds every value up to m, and m in place of those above: its maximum is m. One below 0 counts as 0.
+    x = np.minimum(values[None, :], values[128:, None])
+    found = [define(part, **arguments) for part in np.split(x, 2)]  # what is made of a part stays in the cache
+    return np.concatenate([np.repeat(found[0][:1], 128, axis=0), *found])
 
 
 def _fast(by_maximum: bool) -> Fast:

@@ -97,6 +97,13 @@ def test_row_kernels_on_adversarial_rows(op: str, width: int) -> None:
                 check(op, *[x, x[::-1]][: len(kinds)], **drawn.params, **drawn.attrs)
 
 
+@pytest.mark.parametrize("kind", ["paper", "normalized", "aligned"])
+def test_a_gelu_of_every_value_below_every_maximum(kind: str) -> None:
+    values = np.arange(-128, 128, dtype=np.int8)
+    x = np.minimum(values, values[:, None])
+    check("shift_gelu", x, i0=16, k_inter=23, lam=6, int_div_kind=kind, k_out=16, mult=3, shift=17)
+
+
 @pytest.mark.parametrize("width", [1, 31, 64, 192, 200])
 def test_a_sum_is_normalized_at_once(width: int) -> None:
     from intseg.kernels import add, layernorm
@@ -119,8 +126,13 @@ def test_a_sum_is_normalized_at_once(width: int) -> None:
 # Fused attention
 
 
-def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs: dict[str, Any]) -> tuple[Array, Array]:
-    """(fused, definition) of one attention on int8 [T, 3 heads d]; with an empty `attrs`, weights of a byte."""
+def attention_nodes(
+    qkv: Array, heads: int, scale: int, value_scale: int, attrs: dict[str, Any], times: int = 1
+) -> tuple[Array, Array]:
+    """(fused, definition) of one attention on int8 [T, 3 heads d], whose queries are `times` times the same.
+
+    With an empty `attrs`, weights of a byte.
+    """
     from intseg.kernels import _heads, _isa
     from intseg.kernels._tile import lane_order
     from intseg.plan.patterns import fuse_attention
@@ -135,13 +147,13 @@ def attention_nodes(qkv: Array, heads: int, scale: int, value_scale: int, attrs:
     value_mult = np.resize(np.array([2**30, 2**31 - 1, 12345], np.int32), (heads, dim))
     value_shift = np.full((heads, dim), value_scale, np.int8)
     q, k, v = (RUN["split_heads"](qkv, heads=heads, part=i, parts=3) for i in range(3))
-    scores = RUN["matmul"](q, k, mult=mult, shift=shift, transpose_b=1, out="int16")
+    scores = RUN["matmul"](q[:, : tokens // times], k, mult=mult, shift=shift, transpose_b=1, out="int16")
     weights = RUN[op](scores, **params, **attrs)
     if attrs:
         context = RUN["matmul"](weights, v, mult=value_mult, shift=value_shift, transpose_b=0, out="int8")
     else:
         context = RUN["weighted_mean"](weights, v, mult=value_mult, shift=value_shift)
-    expected = RUN["merge_heads"](context)
+    expected = np.tile(RUN["merge_heads"](context), (times, 1))
 
     softmax = Node("softmax", op, (), {role: role for role in params}, attrs, "int16", ())
     fused = fuse_attention(softmax, params, (heads, tokens, dim), (mult, shift), (value_mult, value_shift))
@@ -207,8 +219,9 @@ def test_attention_on_any_operands(data: st.DataObject) -> None:
 def test_attention_on_4096_tokens(scale: int) -> None:
     random = np.random.default_rng(scale)
     qkv = np.clip(random.normal(0, 50, (4096, 3 * 16)).round(), -128, 127).astype(np.int8)
-    assert_equal(*attention_nodes(qkv, 1, scale, 46, QUADRATIC))
-    assert_equal(*attention_nodes(qkv, 1, scale, 29, {}))
+    qkv[:, :16] = np.tile(qkv[:512, :16], (8, 1))
+    assert_equal(*attention_nodes(qkv, 1, scale, 46, QUADRATIC, times=8))
+    assert_equal(*attention_nodes(qkv, 1, scale, 29, {}, times=8))
 
 
 def test_means_of_small_shifts_are_not_fused() -> None:
