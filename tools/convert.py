@@ -305,16 +305,19 @@ def calibrated(
     model: Segmenter | Classifier,
     batches: Sequence[Tensor],
     on: str,
-    ways: Ways | None = None,
+    keep_rest: bool = False,
 ) -> tuple[Allocation | None, list[str], dict[str, str]]:
     """Choose bits, calibrate, round weights: the bits if they were asked for, words about them, choices by node."""
     allocation, found = allocation_of(args, model, list(twin.linears()), batches)
+    if not allocation and args.views:
+        raise UsageError("--views is about rounding to fewer bits; say to how many, or leave it out")
     if allocation:
         twin.set_bits(as_twin_bits(twin, allocation))
     say(f"calibrating on {on} ...")
     chosen = calibrate(twin, model, batches, correct=allocation is None)
     if allocation:
-        chosen |= round_weights(twin, model, batches, allocation.bits, ways or Ways())
+        ways = Ways(keep_rest=keep_rest, views=args.views)
+        chosen |= round_weights(twin, model, batches, allocation.bits, ways)
     return allocation, found, chosen
 
 

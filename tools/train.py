@@ -175,14 +175,14 @@ def run(args: argparse.Namespace) -> Answer:
     dataset = str(args.classes) if args.classes in palettes.files() else args.layout
     print_plan(model, settings, len(data.pairs), len(val.pairs), args.every)
 
-    def measure(averaged: nn.Module) -> float:
+    def measure(averaged: nn.Module) -> dict[str, float]:
         """Keep the average that is best on val; without val the last."""
         assert isinstance(averaged, Segmenter)
         predict = functools.partial(float_labels, averaged, upsample="bilinear")
         score = val_miou(predict, info, val, args.device)
         if not val.pairs or score >= max((entry.get("mIoU", 0.0) for entry in trainer.log), default=0.0):
             save_checkpoint(averaged, output, dataset)
-        return score
+        return {"mIoU": score}
 
     trainer.run(args.every, measure)
     last = trainer.log[-1]

@@ -97,6 +97,8 @@ def bit_arguments(parser: argparse.ArgumentParser) -> None:
     text = "least and most bits of a layer (2 8)"
     add("--bit-range", type=whole(2, 8), nargs=2, default=[2, 8], metavar=("LOW", "HIGH"), help=text)
     add("--save-bits", type=written(".json"), metavar="FILE", help="also write the bits of every layer (.json)")
+    text = "rounding sees so many random views of every window besides it (0)"
+    add("--views", type=whole(0, 64), default=0, metavar="N", help=text)
 
 
 def positive(text: str) -> float:

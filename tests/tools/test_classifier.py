@@ -231,3 +231,17 @@ def test_few_bits_are_counted_on_images_that_do_not_calibrate(tmp_path: Path) ->
     labels = [intseg.run(image, file).label for image in images[1:]]
     assert rows["uniform, 2"]["same"] == sum(a == b for a, b in zip(floats, labels, strict=True))
     assert document["results"]["float"]["same"] == 3
+    file, photographs = tmp_path / "docs" / "results" / "bits_small.json", tmp_path / "photographs"
+    document["results"]["rows"]["uniform, 2"]["top5"] = 77  # what is there is kept
+    file.write_text(json.dumps(document))
+    photographs.mkdir()
+    Image.fromarray(pattern(9, 40, 44)[0]).save(photographs / "9.png")
+    assert classify_bits.main([str(folder), *common, "--parts", "uniform", "--judge", str(photographs)]) == 0
+    found = json.loads(file.read_text())
+    assert found["command"].endswith("--parts uniform --judge photographs")
+    assert found["results"]["rows"]["uniform, 2"]["top5"] == 77
+    assert all(row["photographs"] == 1 for row in found["results"]["effort"].values())
+    best = min(classify_bits.EFFORTS, key=lambda name: float(found["results"]["effort"][name]["kl"]))
+    chosen = {**found["results"]["rows"]["chosen, 4"]}
+    uniform = found["results"]["rows"]["uniform, 4"]
+    assert chosen == uniform if best == "as above" else chosen["bits"] == uniform["bits"]

@@ -57,6 +57,15 @@ def test_every_means_lowers_the_error_and_keeps_the_range(bits: int) -> None:
     assert errors[0] >= errors[1] > errors[2] * 1.5
 
 
+def test_views_are_the_same_each_time_and_all_differ() -> None:
+    image = smooth(2)
+    first, second = rd.with_views(image, 3), rd.with_views(image, 3)
+    assert torch.equal(first, second)
+    assert first.shape == (8, *image.shape[1:])
+    assert torch.equal(first[:2], image)
+    assert len({view.numpy().tobytes() for view in first}) == 8
+
+
 def test_columns_that_are_never_seen_round_to_nearest() -> None:
     layer, x = layer_of(4)
     x[:, :5] = 7
@@ -74,7 +83,7 @@ def test_a_row_of_zeros_and_one_column() -> None:
     assert rd.compensated(weight, scale, torch.eye(1, dtype=torch.float64), (-2, 1)).tolist() == [[0.0], [0.0]]
 
 
-@pytest.mark.parametrize("ways", [rd.Ways(), rd.Ways(False, False, False, False)])
+@pytest.mark.parametrize("ways", [rd.Ways(), rd.Ways(False, False, False, False), rd.Ways(views=1)])
 def test_the_engine_has_the_bits_of_the_twin(ways: rd.Ways) -> None:
     twin, _ = twin_and_model(3, ways)
     image = smooth(1, 5)

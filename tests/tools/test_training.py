@@ -181,6 +181,38 @@ def test_qat_of_few_bits_comes_closer_to_the_float_model(data: Path, tmp_path: P
     assert "mIoU" not in last
 
 
+def test_the_average_nearest_to_float_on_held_out_images_is_kept(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ruinous rate: the model of step 0 is kept, which is what convert writes from the images that are left."""
+    run, options = tmp_path / "run", ["--uniform", "w3a8", "--views", "1"]
+    common = [str(data / "checkpoint"), "--calibrate", *(str(data / "train" / f"{i}.png") for i in range(4))]
+    ruin = ["--steps", "4", "--lr", "10", "--warmup", "0", "--ema", "0", "--batch", "2", "--every", "2"]
+    assert qat.main([*common, *options, *ruin, "--hold-out", "2", "-o", str(run)]) == 0
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [0, 2, 4]
+    assert min(log, key=lambda entry: entry["KL"])["step"] == 0
+    before = tmp_path / "before.safetensors"
+    left = ["--calibrate", *(str(data / "train" / f"{i}.png") for i in (0, 2)), "-q"]
+    assert convert.main([str(data / "checkpoint"), "-o", str(before), *left, *options]) == 0
+    old, new = (intseg.load(path).graph.tensors for path in (before, run / "model.safetensors"))
+    assert all(np.array_equal(old[name], new[name]) for name in old if name.endswith(".weight"))
+    capsys.readouterr()
+    assert qat.main([*common, *options, "--hold-out", "9", "-o", str(run)]) == 2
+    assert "--hold-out 9 leaves 4 images to train on and 0 to judge by" in capsys.readouterr().err
+    assert convert.main([str(data / "checkpoint"), "-o", str(before), *left, "--views", "1"]) == 2
+    assert "--views is about rounding to fewer bits" in capsys.readouterr().err
+
+
+def test_images_that_judge_are_no_calibration_images(data: Path) -> None:
+    split = datasets.open_dataset("camvid", data, "train")
+    files = [split.pairs[1].image]
+    kept, left, judging = qat.held_out(2, files, split)
+    assert left is not None
+    assert (kept, judging) == (files, [split.pairs[3].image])
+    assert left.pairs == tuple(pair for i, pair in enumerate(split.pairs) if i != 3)
+
+
 def test_resuming_with_other_bits_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, options = tmp_path / "run", ["--steps", "1", "--val", ""]
     assert run_qat(data, run, *options, "--uniform", "w3a8") == 0

@@ -23,7 +23,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from intseg.progress import shown
@@ -33,6 +35,7 @@ from intseg.tools.twin.classifier import Classifier
 from intseg.tools.twin.layers import QLinear
 from intseg.tools.twin.model import FakeQuant
 from intseg.tools.twin.segmenter import Segmenter
+from intseg.tools.twin.training import Settings, augmented
 
 VIEWS = range(7)
 """All views of `augment`: second moments want many rows."""
@@ -49,6 +52,9 @@ BLOCK = 64
 LIMITS = tuple((low, high) for low in (0.0, 0.5, 1.0, 2.0) for high in (1.0, 2.0, math.inf) if low <= high)
 """Least and largest channel of a LayerNorm that are tried, in parts of the geometric mean."""
 
+NEAREST = 1.6
+"""Random views are magnified up to so much."""
+
 NORM_ROWS = 512
 """Rows that clipping a LayerNorm is judged by."""
 
@@ -58,6 +64,7 @@ class Ways:
     """Which of the means against rounding errors are used; all of them unless an ablation asks otherwise.
 
     keep_rest   layers remember how far their weights were from the integers: for training
+    views       random views of every window that are seen besides it, where second moments are taken
     """
 
     clip_norms: bool = True
@@ -65,6 +72,7 @@ class Ways:
     compensate: bool = True
     correct: bool = True
     keep_rest: bool = False
+    views: int = 0
 
 
 def round_weights(
@@ -79,7 +87,7 @@ def round_weights(
     model, batches   as `calibrate` had them
     bits             by node, 2 to 8
     """
-    images = some_windows(twin, batches, VIEWS)
+    images = with_views(some_windows(twin, batches, VIEWS), ways.views)
     chosen: dict[str, str] = {}
     with torch.no_grad():
         for node, layer in twin.linears().items():
@@ -97,6 +105,22 @@ def round_weights(
 
         correct_biases(twin, model, images, prepare, "rounding weights")
     return chosen
+
+
+def with_views(images: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Windows uint8 [B, H, W, 3] followed by so many views of each: nearer, mirrored, recoloured at random, by seed.
+
+    Second moments of 32 windows are those of a few thousand rows; layers read 768 columns.
+    """
+    height, width = images.shape[1:3]
+    settings = Settings(steps=1, crop=(height, width), scale=(1.0, NEAREST))
+    blank, found = Image.new("L", (width, height)), [images]
+    for view in range(count):
+        drawn = (np.random.default_rng([seed, view, i]) for i in range(len(images)))
+        pairs = zip(images.numpy(), drawn, strict=True)
+        crops = [augmented(Image.fromarray(rgb), blank, settings, rng)[0] for rgb, rng in pairs]
+        found.append(torch.from_numpy(np.stack(crops)))
+    return torch.cat(found)
 
 
 def round_layer(layer: QLinear, x: Tensor, ways: Ways = Ways()) -> None:

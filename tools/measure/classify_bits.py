@@ -2,14 +2,17 @@
 
     python tools/measure/classify_bits.py vit_tiny_patch16_224 --name vit_tiny --root imagenet_val
 
-Every 20th image calibrates and is left out of what is measured. Rows that were measured are kept until all are.
+Every 20th image calibrates and is left out of what is measured. Rows that were measured are kept, those of the file
+that is there too (--force measures again). With --judge, photographs without labels, none of them measured or
+calibrated on, choose how W4A8 is rounded: of EFFORTS the one whose logits give classes the shares nearest to float's.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +20,30 @@ import torch
 
 from intseg import store
 from intseg.batch.classified import Example, open_imagenet
+from intseg.graph import ModelInfo
 from intseg.plan.plan import Plan
-from intseg.tools.convert import class_info, windows
+from intseg.tools.bits.allocation import LayerCost
+from intseg.tools.bits.rounding import Ways
+from intseg.tools.convert import class_info, find_images, windows
 from intseg.tools.ends import ended
 from intseg.tools.make_docs import DOCS
 from intseg.tools.measure.classify import Array, accuracy, in_batches, sha256, windows_of
-from intseg.tools.measure.experiment.bits import PARTS, SAMPLES, Rounding
-from intseg.tools.measure.experiment.memo import Document, Memo, write
+from intseg.tools.measure.experiment.bits import PARTS, SAMPLES, Asked, Rounding
+from intseg.tools.measure.experiment.memo import Document, Memo, read_json, write
 from intseg.tools.twin import classes
 from intseg.tools.twin.calibrate import normalise
-from intseg.tools.twin.classifier import load_classifier
+from intseg.tools.twin.classifier import Classifier, load_classifier
 from intseg.tools.twin.export import export
-from intseg.tools.twin.model import FakeQuant, twin_of
+from intseg.tools.twin.model import FakeQuant, FakeQuantClassifier, twin_of
 from intseg.tools.twin.recipe import RECIPES
+from intseg.tools.twin.training import divergence
+
+EFFORTS = {"as above": Ways(), "3 views": Ways(views=3)}
+"""How weights of CHOSEN_BITS are rounded, to choose from."""
+
+CHOSEN_BITS = 4
+JUDGES = 256
+"""Photographs that choose, evenly spaced, at most."""
 
 CALIBRATING = 20
 """Every so many-th image calibrates."""
@@ -68,18 +82,59 @@ def measure(args: argparse.Namespace) -> None:
     inputs = {"sha256": sha256(args.checkpoint / "model.safetensors"), "every": args.every}
     path = args.docs / "results" / f"bits_{args.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    memo = Memo(path, inputs, fresh=False)
+    memo = Memo(path, inputs, args.force)
+    about = {"checkpoint": {"name": args.name, "sha256": inputs["sha256"]}, "images": len(examples)}
+    memo.parts = memo.parts or ({} if args.force else kept(path, about))
+    results = {"float": counted(floats), **rounding.rows(memo, args.parts)}
+    if args.judge:
+        judge = distance(model, info, find_images(args.judge, JUDGES))
+        results["effort"] = chosen(rounding, judge, memo, results)
     command = f"python tools/measure/classify_bits.py {args.checkpoint.name} --name {args.name} --root {args.root.name}"
-    document = {
-        "experiment": "classification_bits",
-        "command": command + ("" if args.parts == list(PARTS) else f" --parts {' '.join(args.parts)}"),
-        "checkpoint": {"name": args.name, "sha256": inputs["sha256"]},
-        "images": len(examples),
-        "results": {"float": counted(floats), **rounding.rows(memo, args.parts)},
-    }
+    command += "" if args.parts == list(PARTS) else f" --parts {' '.join(args.parts)}"
+    command += f" --judge {' '.join(file.name for file in args.judge)}" if args.judge else ""
+    document = {"experiment": "classification_bits", "command": command, **about, "results": results}
     write(document, path)
     memo.end()
     print(f"wrote {path}")
+
+
+def kept(path: Path, about: Document) -> Document:
+    """What was measured before of the same model and images."""
+    found = read_json(path) if path.exists() else {}
+    if any(found.get(key) != value for key, value in about.items()):
+        return {}
+    return {"scores": found["results"]["scores"], **found["results"]["rows"]}
+
+
+def distance(model: Classifier, info: ModelInfo, files: Sequence[Path]) -> Callable[[FakeQuant], Document]:
+    """What says how far (KL) the shares that an integer model gives to classes are from float's, on photographs."""
+    seen = torch.cat([windows(file, info) for file in files]).numpy()
+    with torch.no_grad():
+        expected = torch.cat([model(normalise(batch, model.config)) for batch in in_batches(seen)])
+
+    def measured(twin: FakeQuant) -> Document:
+        assert isinstance(twin, FakeQuantClassifier)
+        plan = Plan(store.loads(store.dumps(export(twin, info))), 1)
+        logits = np.stack([plan(window) for window in seen]) * float(twin.logit_act.scale)
+        return {"kl": float(divergence(expected, torch.from_numpy(logits))), "photographs": len(seen)}
+
+    return measured
+
+
+def chosen(
+    rounding: Rounding, judge: Callable[[FakeQuant], Document], memo: Memo, results: Document
+) -> dict[str, Document]:
+    """KL of all EFFORTS; the row of the best goes to the results as "chosen, 4"."""
+    costs = [LayerCost(*layer) for layer in results["scores"]["layers"]]
+
+    def made(by: Rounding, name: str) -> Document:
+        return by.row(costs, Asked(name, (CHOSEN_BITS,) * len(costs), ways=EFFORTS[name]))
+
+    judged = rounding.counting(judge)
+    found = {name: memo(f"effort, {name}", functools.partial(made, judged, name)) for name in EFFORTS}
+    best = min(found, key=lambda name: float(found[name]["kl"]))
+    results["rows"][f"chosen, {CHOSEN_BITS}"] = memo(f"chosen, {best}", functools.partial(made, rounding, best))
+    return {name: {key: row[key] for key in ("kl", "photographs")} for name, row in found.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="of the model in docs/results")
     parser.add_argument("--root", type=Path, required=True, help="images/ and labels.txt, or a folder for every class")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="groups of rows (all)")
+    text = "photographs without labels, or folders of them, that choose how W4A8 is rounded"
+    parser.add_argument("--judge", type=Path, nargs="+", default=[], help=text)
+    parser.add_argument("--force", action="store_true", help="measure again what is there")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th image")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of results/")
     args = parser.parse_args(argv)

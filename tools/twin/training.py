@@ -65,6 +65,7 @@ class Settings:
                     the optimizer and every measurement stay float32, so it does not touch what eval mode computes
     distill         part of the loss that is the distance (KL) from a teacher's shares, in place of that from the labels
     model           what is trained, for --resume: a state of other bits would be taken for this one's
+    hold_out        every so many-th image is not trained on; 0 for none
     """
 
     steps: int
@@ -85,6 +86,7 @@ class Settings:
     layer_decay: float = 1.0
     distill: float = 0.0
     model: str = ""
+    hold_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,12 @@ class Trainer:
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.step, self.log = 0, list[dict[str, float]]()
 
-    def run(self, checkpoint_every: int, measure: Callable[[nn.Module], float] | None = None) -> None:
+    def run(
+        self, checkpoint_every: int, measure: Callable[[nn.Module], Mapping[str, float]] = lambda model: {}
+    ) -> None:
         """Train to the last step; every `checkpoint_every` steps save, and measure the averaged model.
+
+        measure  what it finds goes to the log, by name; numbers that are not finite do not: JSON has no NaN
 
         Raises DivergedError, after which state.pth is the last good one.
         """
@@ -255,20 +261,17 @@ class Trainer:
                 losses.append(self.take_step(images, labels))
                 progress.update()
                 if self.step % checkpoint_every == 0 or self.step == self.settings.steps:
-                    entry = {
-                        "step": self.step,
-                        "loss": sum(losses) / len(losses),
-                        "lr": rate(self.settings, self.step - 1),
-                    }
-                    if measure is not None:
-                        with self.averaged():
-                            score = measure(self.model)
-                        if math.isfinite(score):  # nothing was measured: JSON has no NaN
-                            entry["mIoU"] = score
-                    self.log.append(entry)
+                    self.report(measure, {"loss": sum(losses) / len(losses), "lr": rate(self.settings, self.step - 1)})
                     losses.clear()
                     self.save()
-                    progress.say(json.dumps(entry))
+                    progress.say(json.dumps(self.log[-1]))
+
+    def report(self, measure: Callable[[nn.Module], Mapping[str, float]], known: Mapping[str, float]) -> None:
+        """Add to the log what is known and what is measured of the averaged model now."""
+        with self.averaged():
+            found = measure(self.model)
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        self.log.append({"step": self.step, **known, **finite})
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return batch(self.data, self.settings, step)

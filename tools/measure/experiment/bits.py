@@ -88,6 +88,12 @@ class Rounding:
             self._calibrated[key] = twin
         return self._calibrated[key]
 
+    def counting(self, count: Callable[[FakeQuant], Document]) -> Rounding:
+        """The same calibrated twins, of which something else is counted."""
+        found = copy.copy(self)
+        found._count = count
+        return found
+
     def row(self, costs: Sequence[LayerCost], asked: Asked) -> Document:
         """Accuracy and costs of an allocation."""
         twin = copy.deepcopy(self.calibrated(asked.samples, asked.activations))
