@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,20 @@ def wrong_round(x: Int, c: Int | int, mode: str) -> Int:
     floor = x >> right
     rest = x - (floor << right)
     half = np.where(right > 0, np.int64(1) << np.maximum(right - 1, 0), np.int64(1))
-    up = {
-        "half_up": rest >= half,
-        "half_even": (rest > half) | ((rest == half) & (floor & 1 == 1)),
-        "half_away": (rest > half) | ((rest == half) & (x >= 0)),
-        "half_down": rest > half,
-        "toward_zero": (rest != 0) & (x < 0),
-        "floor": rest < 0,
-        "ceil": rest != 0,
-    }[mode]
-    result: Int = (floor + up) << np.maximum(-c, 0)
+    result: Int = (floor + _UP[mode](x, floor, rest, half)) << np.maximum(-c, 0)
     return result
+
+
+_UP: dict[str, Callable[[Int, Int, Int, Int], Any]] = {
+    "half_up": lambda x, floor, rest, half: rest >= half,
+    "half_even": lambda x, floor, rest, half: (rest > half) | ((rest == half) & (floor & 1 == 1)),
+    "half_away": lambda x, floor, rest, half: (rest > half) | ((rest == half) & (x >= 0)),
+    "half_down": lambda x, floor, rest, half: rest > half,
+    "toward_zero": lambda x, floor, rest, half: (rest != 0) & (x < 0),
+    "floor": lambda x, floor, rest, half: rest < 0,
+    "ceil": lambda x, floor, rest, half: rest != 0,
+}
+"""Where the floor is one too small."""
 
 
 # ---------------------------------------------------------------------------------------------------------- cases

@@ -251,7 +251,7 @@ def _pairs(
     matches: list[tuple[Hypothesis, ...]] = []
     for high in range(1, len(order)):
         for low in range(high):
-            if search.late() or len(matches) >= _MAX_MATCHES:
+            if (low % 8 == 0 and search.late()) or len(matches) >= _MAX_MATCHES:  # the clock is slower than a pair
                 return tuple(matches)
             pair = (usable[order[low]], usable[order[high]])
             variant = combine(pair)
