@@ -145,6 +145,7 @@ def not_in_use(work):
     return guarded
 
 opened = os.open
+os.fsync = os.fstat  # power does not fail here
 
 def elsewhere(path, *arguments, **options):
     if os.fspath(path) != os.devnull and os.fspath(path).startswith(("/dev/", "/proc/")):
