@@ -28,8 +28,16 @@ from intseg.ops import OPS, RUN, Call, Value
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "golden" / "models" / "paper.safetensors"
 CALLS = [(op, i, call) for op, calls in vectors.op_cases().items() for i, call in enumerate(calls)]
-FOUND = [coverage.branches(call) for _, _, call in CALLS]
-BRANCHES = tuple({branch: None for found in FOUND for branch in found})
+
+
+@cache
+def found_by_call() -> list[coverage.Found]:
+    return [coverage.branches(call) for _, _, call in CALLS]
+
+
+@cache
+def all_branches() -> tuple[coverage.Branch, ...]:
+    return tuple({branch: None for found in found_by_call() for branch in found})
 
 
 @cache
@@ -41,34 +49,34 @@ def pack() -> vectors.Pack:
 
 
 def test_every_branch_is_reached_by_op_cases_alone():
-    reached = {branch for found in FOUND for branch, yes in found.items() if yes}
-    assert sorted(branch.name for branch in BRANCHES if branch not in reached) == []
+    reached = {branch for found in found_by_call() for branch, yes in found.items() if yes}
+    assert sorted(branch.name for branch in all_branches() if branch not in reached) == []
     assert set(coverage.own_branches()) <= reached
 
 
 def test_the_page_counts_as_many():
     page = (ROOT / "docs" / "CONFORMANCE.md").read_text(encoding="utf-8")
     assert f"| {len(CALLS)} calls of the {len(OPS)} ops and of the six steps" in page
-    assert f" finds {len(BRANCHES)} branches" in page
+    assert f" finds {len(all_branches())} branches" in page
 
 
 def test_branches_are_well_formed():
     sections = set(
         re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", (ROOT / "SPEC.md").read_text(encoding="utf-8"), re.MULTILINE)
     )
-    assert len({branch.name for branch in BRANCHES}) == len(BRANCHES) > 400
-    assert {branch.section for branch in BRANCHES} <= sections
-    assert len(BRANCHES) == 785  # a case that no input may reach any more would go unnoticed
+    assert len({branch.name for branch in all_branches()}) == len(all_branches()) > 400
+    assert {branch.section for branch in all_branches()} <= sections
+    assert len(all_branches()) == 785  # a case that no input may reach any more would go unnoticed
     steps = {"cut_windows", "merge_scores", "class_map", "pixel_map", "resize", "center_crop"}  # of SPEC.md, section 7
-    assert {branch.op for branch in BRANCHES} == set(EXAMS) == {*OPS, *steps}
+    assert {branch.op for branch in all_branches()} == set(EXAMS) == {*OPS, *steps}
 
 
 def test_every_branch_is_missed_by_some_call():
     """A predicate that is always true would say nothing."""
     by_op: dict[str, list[set[str]]] = {}
-    for (op, _, _), found in zip(CALLS, FOUND, strict=True):
+    for (op, _, _), found in zip(CALLS, found_by_call(), strict=True):
         by_op.setdefault(op, []).append({branch.name for branch, yes in found.items() if yes})
-    always = [b.name for b in BRANCHES if len(by_op[b.op]) > 1 and all(b.name in found for found in by_op[b.op])]
+    always = [b.name for b in all_branches() if len(by_op[b.op]) > 1 and all(b.name in found for found in by_op[b.op])]
     assert set(always) <= ALWAYS, sorted(set(always) - ALWAYS)
 
 
@@ -214,7 +222,7 @@ def test_the_same_bytes_on_every_backend():
 
 def test_coverage_report():
     report = json.loads(pack().files["coverage.json"])["branches"]
-    assert [entry["name"] for entry in report] == [branch.name for branch in BRANCHES]
+    assert [entry["name"] for entry in report] == [branch.name for branch in all_branches()]
     assert all(entry["count"] >= len(entry["ops"]) > 0 for entry in report)
     assert sum(bool(entry["images"]) for entry in report) > 100  # the model itself reaches many
 
@@ -294,7 +302,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["vectors", "-o", str(tmp_path / "pack"), "-w", str(MODEL)]
     assert cli.main([*argv, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["reached"] == summary["branches"] == len(BRANCHES)
+    assert summary["reached"] == summary["branches"] == len(all_branches())
     assert summary["digest"] == pack().digest
     found = {
         path.relative_to(tmp_path / "pack").as_posix() for path in (tmp_path / "pack").rglob("*") if path.is_file()

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from intseg.tools import make_docs
 from intseg.tools.bits.allocation import Budget, LayerCost, allocate, by_milp
@@ -115,5 +114,7 @@ def test_the_scores_of_the_tables_are_those_that_exist() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rank_correlation_is_spearmans(seed: int) -> None:
+    from scipy.stats import spearmanr
+
     a, b = np.random.default_rng(seed).integers(0, 6, (2, 30))
     assert tables.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)

@@ -30,8 +30,9 @@ from intseg.tools.twin.segmenter import random_segmenter, resize_pos_embed
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labelled set in CamVid's layout and a checkpoint."""
+    """A labelled set in CamVid's layout, a checkpoint and an encoder."""
     root = tmp_path_factory.mktemp("data")
+    save_encoder(root / "encoder")
     save_checkpoint(random_segmenter(CONFIG, 3), root / "checkpoint")
     write_set(root, "train", range(5), 48, 64)
     write_set(root, "val", range(5, 7), 48, 64)
@@ -39,8 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_train(data: Path, output: Path, *options: str) -> int:
-    """train.py from the fixture's checkpoint would need a named size: start a patch-32 Tiny on small windows."""
-    common = ["--root", str(data), "-o", str(output), "--patch", "32", "--window", "64", "64", "--batch", "2"]
+    """train.py on the fixture, from its encoder unless `options` name a size: a Tiny's states are 90 MB each."""
+    size = [] if "--patch" in options else ["--encoder", str(data / "encoder" / "vit.safetensors")]
+    common = ["--root", str(data), "-o", str(output), *size, "--window", "64", "64", "--batch", "2"]
     return train.main([*common, "--warmup", "2", "--every", "2", *options])
 
 
@@ -104,7 +106,7 @@ def test_training_resumes_as_if_unbroken(data: Path, tmp_path: Path, monkeypatch
         assert picture.size == (900, 360)
     saved = load_checkpoint(whole)
     variant = yaml.safe_load((whole / "variant.yml").read_text())
-    assert variant["inference_kwargs"] == {"im_size": 48, "window_size": 64, "window_stride": 32}
+    assert variant["inference_kwargs"] == {"im_size": 48, "window_size": 64, "window_stride": 48}
     average = state(whole)["average"]
     assert isinstance(average, dict)
     assert torch.equal(dict(saved.named_parameters())["encoder.norm.bias"].detach(), average["encoder.norm.bias"])
@@ -277,7 +279,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint(
             loss(self, scores, images, labels) * (float("nan") if self.step == 3 else 1)
         ),
     )
-    assert run_train(data, tmp_path / "run", "--steps", "6", "--val", "") == 1
+    assert run_train(data, tmp_path / "run", "--patch", "32", "--steps", "6", "--val", "") == 1
     error = capsys.readouterr().err
     assert "loss is nan at step 3" in error
     assert state(tmp_path / "run")["step"] == 2
