@@ -63,7 +63,7 @@ def blocks(page: str, language: str) -> list[str]:
 def plain(page: str) -> list[str]:
     """The blocks of commands that no comment takes out."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.findall(r"(<!-- not run in tests: .+ -->\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"(<!-- not run in tests: [^\n]+ -->\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [script for marker, script in found if not marker]
 
 
@@ -258,7 +258,7 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        for block in re.findall(r"<!-- not run in tests: .+ -->\n```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for block in re.findall(r"<!-- not run in tests: [^\n]+ -->\n```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split(r"&&|\|\||[|;>]", line):
                     words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
