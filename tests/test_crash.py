@@ -77,6 +77,7 @@ OF_MODULE = {
     "np": {"save"},
     "torch": {"save"},
 }
+MAY_WRITE = NAMES.union(*OF_MODULE.values(), ("open", "fdopen", "save", "replace", "rename"))
 OURS = {"store", "minimize"}
 """Modules and results whose `save` goes through intseg.files."""
 
@@ -88,6 +89,8 @@ READERS |= {"safe_open", "ZipFile", "open_memmap", "file_digest"}
 def reads(call: ast.Call) -> bool:
     """Whether a call may open a file to read, judged by its name."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name != "load" and name not in READERS:
+        return False
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name == "load":
         return owner in ("np", "numpy", "torch", "json", "pickle", "yaml", "toml", "tomllib")
@@ -105,6 +108,8 @@ def mode_writes(call: ast.Call, place: int) -> bool:
 def writes(call: ast.Call) -> bool:
     """Whether a call may change a file, judged by its name."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in MAY_WRITE:
+        return False
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name in NAMES or name in OF_MODULE.get(owner, ()):
         return not (owner == "os" and name == "open" and "O_RDONLY" in ast.unparse(call))

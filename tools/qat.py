@@ -135,14 +135,14 @@ def _measured(
     log: Sequence[Mapping[str, float]],
     distance: Callable[[nn.Module], float],
     miou: Callable[[Callable[..., Labels]], float] | None,
-    save: Callable[[FakeQuant], None],
+    keep: Callable[[FakeQuant], None],
     averaged: nn.Module,
 ) -> dict[str, float]:
     """What is measured of a report's average, which is saved unless an earlier one is nearer to the float model."""
     assert isinstance(averaged, FakeQuant)
     found = {KL: distance(averaged)}
     if not found[KL] > min((entry[KL] for entry in log if KL in entry), default=math.inf):
-        save(averaged)
+        keep(averaged)
     if miou and isinstance(averaged, FakeQuantSegmenter):
         found["mIoU"] = miou(functools.partial(twin_labels, averaged))
     return found

@@ -1,5 +1,6 @@
 """The fake-quant twin by itself: its integer primitives, its gradients, its state (test_export.py: the engine)."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -301,10 +302,11 @@ def test_state_is_all_there_is() -> None:
     twin = build("intseg")
     state = twin.state_dict()
     copied: dict[str, Any] = {name: value.clone() for name, value in state.items()}
-    other = build("intseg", seed=5)
-    assert not same_integers(integers(other, windows(1)), integers(twin, windows(1)))
-    other.load_state_dict(copied)
-    assert same_integers(integers(other, windows(1)), integers(twin, windows(1)))
+    first = build("intseg", seed=5)
+    for other in (copy.deepcopy(first), first):
+        assert not same_integers(integers(other, windows(1)), integers(twin, windows(1)))
+        other.load_state_dict(copied)
+        assert same_integers(integers(other, windows(1)), integers(twin, windows(1)))
 
 
 def test_loading_refuses_another_recipe() -> None:

@@ -1,5 +1,7 @@
 """What the tests of tools/ begin with: windows, a calibrated twin of a random model, its graph, its integers."""
 
+import copy
+
 import torch
 from configs import SMALL
 from torch import Tensor
@@ -31,13 +33,24 @@ def smooth(count: int, seed: int = 0, config: SegmenterConfig = SMALL) -> Tensor
 
 
 def calibrated(
-    recipe: Recipe, batches: list[Tensor], config: SegmenterConfig = SMALL, seed: int = 1
+    recipe: Recipe, batches: list[Tensor], config: SegmenterConfig = SMALL, seed: int = 1, again: bool = False
 ) -> tuple[FakeQuantSegmenter, Segmenter]:
-    """A twin in evaluation mode, and the random model that it was calibrated for."""
+    """A twin in evaluation mode, and the random model that it was calibrated for.
+
+    Copies of what was calibrated with the same before; `again` calibrates anew, as a test that changes how must.
+    """
+    key = (recipe, config, seed, *((batch.shape, batch.numpy().tobytes()) for batch in batches))
+    if not again and key in _KEPT:
+        return copy.deepcopy(_KEPT[key])
     model = random_segmenter(config, seed)
     twin = FakeQuantSegmenter(model, config.window, recipe)
     calibrate(twin, model, batches)
+    if not again:
+        _KEPT[key] = copy.deepcopy((twin.eval(), model))
     return twin.eval(), model
+
+
+_KEPT: dict[object, tuple[FakeQuantSegmenter, Segmenter]] = {}
 
 
 def info_of(twin: FakeQuantSegmenter) -> ModelInfo:

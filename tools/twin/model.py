@@ -183,13 +183,19 @@ class QMaskTransformer(nn.Module):
         self.decoder_norm = QLayerNorm(decoder.decoder_norm, self.norm_act)
         self.proj_patch = QLinear(decoder.proj_patch.T, None, self.norm_act, self.patch_act)
         self.proj_classes = QLinear(decoder.proj_classes.T, None, self.norm_act, self.class_act)
-        ends = [self.patch_act, self.class_act]
         if recipe.cosine:
             self.l2_patch_act, self.l2_class_act = Act(1, 8), Act(1, 8)
             self.l2_patch, self.l2_classes = QL2Norm(self.l2_patch_act), QL2Norm(self.l2_class_act)
-            ends = [self.l2_patch_act, self.l2_class_act]
-        self.masks = QMatMul(True, self.mask_act, lambda: ends[0].scale * ends[1].scale / self.mask_act.scale)
+        self.masks = QMatMul(True, self.mask_act, self._mask_scale)
         self.mask_norm = QLayerNorm(decoder.mask_norm, self.score_act)
+
+    def mask_factors(self) -> tuple[Act, Act]:
+        """What the masks are the product of: patches and classes."""
+        return (self.l2_patch_act, self.l2_class_act) if self.cosine else (self.patch_act, self.class_act)
+
+    def _mask_scale(self) -> Tensor:
+        a, b = self.mask_factors()
+        return a.scale * b.scale / self.mask_act.scale
 
     def forward(self, x: Quantized, record: Record) -> Quantized:
         x = self.proj_dec(x)
@@ -295,7 +301,7 @@ class FakeQuant(nn.Module):
         blocks = [(f"encoder.blocks.{i}", block) for i, block in enumerate(e.blocks)]
         if isinstance(d, QMaskTransformer):
             blocks += [(f"decoder.blocks.{i}", block) for i, block in enumerate(d.blocks)]
-            found["decoder.masks"] = (d.l2_patch_act, d.l2_class_act) if d.cosine else (d.patch_act, d.class_act)
+            found["decoder.masks"] = d.mask_factors()
         for name, block in blocks:
             found |= {f"{name}.attn.{part}": (block.attn.qkv_act,) for part in ("scores", "context")}
             found[f"{name}.mlp.fc2"] = (block.gelu_act, block.gelu.table_y)
