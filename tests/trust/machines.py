@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import functools
 import json
 import os
 import platform
@@ -283,8 +284,9 @@ class Result:
     tree: str = ""
 
 
+@functools.cache
 def tree() -> str:
-    """The commit that runs; "" where git does not know it."""
+    """The commit that runs, as it was found: results written into it since do not count; "" where git knows none."""
     try:
         return call(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"], "the commit").strip()
     except Missing:
