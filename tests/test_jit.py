@@ -185,7 +185,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_an_edit_in_another_file_is_seen(copy: Path, tmp_path: Path) -> None:
-    cache = {"INTSEG_CACHE_DIR": str(tmp_path / "cache")}
+    cache = {"INTSEG_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": ""}
     assert run_copy(copy, **cache) == "[[38 51]] 0"
     assert run_copy(copy, **cache) == "[[38 51]] 1"
     path = copy / "intseg" / "kernels" / "layernorm.py"  # isqrt lives here, l2norm calls it

@@ -133,15 +133,15 @@ def test_the_index_page_has_no_link_into_the_repository(built: Built) -> None:
 def test_the_wheel_works_away_from_the_checkout(built: Built, tmp_path: Path) -> None:
     with zipfile.ZipFile(built[0][1]) as wheel:
         wheel.extractall(tmp_path / "site")
-    shutil.copy(ROOT / "golden" / "images" / "small.png", tmp_path)
+    shutil.copy(ROOT / "golden" / "images" / "odd.png", tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     script = (
         "import sys; sys.path.insert(0, 'site'); import intseg; from intseg.cli import main as cli; "
         "print(intseg.__file__); "
-        "sys.exit(cli.main(['infer', 'small.png', '--backend', 'numpy']))"
+        "sys.exit(cli.main(['infer', 'odd.png', '--backend', 'numpy']))"
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "site") in done.stdout
-    assert (tmp_path / "small_labels.png").is_file()
+    assert (tmp_path / "odd_labels.png").is_file()
