@@ -78,25 +78,30 @@ def apply(x: Array, tables: Array) -> Array:
     return out.reshape(x.shape)
 
 
-def _tables(define: Callable[..., Array], arguments: Mapping[str, Any], by_maximum: bool) -> Array:
-    """The definition on every input: int8 [1, 256], or [256, 256] where the row maximum + 128 chooses a row."""
-    values = np.arange(-128, 128, dtype=np.int8)
-    if not by_maximum:
-        return np.ascontiguousarray(define(values[None], **arguments))
-    # Row m holds every value up to m, and m in place of those above: its maximum is m. One below 0 counts as 0.
-    x = np.minimum(values[None, :], values[128:, None])
-    found = [define(part, **arguments) for part in np.split(x, 2)]  # what is made of a part stays in the cache
-    return np.concatenate([np.repeat(found[0][:1], 128, axis=0), *found])
+_VALUES: Array = np.arange(-128, 128, dtype=np.int8)
+
+
+def _tables(define: Callable[..., Array], arguments: Mapping[str, Any], maxima: Array | None) -> Array:
+    """The definition on every input: int8 [1, 256], or [256, 256] where the row maximum + 128 chooses a row.
+
+    maxima  those of the rows that will be chosen, the other rows are 0; None where none is
+    """
+    if maxima is None:
+        return np.ascontiguousarray(define(_VALUES[None], **arguments))
+    tables = np.zeros((256, 256), np.int8)
+    # Row m holds every value up to m, and m in place of those above: its maximum is m.
+    tables[maxima.astype(np.int16) + 128] = define(np.minimum(_VALUES[None], maxima[:, None]), **arguments)
+    return tables
 
 
 def _fast(by_maximum: bool) -> Fast:
     """By a table of the definition."""
 
     def run(define: Callable[..., Array], x: Array, **arguments: Any) -> Array:
-        return apply(x, _tables(define, arguments, by_maximum))
+        return apply(x, _tables(define, arguments, np.unique(x.max(axis=-1)) if by_maximum else None))
 
     def work(define: Callable[..., Array], params: Mapping[str, Array], attrs: Mapping[str, Any]) -> Work:
-        tables = _tables(define, {**params, **attrs}, by_maximum)
+        tables = _tables(define, {**params, **attrs}, _VALUES if by_maximum else None)
         return Work(lambda x, out: lambda start, stop, scratch: lookup(x[0], tables, out, start, stop))
 
     return Fast(run, work, in_place=True, tabulates=True)
