@@ -18,23 +18,23 @@ from intseg import progress
 
 SECONDS = {
     "test_matrix": 75,
-    "test_ray": 60,
     "test_report_tables": 45,
-    "test_docs": 35,
+    "test_ray": 40,
     "test_fuzz": 30,
-    "test_no_float": 20,
-    "test_mutate": 18,
-    "test_verify": 18,
-    "test_reader": 15,
+    "test_docs": 25,
+    "test_verify": 16,
     "test_crash": 15,
+    "test_reader": 14,
     "test_spread": 14,
     "test_prove": 12,
     "test_onnx": 12,
     "test_packaging": 10,
-    "test_machines": 10,
-    "test_doctor": 8,
+    "test_no_float": 9,
+    "test_mutate": 9,
     "test_jit": 8,
+    "test_doctor": 7,
     "test_site": 6,
+    "test_machines": 5,
 }
 """Files that take long, and roughly how long on one core; all others are many short tests."""
 
