@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,18 @@ DOCS = ROOT / "docs"
 TEXT = (DOCS / "ARITHMETIC.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def drawn_once() -> Iterator[None]:
+    """One drawing is compared with the files, written and compared again. Needs matplotlib."""
+    pytest.importorskip("matplotlib")
+    from intseg.tools import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, draw in pictures.PICTURES.items():
+            patch.setitem(pictures.PICTURES, name, functools.cache(draw))
+        yield
+
+
 def test_the_examples_give_what_they_say() -> None:
     example = doctest.DocTestParser().get_doctest(TEXT, {}, "ARITHMETIC.md", None, 0)
     assert len(example.examples) > 10
@@ -23,8 +37,8 @@ def test_the_examples_give_what_they_say() -> None:
     assert found.failed == 0
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_the_pictures_are_what_the_ops_draw() -> None:
-    pytest.importorskip("matplotlib")
     assert make_docs.main(["--check", "pictures"]) == 0
     for name in make_docs.pictures():
         ElementTree.parse(DOCS / name)
@@ -34,10 +48,10 @@ def test_the_pictures_are_what_the_ops_draw() -> None:
     assert {f"pictures/{name}" for name in files} == set(make_docs.pictures())
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_a_changed_picture_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
     assert make_docs.main(["--check", "pictures"]) == 1
     assert make_docs.main(["pictures"]) == 0
