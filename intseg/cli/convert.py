@@ -86,7 +86,7 @@ def bit_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "bits of all weights and activations: w2a4 to w8a8"
     add("--uniform", type=_uniform, metavar="WxAy", help=text)
-    add("--bits", type=Read, metavar="FILE", help="bits of every layer's weights, by --save-bits (.json)")
+    add("--bits", type=Read, metavar="FILE", help="bits of every layer, by --save-bits (.json)")
     text = "choose each layer's bits: all in MB (10^6 bytes)"
     add("--budget-mb", type=positive, metavar="MB", help=text)
     text = "and, or, in so many 10^9 BitOps a window (multiplications x bits of both factors)"
@@ -97,7 +97,7 @@ def bit_arguments(parser: argparse.ArgumentParser) -> None:
     text = "least and most bits of a layer (2 8)"
     add("--bit-range", type=whole(2, 8), nargs=2, default=[2, 8], metavar=("LOW", "HIGH"), help=text)
     add("--save-bits", type=written(".json"), metavar="FILE", help="also write the bits of every layer (.json)")
-    text = "rounding sees so many random views of every window besides it (0)"
+    text = "rounding sees N random views of each window too (0)"
     add("--views", type=whole(0, 64), default=0, metavar="N", help=text)
 
 
