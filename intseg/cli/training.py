@@ -69,7 +69,7 @@ def _qat_arguments(parser: argparse.ArgumentParser) -> None:
     text = "float model's share of the loss (0; as teacher: 1)"
     add("--distill", type=_part, metavar="SHARE", help=text)
     bit_arguments(parser)
-    text = "one image in N only judges which average stays (none)"
+    text = "one image in N only judges the averages (none)"
     add("--hold-out", type=whole(2, MANY), default=0, metavar="N", help=text)
     _add_common(parser, steps=1000, lr=1e-4, without="; without, --calibrate and the float model teach")
 
