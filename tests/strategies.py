@@ -5,6 +5,7 @@ Arrays draw from edge values as often as from the whole range. Sizes are small a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,36 @@ from intseg.ops import OPS, Call
 Strategy = st.SearchStrategy
 
 
+LARGE = 128
+"""From so many elements on, an array is drawn as a whole: one draw an element takes most of the time of a test."""
+
+
+def edges(low: int, high: int) -> list[int]:
+    """The ends of [low, high], and powers of two +-2 in it."""
+    found = {low, low + 1, high - 1, high, 0}
+    for exponent in range(high.bit_length() + 1):
+        found.update(sign * 2**exponent + step for sign in (-1, 1) for step in (-2, -1, 0, 1, 2))
+    return sorted(v for v in found if low <= v <= high)
+
+
 def integers(low: int, high: int) -> Strategy[int]:
     """Integers in [low, high]: the ends, powers of two +-2, or any."""
-    edges = {low, low + 1, high - 1, high, 0}
-    for exponent in range(high.bit_length() + 1):
-        edges.update(sign * 2**exponent + step for sign in (-1, 1) for step in (-2, -1, 0, 1, 2))
-    return st.sampled_from(sorted(v for v in edges if low <= v <= high)) | st.integers(low, high)
+    return st.sampled_from(edges(low, high)) | st.integers(low, high)
+
+
+def whole(dtype: str, shape: tuple[int, ...], low: int, high: int, edgy: bool = False) -> Strategy[np.ndarray]:
+    """Arrays of any values in [low, high], edge values in place of half of them if so asked, drawn by one seed."""
+
+    def drawn(seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        values = random.integers(low, high, shape, dtype, endpoint=True)
+        if edgy:
+            values = np.where(
+                random.random(shape) < 0.5, random.choice(np.array(edges(low, high), dtype), shape), values
+            )
+        return values
+
+    return st.integers(0, 2**32 - 1).map(drawn)
 
 
 def arrays(dtype: str, *shape: int, low: int | None = None, high: int | None = None) -> Strategy[np.ndarray]:
@@ -30,12 +55,15 @@ def arrays(dtype: str, *shape: int, low: int | None = None, high: int | None = N
     low = int(np.iinfo(dtype).min) if low is None else low
     high = int(np.iinfo(dtype).max) if high is None else high
 
-    def elements(values: Strategy[int]) -> Strategy[np.ndarray]:
+    def elements(low: int, high: int, edgy: bool = False) -> Strategy[np.ndarray]:
+        if math.prod(shape) >= LARGE:
+            return whole(dtype, shape, low, high, edgy)
+        values = integers(low, high) if edgy else st.integers(low, high)
         return hnp.arrays(dtype, shape, elements=values, fill=st.nothing())
 
     def small(bits: int) -> Strategy[np.ndarray]:
         near = min(max(0, low), high)
-        return elements(st.integers(max(low, near - 2**bits), min(high, near + 2**bits)))
+        return elements(max(low, near - 2**bits), min(high, near + 2**bits))
 
     def full(value: int) -> np.ndarray:
         return np.full(shape, value, dtype)
@@ -51,8 +79,8 @@ def arrays(dtype: str, *shape: int, low: int | None = None, high: int | None = N
         return result
 
     return (
-        elements(integers(low, high))
-        | elements(st.integers(low, high))
+        elements(low, high, edgy=True)
+        | elements(low, high)
         | st.integers(0, max(high.bit_length() - 2, 0)).flatmap(small)
         | integers(low, high).map(full)
         | st.sampled_from([0, 1]).map(alternating)
