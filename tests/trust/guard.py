@@ -117,6 +117,8 @@ class Guard:
         paths = sysconfig.get_paths()
         allowed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
         allowed += [str(ROOT / "intseg"), str(ROOT / "kernels"), str(folder), str(home())]
+        if sys.pycache_prefix:
+            allowed.append(sys.pycache_prefix)  # bytecode of the installation, where ./check keeps it
         with contextlib.suppress(TypeError):
             allowed.append(str(cache_folder()))
         self.allowed = tuple(os.path.realpath(path) + os.sep for path in allowed)
