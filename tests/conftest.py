@@ -1,7 +1,8 @@
 """Long files of tests come first, each in one process: the suite ends when its last test does.
 
 xdist (`--dist worksteal`) deals the list of tests out in pieces, and moves what is at the end of one to whoever has
-none left. What is at the beginning of a piece stays there, so a fixture of a file is made once.
+none left. What is at the beginning of a piece stays there, so a fixture of a file is made once. A random order
+(pytest-randomly) is left as it is.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files to the beginnings of the pieces, the next longest always to the shortest; otherwise as it was."""
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if count == 1:
+    if count == 1 or config.pluginmanager.hasplugin("randomly"):
         return
     files = defaultdict(list)
     for item in items:
