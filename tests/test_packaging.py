@@ -48,7 +48,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
                 path.chmod(mode | (0o100 if os.access(path, os.X_OK) else 0))
                 os.utime(path, (1e9 + i * 1e6, 1e9 + i * 1e6))
         with tarfile.open(build("sdist", checkout, work, mask)) as archive:
-            archive.extractall(work / "unpacked", filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 has it first
+            archive.extractall(work / "unpacked")
         (folder,) = (work / "unpacked").iterdir()
         made.append((folder, build("wheel", folder, work, mask)))
     return made
